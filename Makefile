@@ -1,0 +1,120 @@
+# `make demo` and `make test` work in a fresh clone: they set up .venv first. To use an environment of your own instead,
+# with flwr_splitkd and its `simulation` and `dev` extras installed: `make test VENV=/path/to/environment`.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+
+TORCH := torch==2.13.0
+# In a variable, because a comma would end an argument of $(call).
+PACKAGE := '.[simulation,dev]'
+# Python 3.11 if there is one, which is what CI runs.
+FIND_PYTHON := scripts/find-python.sh 3.11 3.12 3.13 3.10
+
+ifeq ($(origin VENV),undefined)
+VENV := .venv
+READY := .venv/.ready
+else
+READY := given-venv
+endif
+PY := $(VENV)/bin/python
+PYTEST := -m pytest
+
+# torch goes first and alone, so that its build is the one that the person at the keyboard would choose. The stamp is
+# written last: an installation that was interrupted starts again.
+define install
+	$(1) -m venv --clear $(2)
+	$(2)/bin/python -m pip install --quiet --upgrade pip
+	$(2)/bin/python -m pip install --quiet $(TORCH)
+	$(2)/bin/python -m pip install --quiet $(3)
+	touch $(2)/.ready
+endef
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 24
+
+.PHONY: setup
+setup: $(READY) ## install everything into .venv
+
+.venv/.ready: pyproject.toml constraints/newest.txt
+	python=$$($(FIND_PYTHON)); echo "setting up .venv with $$python: some minutes, once"; \
+	$(call install,$$python,.venv,-c constraints/newest.txt -e $(PACKAGE))
+
+.PHONY: given-venv
+given-venv:
+	@$(PY) -c 'import flwr_splitkd' || { echo "VENV is $(VENV), where flwr_splitkd cannot be imported; \
+	run $(PY) -m pip install -e '.[simulation,dev]', or leave VENV unset" >&2; exit 1; }
+
+.PHONY: demo
+demo: $(READY) ## distill a small student on ten virtual devices
+	$(PY) scripts/demo.py
+
+.PHONY: test
+test: $(READY) ## run all tests but the slow ones
+	$(PY) $(PYTEST)
+
+.PHONY: test-slow
+test-slow: $(READY) ## run the slow tests
+	$(PY) $(PYTEST) -m slow || { code=$$?; [ $$code -eq 5 ] && echo "no tests are marked slow" || exit $$code; }
+
+.PHONY: test-oldest
+test-oldest: .venv-oldest/.ready ## run the tests with the oldest supported versions
+	.venv-oldest/bin/python $(PYTEST)
+
+.venv-oldest/.ready: pyproject.toml constraints/oldest.txt
+	python=$$(scripts/find-python.sh 3.11); \
+	$(call install,$$python,.venv-oldest,-c constraints/oldest.txt -e $(PACKAGE))
+
+.PHONY: test-no-torch
+test-no-torch: .venv-no-torch/.ready ## byte-compile everything on Python 3.10 and run the tests that need no torch
+	.venv-no-torch/bin/python -m compileall -q flwr_splitkd apps benchmarks scripts tests
+	.venv-no-torch/bin/python $(PYTEST)
+
+.venv-no-torch/.ready: pyproject.toml constraints/no-torch.txt
+	python=$$(scripts/find-python.sh 3.10); $$python -m venv --clear .venv-no-torch
+	.venv-no-torch/bin/python -m pip install --quiet --upgrade pip
+	.venv-no-torch/bin/python -m pip install --quiet -r constraints/no-torch.txt
+	.venv-no-torch/bin/python -m pip install --quiet --no-deps -e .
+	touch .venv-no-torch/.ready
+
+.PHONY: test-py310
+test-py310: .venv-py310/.ready ## run all tests on Python 3.10 (by hand: needs a torch build for it)
+	.venv-py310/bin/python $(PYTEST)
+
+.venv-py310/.ready: pyproject.toml constraints/newest.txt
+	python=$$(scripts/find-python.sh 3.10); \
+	$(call install,$$python,.venv-py310,-c constraints/newest.txt -e $(PACKAGE))
+
+.PHONY: lint
+lint: $(READY) ## what CI and pre-commit check: ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+.PHONY: format
+format: $(READY) ## let ruff sort imports and lay out the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: bench
+bench: $(READY) ## run every benchmark; tables on the console, JSON in runs/bench
+	mkdir -p runs/bench
+	for file in benchmarks/[a-z]*.py; do $(PY) $$file --json runs/bench/$$(basename $$file .py).json; done
+
+.PHONY: stubs
+stubs: .venv-stubs/.ready ## generate the gRPC stubs from the proto
+	.venv-stubs/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
+	    flwr_splitkd/wire/v1/dataplane.proto
+
+# An environment of its own: the generator's protobuf is older than the one that newer Flowers bring.
+.venv-stubs/.ready: pyproject.toml
+	python=$$($(FIND_PYTHON)); $$python -m venv --clear .venv-stubs
+	.venv-stubs/bin/python -m pip install --quiet grpcio-tools==1.70.0 'setuptools<81'
+	touch .venv-stubs/.ready
+
+.PHONY: clean
+clean: ## remove environments, caches and build output (runs/ stays)
+	rm -rf .venv .venv-oldest .venv-no-torch .venv-py310 .venv-stubs build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

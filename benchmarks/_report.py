@@ -1,0 +1,85 @@
+"""What every benchmark prints and, with ``--json PATH``, writes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Row", "commit", "report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measured figure beside its reference from the same run.
+
+    Parameters
+    ----------
+    name
+        What was measured, and under which conditions.
+    value, reference
+        In ``unit``; the reference is None where a figure stands alone.
+    unit
+        SI, or a plain word.
+    ratio
+        ``value / reference``, or None.
+    spread
+        Distance of the middle half of the repeats (quartile 3 - quartile 1) of ``ratio``, or of ``value`` where
+        there is no ratio; None if measured once.
+    n
+        Number of repeats.
+    """
+
+    name: str
+    value: float
+    unit: str
+    reference: float | None = None
+    ratio: float | None = None
+    spread: float | None = None
+    n: int = 1
+
+
+def commit() -> str:
+    """Return the commit that is checked out, with "-dirty" appended if files differ from it."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = _git("rev-parse", "HEAD", cwd=here)
+        return f"{head}-dirty" if _git("status", "--porcelain", cwd=here) else head
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def report(benchmark: str, rows: Sequence[Row], *, notes: Sequence[str] = (), json_path: Path | None = None) -> None:
+    """Print the rows as a table, with notes below, and write them to ``json_path`` if there is one."""
+    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    revision = commit()
+    table = Table(title=f"{benchmark} at {revision[:12]}{'-dirty' if revision.endswith('-dirty') else ''}")
+    for column in ("name", "value", "unit", "reference", "ratio", "spread", "n"):
+        table.add_column(column, justify="left" if column in ("name", "unit") else "right")
+    for row in rows:
+        numbers = [_number(x) for x in (row.reference, row.ratio, row.spread)]
+        table.add_row(row.name, _number(row.value), row.unit, *numbers, str(row.n))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+    if json_path is not None:
+        content = {"benchmark": benchmark, "command": command, "commit": revision, "rows": [asdict(row) for row in rows]}
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=cwd, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

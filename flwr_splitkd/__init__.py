@@ -1,0 +1,1 @@
+"""Split knowledge distillation for Flower."""

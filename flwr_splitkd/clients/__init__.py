@@ -1,0 +1,7 @@
+"""Handlers for a Flower ClientApp: they answer the messages of the strategies."""
+
+from __future__ import annotations
+
+from flwr_splitkd.clients.split_kd import SplitKDClient
+
+__all__ = ["SplitKDClient"]

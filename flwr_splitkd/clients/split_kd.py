@@ -1,0 +1,155 @@
+"""SplitKDClient: what a ClientApp's handlers call."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from torch import nn
+
+from flwr_splitkd import records
+from flwr_splitkd.models import build_skeleton, fingerprint, set_tied_embeddings
+from flwr_splitkd.records import TurnTicket
+from flwr_splitkd.split import Layout, find_layout
+from flwr_splitkd.store import DeviceCache
+from flwr_splitkd.tiers.device import DeviceData, TurnReport, run_turn
+from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
+from flwr_splitkd.wire.client import connect
+from flwr_splitkd.wire.codec import supported_codecs
+from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["SplitKDClient"]
+
+
+class SplitKDClient:
+    """Serves a device's turns: dial the edge, run the student's first layers, reply with the turn's metrics.
+
+    Parameters
+    ----------
+    student
+        Builds the whole student, as on the edge. It is called with parameters on the meta device, so that only the
+        device's part ever takes memory; its weights come from the edge.
+    data
+        Batches of this device: a `DataLoader` or a list of mappings of tensors. They do not leave the device.
+    cache_folder
+        Where units are kept between turns; ``$FLWR_SPLITKD_CACHE/devices`` or ``~/.cache/flwr_splitkd/devices``
+        when not given. Several nodes may share it.
+    compute_device
+        A torch device; CUDA if there is one, else the CPU, when not given.
+    connect_timeout_s
+        Seconds for reaching the edge.
+    begin_timeout_s
+        Seconds to wait for the turn once connected, while other devices have theirs.
+    step_timeout_s
+        Seconds that the edge may take for one answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: Callable[[], nn.Module],
+        data: Iterable[Any],
+        cache_folder: str | Path | None = None,
+        compute_device: str | None = None,
+        connect_timeout_s: float = 20.0,
+        begin_timeout_s: float = 3600.0,
+        step_timeout_s: float = 300.0,
+    ) -> None:
+        self._student = student
+        self._data = DeviceData(data)
+        self._cache_folder = Path(cache_folder) if cache_folder else _default_cache_folder()
+        self._compute_device = torch.device(compute_device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._connect_timeout_s = connect_timeout_s
+        self._begin_timeout_s, self._step_timeout_s = begin_timeout_s, step_timeout_s
+
+    def train(self, msg: Message, context: Context) -> Message:
+        """Answer a train message: take part in one turn.
+
+        Raises
+        ------
+        SplitKDError
+            Why the turn came to nothing; Flower reports it to the strategy.
+        """
+        return self._reply(msg, self._turn(msg, context), "train-")
+
+    def evaluate(self, msg: Message, context: Context) -> Message:
+        """Answer an evaluate message: forward passes over `data` through both halves; nothing is changed.
+
+        Raises
+        ------
+        SplitKDError
+            Why the turn came to nothing; Flower reports it to the strategy.
+        """
+        return self._reply(msg, self._turn(msg, context), "eval-")
+
+    def _turn(self, msg: Message, context: Context) -> TurnReport:
+        ticket = TurnTicket.from_content(msg.content)
+        model, layout = self._build(ticket)
+        hello = self._hello(ticket, context, model, layout)
+        cache = DeviceCache(self._cache_folder / str(context.node_id) / hello.student.digest[:16])
+        for unit, unit_version in cache.versions().items():
+            hello.cached_units.add(unit=unit, version=unit_version)
+        with connect(
+            ticket.address, hello, root_certificate=ticket.root_certificate, timeout_s=self._connect_timeout_s
+        ) as link:
+            return run_turn(
+                link,
+                model=model,
+                layout=layout,
+                data=self._data,
+                cache=cache,
+                compute_device=self._compute_device,
+                begin_timeout_s=self._begin_timeout_s,
+                step_timeout_s=self._step_timeout_s,
+            )
+
+    def _build(self, ticket: TurnTicket) -> tuple[nn.Module, Layout]:
+        model = build_skeleton(self._student)
+        set_tied_embeddings(model, ticket.tied_embeddings)  # type: ignore[arg-type]  # checked by the function
+        return model, find_layout(model, list(ticket.blocks) or None)
+
+    def _hello(self, ticket: TurnTicket, context: Context, model: nn.Module, layout: Layout) -> pb.Hello:
+        name = context.node_config.get("device-name", context.node_config.get("partition-id", context.node_id))
+        return pb.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            session_id=ticket.session_id,
+            token=ticket.token,
+            run_id=context.run_id,
+            node_id=context.node_id,
+            server_round=ticket.server_round,
+            device_name=str(name),
+            student=fingerprint_to_wire(fingerprint(model, layout)),
+            codecs=supported_codecs(),
+            num_examples=self._data.num_examples,
+            num_batches=self._data.num_batches,
+            software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+        )
+
+    def _reply(self, msg: Message, report: TurnReport, prefix: str) -> Message:
+        result = report.result
+        metrics = MetricRecord(
+            {
+                records.NUM_EXAMPLES: report.num_examples,
+                prefix + records.LOSS: result.loss,
+                prefix + records.CROSS_ENTROPY: result.cross_entropy,
+                prefix + records.KL_DIVERGENCE: result.kl_divergence,
+                prefix + records.PERPLEXITY: math.exp(min(result.cross_entropy, 700.0)),
+            }
+        )
+        if report.task == pb.TASK_CLASSIFICATION:
+            metrics[prefix + records.ACCURACY] = result.num_correct / max(result.num_tokens, 1)
+        # Flower's conventions ask for one ArrayRecord; the weights themselves travelled on the stream.
+        content = RecordDict({records.ARRAYS: ArrayRecord(), records.METRICS: metrics})
+        return Message(content=content, reply_to=msg)
+
+
+def _default_cache_folder() -> Path:
+    root = os.environ.get("FLWR_SPLITKD_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "flwr_splitkd") / "devices"

@@ -1,0 +1,24 @@
+"""Distillation losses as functions of tensors (torch only: no Flower, no gRPC, no clock, no randomness).
+
+How to read this room::
+
+    settings.py     DistillationLoss: what a user sets, checked once
+    head.py         Head, LogitTransform: from hidden states to logits
+    formulas.py     cross-entropy and divergences per token, with closed-form gradients
+    kd.py           the loss over a batch, chunk by chunk, attached to autograd
+"""
+
+from __future__ import annotations
+
+from flwr_splitkd.distill.head import Head, LogitTransform
+from flwr_splitkd.distill.kd import LossTerms, distillation_loss, distillation_loss_from_logits
+from flwr_splitkd.distill.settings import DistillationLoss
+
+__all__ = [
+    "DistillationLoss",
+    "Head",
+    "LogitTransform",
+    "LossTerms",
+    "distillation_loss",
+    "distillation_loss_from_logits",
+]

@@ -1,0 +1,84 @@
+"""Every error that flwr_splitkd raises on purpose, in one tree.
+
+::
+
+    SplitKDError
+    ├── ConfigError             a setting is unknown, mistyped or out of range (also a ValueError)
+    ├── CutError                a cut layer is out of range or would break the model (also a ValueError)
+    │   └── UncuttableModelError    this architecture cannot be cut at all
+    ├── DataError               a data set or partition cannot be used
+    ├── NonFiniteError          NaN or infinity in smashed data, a gradient or the loss
+    ├── NoDeviceError           no device can take part
+    ├── StoreError              a checkpoint or cache file is missing, corrupt or cannot be written
+    ├── PeerLostError           the other side of a stream is gone or silent
+    └── ProtocolError           the other side broke the protocol
+        ├── HandshakeError      refused before any tensor: version, token, model or codec
+        └── TensorError         a tensor arrived truncated, oversized, duplicated or out of order
+
+Every message gives the offending value, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "CutError",
+    "DataError",
+    "HandshakeError",
+    "NoDeviceError",
+    "NonFiniteError",
+    "PeerLostError",
+    "ProtocolError",
+    "SplitKDError",
+    "StoreError",
+    "TensorError",
+    "UncuttableModelError",
+]
+
+
+class SplitKDError(Exception):
+    """Base class of every error that flwr_splitkd raises on purpose."""
+
+
+class ConfigError(SplitKDError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class CutError(SplitKDError, ValueError):
+    """A cut layer is out of range, or cutting there would change the model."""
+
+
+class UncuttableModelError(CutError):
+    """The architecture shares state across layers in a way that no cut can respect."""
+
+
+class DataError(SplitKDError, ValueError):
+    """A data set or partition cannot be used for training or evaluation."""
+
+
+class NonFiniteError(SplitKDError, ArithmeticError):
+    """NaN or infinity appeared in smashed data, a gradient or the loss."""
+
+
+class NoDeviceError(SplitKDError, RuntimeError):
+    """No device can take part in a round."""
+
+
+class StoreError(SplitKDError, OSError):
+    """A checkpoint or cache file is missing, corrupt or cannot be written."""
+
+
+class PeerLostError(SplitKDError, ConnectionError):
+    """The other side of a stream is gone or has been silent for too long."""
+
+
+class ProtocolError(SplitKDError):
+    """The other side of a stream broke the protocol."""
+
+
+class HandshakeError(ProtocolError):
+    """A peer was refused before any tensor travelled."""
+
+
+class TensorError(ProtocolError):
+    """A tensor arrived truncated, oversized, duplicated, reordered or of an unexpected kind."""

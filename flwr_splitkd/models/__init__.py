@@ -1,0 +1,34 @@
+"""Load models whole or in part, and make them fit to be cut (torch, transformers).
+
+=================  ======================================================================================
+``pretrained``     a model by name or path: whole, as a skeleton, or only some of its tensors
+``skeleton``       structure without memory, and filling it with received tensors
+``tied``           tied embeddings: refuse, untie or freeze
+``head``           the output projection outside the forward pass
+``embedding``      the token embedding as data
+``fingerprint``    whether two sides hold the same model
+=================  ======================================================================================
+"""
+
+from __future__ import annotations
+
+from flwr_splitkd.models.embedding import token_embedding
+from flwr_splitkd.models.fingerprint import Fingerprint, fingerprint
+from flwr_splitkd.models.head import HeadTap, find_head
+from flwr_splitkd.models.pretrained import PretrainedModel
+from flwr_splitkd.models.skeleton import build_skeleton, materialize
+from flwr_splitkd.models.tied import TiedEmbeddings, embeddings_are_tied, set_tied_embeddings
+
+__all__ = [
+    "Fingerprint",
+    "HeadTap",
+    "PretrainedModel",
+    "TiedEmbeddings",
+    "build_skeleton",
+    "embeddings_are_tied",
+    "find_head",
+    "fingerprint",
+    "materialize",
+    "set_tied_embeddings",
+    "token_embedding",
+]

@@ -1,0 +1,147 @@
+"""The one place that names Flower record and metric keys, and that turns models into records and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from flwr_splitkd.errors import ConfigError, ProtocolError
+
+__all__ = [
+    "ACCURACY",
+    "CONFIG",
+    "CROSS_ENTROPY",
+    "KL_DIVERGENCE",
+    "LOSS",
+    "METRICS",
+    "NUM_EXAMPLES",
+    "PERPLEXITY",
+    "SERVER_ROUND",
+    "TurnTicket",
+    "arrays_from_state",
+    "state_from_arrays",
+]
+
+# Flower's own conventions
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+NUM_EXAMPLES = "num-examples"
+SERVER_ROUND = "server-round"
+
+# Metrics of a turn, before "train-" or "eval-"
+LOSS = "loss"
+CROSS_ENTROPY = "cross-entropy"
+KL_DIVERGENCE = "kl-divergence"
+PERPLEXITY = "perplexity"
+ACCURACY = "accuracy"
+
+_TICKET = "splitkd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnTicket:
+    """What a device needs to come to its turn; travels in the Flower message.
+
+    Parameters
+    ----------
+    session_id, token
+        Open one stream, once. The token is bytes because Flower logs strings.
+    address
+        ``host:port`` of the edge's data plane.
+    root_certificate
+        PEM of the authority that signed the edge's certificate; empty for plaintext.
+    server_round
+        From 1.
+    tied_embeddings
+        The edge's choice for a student with tied embeddings.
+    blocks
+        Dotted paths of the student's blocks, when the edge was told them.
+    """
+
+    session_id: str
+    token: bytes = field(repr=False)
+    address: str
+    root_certificate: bytes = field(repr=False)
+    server_round: int
+    tied_embeddings: str
+    blocks: tuple[str, ...] = ()
+
+    def into(self, content: RecordDict) -> None:
+        """Add the ticket to a message's content."""
+        content[_TICKET] = ConfigRecord(
+            {
+                "session-id": self.session_id,
+                "token": self.token,
+                "address": self.address,
+                "root-certificate": self.root_certificate,
+                SERVER_ROUND: self.server_round,
+                "tied-embeddings": self.tied_embeddings,
+                "blocks": list(self.blocks),
+            }
+        )
+
+    @classmethod
+    def from_content(cls, content: RecordDict) -> TurnTicket:
+        """Read the ticket from a message's content.
+
+        Raises
+        ------
+        ProtocolError
+            If the message was not made by a split strategy.
+        """
+        record = content.config_records.get(_TICKET)
+        if record is None:
+            raise ProtocolError(
+                f"The message has the config records {sorted(content.config_records)}; expected {_TICKET!r} among them. "
+                "SplitKDClient answers messages of the SplitKD strategy only: use it in server_app.py."
+            )
+        blocks = record["blocks"]
+        return cls(
+            session_id=str(record["session-id"]),
+            token=bytes(record["token"]),  # type: ignore[arg-type]
+            address=str(record["address"]),
+            root_certificate=bytes(record["root-certificate"]),  # type: ignore[arg-type]
+            server_round=int(record[SERVER_ROUND]),  # type: ignore[arg-type]
+            tied_embeddings=str(record["tied-embeddings"]),
+            blocks=tuple(str(block) for block in blocks) if isinstance(blocks, Sequence) else (),
+        )
+
+
+def arrays_from_state(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """A state dict as Flower arrays. NumPy has no bfloat16, so such tensors are widened to float32, without loss."""
+    arrays = ArrayRecord()
+    for name, tensor in state.items():
+        own = tensor.detach().cpu()
+        arrays[name] = Array(np.array((own.float() if own.dtype == torch.bfloat16 else own).numpy()))
+    return arrays
+
+
+def state_from_arrays(arrays: ArrayRecord, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Flower arrays as a state dict with the names, shapes and dtypes of `like`.
+
+    Raises
+    ------
+    ConfigError
+        If names or shapes differ.
+    """
+    if set(arrays) != set(like):
+        odd = sorted(set(arrays) ^ set(like))
+        raise ConfigError(
+            f"`initial_arrays` has {len(arrays)} arrays; expected the {len(like)} of the student. The first that "
+            f"differs is {odd[0]!r}. Pass ArrayRecord(student.state_dict()) of the same student."
+        )
+    state: dict[str, Tensor] = {}
+    for name, reference in like.items():
+        tensor = torch.from_numpy(np.array(arrays[name].numpy()))
+        if tensor.shape != reference.shape:
+            raise ConfigError(
+                f"`initial_arrays` has {name!r} with shape {tuple(tensor.shape)}; expected {tuple(reference.shape)}."
+            )
+        state[name] = tensor.to(reference.dtype)
+    return state

@@ -1,0 +1,31 @@
+"""Decisions: who takes a turn, where the student is cut, how long a turn lasts, when to stop.
+
+Every policy is a small class behind a `Protocol`: pass your own object with the same method. Policies are pure;
+what is random draws from a generator that the policy was given.
+"""
+
+from __future__ import annotations
+
+from flwr_splitkd.schedulers.cut import CutPolicy, CutTable, FixedCut, RandomCut
+from flwr_splitkd.schedulers.epochs import EpochsPolicy, FixedEpochs
+from flwr_splitkd.schedulers.selection import FewestTurnsFirst, RandomOrder, RoundRobin, SelectionPolicy
+from flwr_splitkd.schedulers.stopping import NeverStop, StopPolicy, TargetMetric
+from flwr_splitkd.schedulers.view import Candidate, DeviceView
+
+__all__ = [
+    "Candidate",
+    "CutPolicy",
+    "CutTable",
+    "DeviceView",
+    "EpochsPolicy",
+    "FewestTurnsFirst",
+    "FixedCut",
+    "FixedEpochs",
+    "NeverStop",
+    "RandomCut",
+    "RandomOrder",
+    "RoundRobin",
+    "SelectionPolicy",
+    "StopPolicy",
+    "TargetMetric",
+]

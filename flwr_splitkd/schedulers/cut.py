@@ -1,0 +1,97 @@
+"""Where the student is cut for a device's turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.schedulers.view import DeviceView
+
+__all__ = ["CutPolicy", "CutTable", "FixedCut", "RandomCut"]
+
+
+class CutPolicy(Protocol):
+    """Chooses the cut layer of a turn."""
+
+    def choose(self, device: DeviceView) -> int:
+        """Return the cut layer: the device runs blocks ``0 .. cut - 1``; ``1 <= cut <= num_blocks - 1``."""
+
+
+class FixedCut:
+    """The same cut for every device.
+
+    Parameters
+    ----------
+    cut
+        At least 1.
+    """
+
+    def __init__(self, cut: int) -> None:
+        self.cut = _checked(cut, "cut")
+
+    def choose(self, device: DeviceView) -> int:
+        """Return the fixed cut."""
+        return self.cut
+
+
+class CutTable:
+    """A cut for each device by name.
+
+    Parameters
+    ----------
+    cuts
+        Cut by device name; the name of a simulated device is its partition id, e.g. ``{"0": 2, "1": 4}``.
+    default
+        For devices that are not in the table; without it such a device is refused.
+    """
+
+    def __init__(self, cuts: Mapping[str, int], default: int | None = None) -> None:
+        self.cuts = {name: _checked(cut, f"cuts[{name!r}]") for name, cut in cuts.items()}
+        self.default = None if default is None else _checked(default, "default")
+
+    def choose(self, device: DeviceView) -> int:
+        """Return the device's entry.
+
+        Raises
+        ------
+        ConfigError
+            If the table has neither the device nor a default.
+        """
+        cut = self.cuts.get(device.name, self.default)
+        if cut is None:
+            raise ConfigError(
+                f"The cut table has no device {device.name!r}; expected one of {sorted(self.cuts)}. "
+                "Add the device, or give the table a `default`."
+            )
+        return cut
+
+
+class RandomCut:
+    """A cut drawn evenly for each turn; for tests and for exploring.
+
+    Parameters
+    ----------
+    low, high
+        Inclusive bounds.
+    rng
+        Where the draws come from.
+    """
+
+    def __init__(self, low: int, high: int, rng: np.random.Generator) -> None:
+        self.low, self.high, self.rng = _checked(low, "low"), _checked(high, "high"), rng
+        if self.high < self.low:
+            raise ConfigError(f"`high` is {high}; expected at least `low`, which is {low}.")
+
+    def choose(self, device: DeviceView) -> int:
+        """Draw a cut."""
+        return int(self.rng.integers(self.low, self.high, endpoint=True))
+
+
+def _checked(cut: int, name: str) -> int:
+    # The upper bound depends on the student, so it is checked where the student is at hand.
+    if cut < 1:
+        raise ConfigError(f"`{name}` is {cut}; expected at least 1, because the token embedding stays on the device.")
+    return cut

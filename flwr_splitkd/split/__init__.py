@@ -1,0 +1,47 @@
+"""Cut a model in two, move layers between the halves, verify a cut.
+
+======================  ==================================================================================
+``layout``, ``find``    which tensor belongs to the stem, to a block, to the head
+``halves``              `DeviceHalf` and `EdgeHalf`, under the whole model's parameter names
+``surgery``             the stubs that replace layers, and how a model is called around them
+``dropout``             dropout masks that do not depend on where a layer runs
+``state``               weights and optimiser states by name
+``clipping``            global-norm clipping across both halves
+``shrink``, ``verify``  a tiny model of the same architecture, and the comparison of split with unsplit on it
+======================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+from flwr_splitkd.split.clipping import clip_coefficient, grad_norms, scale_gradients
+from flwr_splitkd.split.dropout import DropoutSeeds, seed_dropout
+from flwr_splitkd.split.find import find_layout
+from flwr_splitkd.split.halves import DeviceHalf, EdgeHalf, refuse_trainable_shared
+from flwr_splitkd.split.layout import Layout
+from flwr_splitkd.split.state import (
+    export_optimizer_state,
+    import_optimizer_state,
+    load_unit_state,
+    unit_state,
+)
+from flwr_splitkd.split.verify import CutCheck, CutReport, verify_cut
+
+__all__ = [
+    "CutCheck",
+    "CutReport",
+    "DeviceHalf",
+    "DropoutSeeds",
+    "EdgeHalf",
+    "Layout",
+    "clip_coefficient",
+    "export_optimizer_state",
+    "find_layout",
+    "grad_norms",
+    "import_optimizer_state",
+    "load_unit_state",
+    "refuse_trainable_shared",
+    "scale_gradients",
+    "seed_dropout",
+    "unit_state",
+    "verify_cut",
+]

@@ -1,0 +1,181 @@
+"""Try every cut on a tiny copy of a model before the real one is touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitkd.errors import ConfigError, UncuttableModelError
+from flwr_splitkd.split import shrink
+from flwr_splitkd.split.dropout import seed_dropout
+from flwr_splitkd.split.find import find_layout, layout_of_tiny
+from flwr_splitkd.split.halves import DeviceHalf, EdgeHalf
+from flwr_splitkd.split.layout import Layout
+
+__all__ = ["CutCheck", "CutReport", "verify_cut"]
+
+
+@dataclass(frozen=True)
+class CutCheck:
+    """Result of one cut: whether every tensor was bit-equal, and the worst relative norm with its tensor."""
+
+    cut: int
+    bit_equal: bool
+    worst: float
+    worst_name: str
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """Results of all cuts that were tried on one architecture."""
+
+    architecture: str
+    checks: tuple[CutCheck, ...]
+
+    @property
+    def bit_equal(self) -> bool:
+        """Whether every cut gave every tensor bit for bit."""
+        return all(check.bit_equal for check in self.checks)
+
+
+def verify_cut(
+    model: nn.Module,
+    layout: Layout | None = None,
+    cuts: Sequence[int] | None = None,
+    *,
+    inputs: Mapping[str, Tensor] | None = None,
+    tolerance: float = 1e-6,
+) -> CutReport:
+    """Compare split with unsplit training steps: outputs, every gradient and every buffer.
+
+    A transformers model is tried as a tiny copy with padded sequences and active dropout, so `model` may be
+    on the meta device. Any other module is tried as a copy of itself on `inputs`.
+
+    Parameters
+    ----------
+    model
+        The model that is to be cut; it is not changed.
+    layout
+        Its layout; found when not given.
+    cuts
+        Cuts to try on the copy; all of them by default.
+    inputs
+        A batch, for modules that are not from transformers.
+    tolerance
+        Largest relative norm ``||split - unsplit|| / ||unsplit||`` of the worst tensor.
+
+    Raises
+    ------
+    UncuttableModelError
+        A cut changes the model, or the model cannot be tried.
+    """
+    layout = layout or find_layout(model)
+    if inputs is None:
+        if not hasattr(model, "config"):
+            raise ConfigError(
+                f"`inputs` is None; expected a batch to try {type(model).__name__} on, since it has no "
+                "config to build "
+                "a tiny copy from. Pass inputs={argument: tensor}."
+            )
+        copied = shrink.build_tiny(model)
+        layout = layout_of_tiny(layout, copied)
+        batch: Mapping[str, Tensor] = shrink.probe_inputs(copied)
+    else:
+        copied, batch = copy.deepcopy(model), inputs
+    copied.train()
+    try:
+        checks = tuple(_check(copied, layout, cut, batch) for cut in cuts or range(1, layout.num_blocks))
+    except (UncuttableModelError, ConfigError):
+        raise
+    except Exception as error:
+        raise UncuttableModelError(
+            f"{type(model).__name__} cannot be cut: running it in halves failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    for check in checks:
+        if not check.worst <= tolerance:
+            raise UncuttableModelError(
+                f"{type(model).__name__} cannot be cut: at cut {check.cut} `{check.worst_name}` differs "
+                "from the unsplit "
+                f"model by a relative norm of {check.worst:.1e}; expected at most {tolerance:.0e}. Its "
+                "layers pass "
+                "something else than hidden states to each other; use another student."
+            )
+    return CutReport(type(model).__name__, checks)
+
+
+def _loss(output: Any) -> Tensor:
+    return torch.stack([t.float().pow(2).mean() for t in shrink.output_tensors(output).values()]).sum()
+
+
+def _gradients(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    # A tied tensor goes by the name under which both halves know it, whichever the model registered first.
+    names: dict[int, str] = {}
+    grads: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in names or name in layout.shared:
+            grads.pop(f"gradient of {names.get(id(parameter))}", None)
+            names[id(parameter)] = name
+            if parameter.grad is not None:
+                grads[f"gradient of {name}"] = parameter.grad
+    return grads
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    names = {n for n, _ in model.named_buffers()}
+    return {f"buffer {n}": t for n, t in model.state_dict().items() if n in names and t.is_floating_point()}
+
+
+def _check(model: nn.Module, layout: Layout, cut: int, inputs: Mapping[str, Tensor]) -> CutCheck:
+    whole = copy.deepcopy(model)
+    with seed_dropout(whole, layout, 0):
+        output = shrink.run_forward(whole, dict(inputs))
+    _loss(output).backward()  # type: ignore[no-untyped-call]
+    expected = {**shrink.output_tensors(output), **_gradients(whole, layout), **_buffers(whole)}
+
+    device = DeviceHalf(copy.deepcopy(model), cut, layout, shared_gradients="sum")
+    edge = EdgeHalf(copy.deepcopy(model), cut, layout, shared_gradients="sum")
+    with seed_dropout(device.model, layout, 0):
+        sent = device(inputs)
+    smashed = sent.detach().requires_grad_()
+    with seed_dropout(edge.model, layout, 0):
+        output = edge(smashed, device.edge_inputs(inputs))
+    _loss(output).backward()  # type: ignore[no-untyped-call]
+    sent.backward(smashed.grad)  # type: ignore[no-untyped-call]
+    held = set(edge.state_names())
+    on_edge = {
+        n: t
+        for n, t in {**_gradients(edge.model, layout), **_buffers(edge.model)}.items()
+        if _bare(n) in held
+    }
+    got = {**_gradients(device.model, layout), **_buffers(device.model)}
+    for name, tensor in on_edge.items():
+        summed = name in got and name.startswith("gradient")
+        got[name] = got[name] + tensor if summed else tensor
+    return _compare(cut, expected, {**shrink.output_tensors(output), **got})
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("gradient of ").removeprefix("buffer ")
+
+
+def _compare(cut: int, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> CutCheck:
+    if set(expected) != set(got):
+        name = sorted(set(expected) ^ set(got))[0]
+        return CutCheck(cut, False, float("inf"), name)
+    bit_equal, worst, worst_name = True, 0.0, ""
+    for name, tensor in expected.items():
+        if torch.equal(tensor, got[name]):
+            continue
+        bit_equal = False
+        reference = torch.linalg.vector_norm(tensor.double())
+        difference = torch.linalg.vector_norm(got[name].double() - tensor.double())
+        relative = float(difference / reference.clamp_min(torch.finfo(torch.float64).tiny))
+        if not relative <= worst:  # also true for NaN
+            worst, worst_name = relative, name
+    return CutCheck(cut, bit_equal, worst, worst_name)

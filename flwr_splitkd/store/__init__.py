@@ -1,0 +1,9 @@
+"""What survives a process: the edge's commit log, a device's cache, a run's folder. Knows nothing of Flower or gRPC."""
+
+from __future__ import annotations
+
+from flwr_splitkd.store.cache import DeviceCache
+from flwr_splitkd.store.commits import CommitLog, Manifest
+from flwr_splitkd.store.run_folder import RunFolder
+
+__all__ = ["CommitLog", "DeviceCache", "Manifest", "RunFolder"]

@@ -1,0 +1,65 @@
+"""A device's disk cache of the units that it last held. Only a cache: losing it costs bytes, never state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from flwr_splitkd.errors import StoreError
+from flwr_splitkd.store.tensor_file import read_tensors, write_tensors
+
+__all__ = ["DeviceCache"]
+
+_VERSION_KEY_SEPARATOR = "@"
+
+
+class DeviceCache:
+    """The newest version of each unit, one file a unit.
+
+    Parameters
+    ----------
+    folder
+        Of one device and one model: units of another model must not be found here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def versions(self) -> dict[str, str]:
+        """Version of every unit in the cache, by unit name."""
+        names = (path.stem for path in self._folder.glob(f"*{_VERSION_KEY_SEPARATOR}*.safetensors"))
+        return dict(name.split(_VERSION_KEY_SEPARATOR, 1) for name in names if not name.startswith("."))
+
+    def get(self, unit: str, version: str) -> dict[str, Tensor]:
+        """Read a unit.
+
+        Raises
+        ------
+        StoreError
+            If it is missing or damaged; a damaged file is removed, so that the next Hello does not promise it.
+        """
+        path = self._path(unit, version)
+        try:
+            return read_tensors(path)
+        except StoreError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def put(self, unit: str, version: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a unit, instead of any other version of it.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or cannot be written.
+        """
+        path = self._path(unit, version)
+        write_tensors(path, tensors, durable=False)
+        for other in self._folder.glob(f"{unit}{_VERSION_KEY_SEPARATOR}*.safetensors"):
+            if other != path:
+                other.unlink(missing_ok=True)
+
+    def _path(self, unit: str, version: str) -> Path:
+        return self._folder / f"{unit}{_VERSION_KEY_SEPARATOR}{version}.safetensors"

@@ -1,0 +1,138 @@
+"""The edge's commit log: a turn counts once one manifest that names every unit is on the disk.
+
+::
+
+    commits/
+        manifest-000007.json            names a file for each unit of the student, old or new
+        units/blocks.0-<digest>.safetensors    weights and optimiser moments of one unit
+
+A manifest is written after the files that it names, and replaces nothing; so a crash at any point leaves the
+previous manifest valid, and what it names is kept until two newer manifests exist.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flwr_splitkd.errors import StoreError
+from flwr_splitkd.store.tensor_file import digest, read_tensors, write_atomically, write_tensors
+
+__all__ = ["CommitLog", "Manifest"]
+
+_FORMAT = 1
+_KEPT = 2
+"""Manifests kept: the newest, and the one to fall back to should its files be damaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One commit: which file holds each unit.
+
+    Parameters
+    ----------
+    number
+        Counts the commits of a log from 0.
+    units
+        File digest of every unit, by unit name.
+    info
+        What the committer wants to know when it comes back: round, turn, step, seeds.
+    """
+
+    number: int
+    units: dict[str, str]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def commit_id(self) -> str:
+        """The commit's name in messages and logs."""
+        return f"{self.number:06d}"
+
+
+class CommitLog:
+    """Commits in one folder; one writer at a time.
+
+    Parameters
+    ----------
+    folder
+        Created when missing. Commits found there are continued.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.latest = self._newest_valid()
+
+    def commit(self, units: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any]) -> Manifest:
+        """Make new states of some units durable; the others stay as in the previous commit.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or cannot be written; the previous commit stays in force.
+        """
+        digests = dict(self.latest.units) if self.latest else {}
+        for unit, tensors in units.items():
+            digests[unit] = digest(tensors)
+            path = self._unit_path(unit, digests[unit])
+            if not path.exists():
+                write_tensors(path, tensors, durable=True, file_digest=digests[unit])
+        number = self.latest.number + 1 if self.latest else 0
+        manifest = Manifest(number=number, units=digests, info=dict(info))
+        text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
+        write_atomically(self._manifest_path(number), text)
+        self.latest = manifest
+        self._prune()
+        return manifest
+
+    def read(self, unit: str) -> dict[str, Tensor]:
+        """One unit's tensors as of the latest commit.
+
+        Raises
+        ------
+        StoreError
+            If nothing was committed, or the file is missing or damaged.
+        """
+        if self.latest is None or unit not in self.latest.units:
+            known = sorted(self.latest.units) if self.latest else []
+            raise StoreError(f"Unit {unit!r} is in no commit of {self._folder}; expected one of {known}.")
+        return read_tensors(self._unit_path(unit, self.latest.units[unit]))
+
+    def _newest_valid(self) -> Manifest | None:
+        """The newest manifest that parses and whose files are all there; their bytes are checked when read."""
+        for path in sorted(self._folder.glob("manifest-*.json"), reverse=True):
+            manifest = _parse(path)
+            if manifest and all(self._unit_path(*item).exists() for item in manifest.units.items()):
+                return manifest
+        return None
+
+    def _prune(self) -> None:
+        newest_first = sorted(self._folder.glob("manifest-*.json"), reverse=True)
+        for path in newest_first[_KEPT:]:
+            path.unlink(missing_ok=True)
+        kept = [manifest for path in newest_first[:_KEPT] if (manifest := _parse(path))]
+        needed = {self._unit_path(*item) for manifest in kept for item in manifest.units.items()}
+        for path in (self._folder / "units").glob("*.safetensors"):
+            if path not in needed:
+                path.unlink(missing_ok=True)
+
+    def _manifest_path(self, number: int) -> Path:
+        return self._folder / f"manifest-{number:06d}.json"
+
+    def _unit_path(self, unit: str, file_digest: str) -> Path:
+        return self._folder / "units" / f"{unit}-{file_digest}.safetensors"
+
+
+def _parse(path: Path) -> Manifest | None:
+    """A manifest, or None for a file that is not one: a log must open even beside a damaged manifest."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != _FORMAT:
+            return None
+        return Manifest(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

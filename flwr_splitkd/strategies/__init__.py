@@ -1,0 +1,8 @@
+"""Flower strategies: who takes a turn, and when. What happens in a turn is the business of `tiers.edge`."""
+
+from __future__ import annotations
+
+from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
+from flwr_splitkd.strategies.split_kd import SplitKD
+
+__all__ = ["SplitKD", "SplitKDResult", "TurnRecord"]

@@ -1,0 +1,83 @@
+"""What a run says while it goes on, through Flower's logger."""
+
+from __future__ import annotations
+
+from logging import INFO, WARNING
+from typing import TYPE_CHECKING
+
+from flwr.common.logger import log
+
+from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, perplexity
+from flwr_splitkd.strategies.turns import Call
+
+if TYPE_CHECKING:
+    from flwr_splitkd.strategies.split_kd import SplitKD
+
+__all__ = ["log_end", "log_overdue", "log_settings", "log_turn"]
+
+_MIB = 1 << 20
+
+
+def log_settings(strategy: SplitKD) -> None:
+    """Log the strategy's settings as Flower's own strategies do."""
+    setup, loss = strategy.setup, strategy.setup.loss
+    log(
+        INFO,
+        "\t├──> Nodes: fraction train %.2f, evaluate %.2f; at least %d available",
+        strategy.fraction_train,
+        strategy.fraction_evaluate,
+        strategy.min_available_nodes,
+    )
+    log(INFO, "\t├──> Loss: temperature %g, kd_ratio %g, beta %g", loss.temperature, loss.kd_ratio, loss.beta)
+    log(
+        INFO,
+        "\t├──> Optimizer: %s, learning rate %g, hand-over %s",
+        setup.optimizer.name,
+        setup.optimizer.learning_rate,
+        setup.optimizer_handover,
+    )
+    log(INFO, "\t├──> Codecs: uplink %s, downlink %s", setup.turn.uplink_codec, setup.turn.downlink_codec)
+
+
+def log_turn(turn: TurnRecord) -> None:
+    """Log one line for a turn."""
+    who = f"round {turn.server_round} turn {turn.turn}: device {turn.device or turn.node_id}"
+    outcome = turn.outcome
+    if outcome is None:
+        log(WARNING, "\t%s was left out: %s", who, turn.error)
+        return
+    losses = f"loss {outcome.loss:.4f} (ce {outcome.cross_entropy:.4f}, kl {outcome.kl_divergence:.4f})"
+    if turn.mode == "evaluate":
+        losses = f"loss {outcome.loss:.4f}, perplexity {perplexity(outcome.cross_entropy):.2f}"
+    log(
+        INFO,
+        "\t%s, cut %d, %d steps, %s, %.0f tokens/s, %.1f MiB up, %.1f MiB down, %.1f s",
+        who,
+        outcome.cut,
+        outcome.num_steps,
+        losses,
+        outcome.num_tokens / max(outcome.duration_s, 1e-9),
+        outcome.uplink_bytes / _MIB,
+        outcome.downlink_bytes / _MIB,
+        outcome.duration_s,
+    )
+
+
+def log_overdue(call: Call) -> None:
+    """Log that a device is overtaken."""
+    log(WARNING, "\tnode %s has not connected yet; its turn comes later in the round if it does", call.node_id)
+
+
+def log_end(result: SplitKDResult, duration_s: float) -> None:
+    """Log the run's totals."""
+    outcomes = [turn.outcome for turn in result.turns if turn.outcome]
+    total_bytes = sum(outcome.uplink_bytes + outcome.downlink_bytes for outcome in outcomes)
+    log(
+        INFO,
+        "Finished in %.1f s: %d of %d turns completed, %.1f MiB on the data plane; everything is in %s",
+        duration_s,
+        len(outcomes),
+        len(result.turns),
+        total_bytes / _MIB,
+        result.run_folder,
+    )

@@ -1,0 +1,94 @@
+"""What a run gives back: Flower's Result, and a record of every turn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp.strategy import Result
+
+from flwr_splitkd.tiers.edge import TurnOutcome
+
+__all__ = ["SplitKDResult", "TurnRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRecord:
+    """One turn, completed or not.
+
+    Parameters
+    ----------
+    server_round
+        From 1.
+    turn
+        Position within the round, from 1, in the order in which turns were served.
+    node_id, device
+        Flower's identifier and the device's name; the name is empty for a device that never connected.
+    mode
+        ``"train"`` or ``"evaluate"``.
+    local_epochs
+        Passes over the device's data.
+    outcome
+        None for a turn that came to nothing.
+    error
+        Why it came to nothing; empty otherwise.
+    wait_s
+        Seconds that the edge waited for this device with nothing else to do.
+    """
+
+    server_round: int
+    turn: int
+    node_id: int
+    device: str
+    mode: str
+    local_epochs: int = 0
+    outcome: TurnOutcome | None = None
+    error: str = ""
+    wait_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As a line of ``metrics.jsonl``."""
+        line: dict[str, Any] = {
+            "kind": "turn",
+            "server_round": self.server_round,
+            "turn": self.turn,
+            "node_id": self.node_id,
+            "device": self.device,
+            "mode": self.mode,
+        }
+        if self.outcome is None:
+            return {**line, "error": self.error}
+        return {
+            **line,
+            "local_epochs": self.local_epochs,
+            **asdict(self.outcome),
+            "perplexity": perplexity(self.outcome.cross_entropy),
+            "tokens_per_s": self.outcome.num_tokens / max(self.outcome.duration_s, 1e-9),
+            "wait_s": self.wait_s,
+        }
+
+
+@dataclass
+class SplitKDResult(Result):
+    """Flower's `Result` with the turns behind the rounds.
+
+    Attributes
+    ----------
+    turns
+        Every turn in the order in which it was served.
+    run_folder
+        Where the run's metrics and commits lie.
+    stopped
+        Why the run ended before its last round; empty if it did not.
+    """
+
+    turns: list[TurnRecord] = field(default_factory=list)
+    run_folder: Path | None = None
+    stopped: str = ""
+
+
+def perplexity(cross_entropy: float) -> float:
+    """``exp(cross_entropy)``, infinite where a float cannot hold it."""
+    return math.exp(cross_entropy) if cross_entropy < 700 else math.inf

@@ -1,0 +1,225 @@
+"""The rounds of a run: serve the called devices one after another, collect replies, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from logging import INFO, WARNING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from flwr_splitkd import records
+from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDError, StoreError
+from flwr_splitkd.schedulers import DeviceView
+from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies import console
+from flwr_splitkd.strategies.metrics import scalar_metrics
+from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
+from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
+from flwr_splitkd.tiers.edge import EdgeService
+
+if TYPE_CHECKING:
+    from flwr_splitkd.strategies.split_kd import SplitKD
+
+__all__ = ["EvaluateFn", "Mode", "RoundRunner", "wait_for_nodes"]
+
+Mode = Literal["train", "evaluate"]
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+_REPLY_POLL_S = 0.2
+_REPLY_TIMEOUT_S = 60.0
+_NODE_POLL_S = 1.0
+
+
+class RoundRunner:
+    """What happens in a round, for one run.
+
+    Parameters
+    ----------
+    strategy
+        Decides who is called and with which cut, and aggregates.
+    edge
+        Serves the turns.
+    grid
+        Carries Flower's messages.
+    result, folder
+        Where turns and metrics are recorded.
+    timeout_s
+        Bound on the wait for Flower's replies at a round's end.
+    """
+
+    def __init__(
+        self,
+        strategy: SplitKD,
+        edge: EdgeService,
+        grid: Grid,
+        result: SplitKDResult,
+        folder: RunFolder,
+        timeout_s: float,
+    ) -> None:
+        self._strategy, self._edge, self._grid = strategy, edge, grid
+        self._result, self._folder = result, folder
+        self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
+
+    def train(self, server_round: int, config: ConfigRecord) -> dict[str, float]:
+        """Serve a round's turns; return their metrics.
+
+        Raises
+        ------
+        NoDeviceError
+            If not one turn was completed.
+        """
+        turns, replies = self._serve_all(server_round, config, "train")
+        if turns and not any(turn.outcome for turn in turns):
+            reasons = "; ".join(f"{turn.device or turn.node_id}: {turn.error}" for turn in turns)
+            raise NoDeviceError(
+                f"Round {server_round} had {len(turns)} turns and completed 0; expected at least 1. {reasons}"
+            )
+        _, metrics = self._strategy.aggregate_train(server_round, replies)
+        if metrics is not None:
+            log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
+            self._result.train_metrics_clientapp[server_round] = metrics
+        return scalar_metrics(metrics)
+
+    def evaluate(self, server_round: int, config: ConfigRecord) -> dict[str, float]:
+        """Evaluate on the devices, if the strategy says so; return the metrics."""
+        _, replies = self._serve_all(server_round, config, "evaluate")
+        metrics = self._strategy.aggregate_evaluate(server_round, replies)
+        if metrics is not None:
+            log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
+            self._result.evaluate_metrics_clientapp[server_round] = metrics
+        return scalar_metrics(metrics)
+
+    def evaluate_on_server(self, server_round: int, evaluate_fn: EvaluateFn | None) -> dict[str, float]:
+        """Call the user's evaluation with the whole student; return its metrics."""
+        if evaluate_fn is None:
+            return {}
+        arrays = records.arrays_from_state(self._edge.student.model.state_dict())
+        metrics = evaluate_fn(server_round, arrays)
+        if metrics is not None:
+            log(INFO, "Global evaluation\n\t└──> MetricRecord: %s", metrics)
+            self._result.evaluate_metrics_serverapp[server_round] = metrics
+            line = {"kind": "evaluation", "server_round": server_round, **scalar_metrics(metrics)}
+            self._folder.append_metrics(line)
+        return scalar_metrics(metrics)
+
+    def _serve_all(self, server_round: int, config: ConfigRecord, mode: Mode) -> tuple[list[TurnRecord], list[Message]]:
+        """Serve every device of the round that comes; return what became of each, and Flower's replies."""
+        window = CallWindow(
+            self._grid,
+            self._strategy.calls(self._grid, server_round, config, mode),
+            wait_for=self._wait_for,
+            connect_timeout_s=self._strategy.connect_timeout_s,
+            on_overdue=console.log_overdue,
+        )
+        turns: list[TurnRecord] = []
+        served: list[Call] = []
+        waiting_since_s = time.monotonic()
+        for item in window:
+            wait_s = time.monotonic() - waiting_since_s
+            if isinstance(item, GaveUp):
+                self._edge.server.end(item.call.session)
+                turn = TurnRecord(
+                    server_round=server_round,
+                    turn=len(turns) + 1,
+                    node_id=item.call.node_id,
+                    device="",
+                    mode=mode,
+                    error=item.reason,
+                )
+            else:
+                served.append(item)
+                turn = self._serve(item, server_round, len(turns) + 1, mode, wait_s)
+            turns.append(turn)
+            self._record(turn)
+            waiting_since_s = time.monotonic()
+        return turns, self._collect_replies(served, window.replies)
+
+    def _serve(self, call: Call, server_round: int, turn: int, mode: Mode, wait_s: float) -> TurnRecord:
+        hello = call.session.hello
+        if hello is None:
+            raise ValueError("Only a connected device can be served.")
+        device = DeviceView(
+            node_id=call.node_id,
+            name=hello.device_name,
+            server_round=server_round,
+            turn=len(self._result.turns),
+            num_blocks=self._edge.student.layout.num_blocks,
+            num_examples=hello.num_examples,
+            num_batches=hello.num_batches,
+        )
+        cut, local_epochs = self._strategy.choose(device)
+        if mode == "evaluate":
+            local_epochs = 1
+        base = TurnRecord(
+            server_round=server_round,
+            turn=turn,
+            node_id=call.node_id,
+            device=device.name,
+            mode=mode,
+            local_epochs=local_epochs,
+            wait_s=wait_s,
+        )
+        info = {"server_round": server_round, "turn": turn, "node_id": call.node_id, "device": device.name}
+        try:
+            outcome = self._edge.serve(call.session, mode=mode, cut=cut, local_epochs=local_epochs, info=info)
+        except (ConfigError, CutError, StoreError):
+            raise  # not the device's fault: the next one would meet the same
+        except SplitKDError as error:
+            return replace(base, error=str(error))
+        if mode == "train":
+            taken = self._strategy.turns_taken
+            taken[call.node_id] = taken.get(call.node_id, 0) + 1
+        return replace(base, outcome=outcome)
+
+    def _record(self, turn: TurnRecord) -> None:
+        self._result.turns.append(turn)
+        self._folder.append_metrics(turn.to_json())
+        console.log_turn(turn)
+
+    def _wait_for(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
+        with self._edge.server.changed:
+            return self._edge.server.changed.wait_for(predicate, timeout_s)
+
+    def _collect_replies(self, served: Iterable[Call], early: dict[str, Message]) -> list[Message]:
+        """Pull the replies of the served devices, which come seconds after their turns in a deployment."""
+        replies = dict(early)
+        missing = {call.message_id: call for call in served if call.message_id not in replies}
+        deadline_s = time.monotonic() + self._reply_timeout_s
+        while missing and time.monotonic() < deadline_s:
+            for reply in self._grid.pull_messages(list(missing)):
+                message_id = reply.metadata.reply_to_message_id
+                if missing.pop(message_id, None):
+                    replies[message_id] = reply
+            if missing:
+                time.sleep(_REPLY_POLL_S)
+        for call in missing.values():
+            log(WARNING, "Node %s took its turn and sent no reply within %.0f s", call.node_id, self._reply_timeout_s)
+        return list(replies.values())
+
+
+def wait_for_nodes(grid: Grid, minimum: int, timeout_s: float) -> list[int]:
+    """Wait until enough nodes are connected; return their ids.
+
+    Raises
+    ------
+    NoDeviceError
+        If they are not within `timeout_s` seconds.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    announced = False
+    while len(online := sorted(grid.get_node_ids())) < minimum:
+        if time.monotonic() > deadline_s:
+            raise NoDeviceError(
+                f"{len(online)} nodes are connected after {timeout_s:g} s; expected at least {minimum}. Start more "
+                "SuperNodes, raise `node_timeout_s`, or lower `min_available_nodes`."
+            )
+        if not announced:
+            log(INFO, "Waiting for nodes: %s connected, at least %s needed", len(online), minimum)
+            announced = True
+        time.sleep(_NODE_POLL_S)
+    return online

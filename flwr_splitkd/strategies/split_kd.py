@@ -1,0 +1,367 @@
+"""SplitKD: split knowledge distillation as a Flower strategy (paper 1, section IV.B)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from logging import INFO, WARNING
+from pathlib import Path
+from typing import Literal
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from flwr_splitkd import records
+from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.records import TurnTicket
+from flwr_splitkd.schedulers import (
+    Candidate,
+    CutPolicy,
+    DeviceView,
+    EpochsPolicy,
+    FixedCut,
+    FixedEpochs,
+    NeverStop,
+    RoundRobin,
+    SelectionPolicy,
+    StopPolicy,
+)
+from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies import console
+from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean
+from flwr_splitkd.strategies.result import SplitKDResult
+from flwr_splitkd.strategies.rounds import EvaluateFn, Mode, RoundRunner, wait_for_nodes
+from flwr_splitkd.strategies.turns import Call
+from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, HandoverName, TaskName, TurnSettings
+from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant
+from flwr_splitkd.wire.codec import CodecName
+from flwr_splitkd.wire.credentials import TlsFiles
+
+__all__ = ["SplitKD"]
+
+
+class SplitKD(Strategy):
+    """Distill a teacher into a student whose first layers run on the devices, one device after another.
+
+    Parameters
+    ----------
+    student
+        Builds the whole student. ``initial_arrays`` of `start` win over its own weights.
+    teacher
+        Builds the whole teacher; None when ``loss.kd_ratio`` is 0.
+    loss
+        Settings of the distillation loss.
+    cut
+        A cut policy, or the same cut for everyone: the device runs blocks ``0 .. cut - 1``.
+    selection
+        Who takes a turn in a round, and in which order.
+    local_epochs
+        A policy, or the same number of passes over its data for every device.
+    stop
+        Ends the run early.
+    task
+        ``"causal-lm"``, ``"masked-lm"`` or ``"classification"``.
+    tied_embeddings
+        What to do with a student whose input and output embeddings are one matrix: ``"untie"`` clones it (more
+        memory, both train), ``"freeze"`` trains neither, ``"refuse"`` asks you to choose.
+    train_embeddings
+        Whether the input embedding trains; frozen it travels once and never again.
+    blocks
+        Dotted paths of the student's blocks in the order in which they run; found for transformers models.
+    optimizer, lr_schedule
+        The optimiser of both halves, and the factor on its rate by step of the run.
+    optimizer_handover
+        What becomes of the moments of layers that change hands: ``"full"`` (they travel; equals unsplit training),
+        ``"reset"`` (they start from zero in every turn) or ``"device"`` (every device keeps its own).
+    max_grad_norm
+        Clips the global gradient norm of both halves together; None to leave it.
+    gradient_accumulation_steps
+        Batches of a device in one optimiser step.
+    max_batches
+        At most so many batches of each local epoch; 0 for all.
+    uplink_codec, downlink_codec
+        ``"none"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` for smashed data up and gradients down.
+    fraction_train, fraction_evaluate
+        Share of the connected nodes that takes a turn in a round, and that evaluates after it.
+    min_train_nodes, min_evaluate_nodes, min_available_nodes
+        As in Flower's FedAvg.
+    weighted_by_key, configrecord_key
+        As in Flower's FedAvg.
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        As in Flower's FedAvg; a weighted mean when not given.
+    data_address, advertised_address
+        Where the data plane listens (``host:port``, ``host:first-last``, ``host:0``), and what devices dial.
+    tls, insecure
+        Certificate files for the data plane; or plaintext on an address that is not loopback.
+    connect_timeout_s
+        Seconds that a called device has to connect before the next one overtakes it.
+    step_timeout_s
+        Seconds that a device may take for one answer within its turn.
+    node_timeout_s
+        Seconds to wait for `min_available_nodes`.
+    run_folder
+        Where metrics and commits go; ``runs/<time>-<run id>`` when not given.
+    seed
+        Of dropout and the order of the devices' data.
+    compute_device
+        A torch device for both models; CUDA if there is one, else the CPU, when not given.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: Callable[[], nn.Module],
+        teacher: Callable[[], nn.Module] | None = None,
+        loss: DistillationLoss | None = None,
+        cut: CutPolicy | int = 1,
+        selection: SelectionPolicy | None = None,
+        local_epochs: EpochsPolicy | int = 1,
+        stop: StopPolicy | None = None,
+        task: TaskName = "causal-lm",
+        tied_embeddings: Literal["refuse", "untie", "freeze"] = "refuse",
+        train_embeddings: bool = False,
+        blocks: Sequence[str] | None = None,
+        optimizer: OptimizerSettings | None = None,
+        lr_schedule: LearningRateSchedule = constant,
+        optimizer_handover: HandoverName = "full",
+        max_grad_norm: float | None = None,
+        gradient_accumulation_steps: int = 1,
+        max_batches: int = 0,
+        uplink_codec: CodecName = "none",
+        downlink_codec: CodecName = "none",
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 0.0,
+        min_train_nodes: int = 1,
+        min_evaluate_nodes: int = 1,
+        min_available_nodes: int = 1,
+        weighted_by_key: str = records.NUM_EXAMPLES,
+        configrecord_key: str = records.CONFIG,
+        train_metrics_aggr_fn: MetricsAggregator | None = None,
+        evaluate_metrics_aggr_fn: MetricsAggregator | None = None,
+        data_address: str = "127.0.0.1:0",
+        advertised_address: str | None = None,
+        tls: TlsFiles | None = None,
+        insecure: bool = False,
+        connect_timeout_s: float = 120.0,
+        step_timeout_s: float = 300.0,
+        node_timeout_s: float = 300.0,
+        run_folder: str | Path | None = None,
+        seed: int = 0,
+        compute_device: str | None = None,
+    ) -> None:
+        _check_fractions(fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
+        self.cut = FixedCut(cut) if isinstance(cut, int) else cut
+        self.selection = selection or RoundRobin()
+        self.local_epochs = FixedEpochs(local_epochs) if isinstance(local_epochs, int) else local_epochs
+        self.stop = stop or NeverStop()
+        self.fraction_train, self.fraction_evaluate = fraction_train, fraction_evaluate
+        self.min_train_nodes, self.min_evaluate_nodes = min_train_nodes, min_evaluate_nodes
+        self.min_available_nodes = min_available_nodes
+        self.weighted_by_key, self.configrecord_key = weighted_by_key, configrecord_key
+        self.train_metrics_aggr_fn = train_metrics_aggr_fn or weighted_mean
+        self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighted_mean
+        self.connect_timeout_s, self.node_timeout_s = connect_timeout_s, node_timeout_s
+        self.run_folder = run_folder
+        self.setup = EdgeSetup(
+            student=student,
+            teacher=teacher,
+            loss=loss or DistillationLoss(),
+            task=task,
+            tied_embeddings=tied_embeddings,
+            train_embeddings=train_embeddings,
+            blocks=tuple(blocks) if blocks else (),
+            optimizer=optimizer or OptimizerSettings(),
+            optimizer_handover=optimizer_handover,
+            turn=TurnSettings(
+                seed=seed,
+                max_grad_norm=max_grad_norm,
+                gradient_accumulation_steps=gradient_accumulation_steps,
+                max_batches=max_batches,
+                uplink_codec=uplink_codec,
+                downlink_codec=downlink_codec,
+                lr_schedule=lr_schedule,
+                step_timeout_s=step_timeout_s,
+            ),
+            data_address=data_address,
+            advertised_address=advertised_address,
+            tls=tls,
+            insecure=insecure,
+            compute_device=torch.device(compute_device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        )
+        self._edge: EdgeService | None = None
+        self.turns_taken: dict[int, int] = {}
+
+    # ---- the loop
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> SplitKDResult:
+        """Run the rounds; parameters as in Flower's `Strategy.start`.
+
+        `timeout` bounds, in seconds, how long a device may wait for its turn and how long the end of a round waits
+        for Flower's replies.
+
+        Raises
+        ------
+        NoDeviceError
+            If too few nodes connect, or a whole round passes without one completed turn.
+        SplitKDError
+            If the models, the settings or the run folder cannot be used.
+        """
+        folder = RunFolder(Path(self.run_folder) if self.run_folder else _default_run_folder(grid))
+        log(INFO, "Starting %s strategy:", type(self).__name__)
+        self.summary()
+        result = SplitKDResult(run_folder=folder.path)
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        started_s = time.monotonic()
+        self.turns_taken = {}
+        self._edge = self._open_edge(initial_arrays, folder, ticket_lifetime_s=timeout)
+        try:
+            log(INFO, "\t└──> Data plane at %s, run folder %s", self._edge.server.address, folder.path)
+            rounds = RoundRunner(self, self._edge, grid, result, folder, timeout)
+            rounds.evaluate_on_server(0, evaluate_fn)
+            for server_round in range(1, num_rounds + 1):
+                log(INFO, "")
+                log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
+                metrics = rounds.train(server_round, train_config)
+                metrics |= rounds.evaluate(server_round, evaluate_config)
+                metrics |= rounds.evaluate_on_server(server_round, evaluate_fn)
+                folder.append_metrics({"kind": "round", "server_round": server_round, **metrics})
+                result.stopped = self.stop.reason(metrics) or ""
+                if result.stopped:
+                    log(INFO, "Stopping after round %s: %s", server_round, result.stopped)
+                    break
+            result.arrays = records.arrays_from_state(self._edge.student.model.state_dict())
+        finally:
+            self._edge.close()
+            self._edge = None
+        console.log_end(result, time.monotonic() - started_s)
+        return result
+
+    # ---- who is called
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Make the messages of a round's turns, in order and one at a time; `arrays` do not travel in them."""
+        return (call.message for call in self.calls(grid, server_round, config, "train"))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Make the messages of a round's evaluation, in order and one at a time; `arrays` do not travel in them."""
+        return (call.message for call in self.calls(grid, server_round, config, "evaluate"))
+
+    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: Mode) -> Iterator[Call]:
+        """Yield the round's calls in order; each opens its session on the data plane when it is drawn.
+
+        Raises
+        ------
+        NoDeviceError
+            If too few nodes are connected.
+        """
+        edge = self._open_service()
+        fraction, minimum = (
+            (self.fraction_train, self.min_train_nodes)
+            if mode == "train"
+            else (self.fraction_evaluate, self.min_evaluate_nodes)
+        )
+        if fraction == 0.0:
+            return
+        online = wait_for_nodes(grid, max(self.min_available_nodes, minimum), self.node_timeout_s)
+        num_turns = min(max(int(len(online) * fraction), minimum), len(online))
+        candidates = [Candidate(node_id=node_id, turns=self.turns_taken.get(node_id, 0)) for node_id in online]
+        order = self.selection.order(candidates, num_turns, server_round)
+        log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
+        kind = MessageType.TRAIN if mode == "train" else MessageType.EVALUATE
+        for node_id in order:
+            session = edge.expect(run_id=grid.run.run_id, node_id=node_id, server_round=server_round)
+            content = RecordDict({self.configrecord_key: _with_round(config, server_round)})
+            TurnTicket(
+                session_id=session.ticket.session_id,
+                token=session.ticket.token,
+                address=edge.server.address,
+                root_certificate=edge.server.root_certificate,
+                server_round=server_round,
+                tied_embeddings=self.setup.tied_embeddings,
+                blocks=self.setup.blocks,
+            ).into(content)
+            yield Call(Message(content=content, message_type=kind, dst_node_id=node_id), session)
+
+    def choose(self, device: DeviceView) -> tuple[int, int]:
+        """Ask the policies for a turn's cut and local epochs."""
+        return self.cut.choose(device), self.local_epochs.choose(device)
+
+    # ---- what they answered
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the metrics of a round's turns; the weights are on the edge already, so no arrays."""
+        return None, self._aggregate(server_round, replies, self.train_metrics_aggr_fn)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Aggregate the metrics of a round's evaluation."""
+        return self._aggregate(server_round, replies, self.evaluate_metrics_aggr_fn)
+
+    def summary(self) -> None:
+        """Log the strategy's settings."""
+        console.log_settings(self)
+
+    def _aggregate(
+        self, server_round: int, replies: Iterable[Message], aggregate: MetricsAggregator
+    ) -> MetricRecord | None:
+        contents = []
+        for reply in replies:
+            if reply.has_error():
+                log(WARNING, "Round %s: a device replied with an error: %s", server_round, reply.error.reason)
+            else:
+                contents.append(reply.content)
+        return aggregate(contents, self.weighted_by_key) if contents else None
+
+    def _open_edge(self, initial_arrays: ArrayRecord, folder: RunFolder, ticket_lifetime_s: float) -> EdgeService:
+        student = self.setup.student()
+        if initial_arrays:
+            student.load_state_dict(records.state_from_arrays(initial_arrays, student.state_dict()))
+        return self.setup.open(student, folder.commits, ticket_lifetime_s=ticket_lifetime_s)
+
+    def _open_service(self) -> EdgeService:
+        if self._edge is None:
+            raise ConfigError("The edge is not open; expected `start` to be running. Call strategy.start(grid=..., ...).")
+        return self._edge
+
+
+def _with_round(config: ConfigRecord, server_round: int) -> ConfigRecord:
+    """A copy: the caller's record is not ours to change."""
+    copy = ConfigRecord(dict(config))
+    copy[records.SERVER_ROUND] = server_round
+    return copy
+
+
+def _default_run_folder(grid: Grid) -> Path:
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{stamp}-{grid.run.run_id}"
+
+
+def _check_fractions(**fractions: float) -> None:
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"`{name}` is {value}; expected 0 to 1, the share of the connected nodes.")

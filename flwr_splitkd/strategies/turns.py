@@ -1,0 +1,166 @@
+"""The order of turns in time: messages go out two ahead, and whoever is ready in order takes the next turn.
+
+A Flower message needs 3-6 s to start a ClientApp in a deployment. So while one device has its turn the next one
+is already called, builds its half and waits on an open stream. A device that does not come is overtaken, and gets
+its turn later in the round if it comes after all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from flwr_splitkd.wire.server import Session
+
+__all__ = ["Call", "CallWindow", "GaveUp"]
+
+_WINDOW = 2
+"""Messages under way: the turn at work, and the next."""
+_POLL_S = 1.0
+"""Seconds between two looks for Flower's error replies while nobody is ready."""
+_PATIENCE_S = 10.0
+"""Seconds that a ready device waits for those before it in the order.
+
+With a single simulation actor the second in order may hold the actor that the first one needs: this is what keeps
+such a pair from waiting for each other.
+"""
+
+
+@dataclass(slots=True)
+class Call:
+    """A message that asked a device to come, and the session that it will open."""
+
+    message: Message
+    session: Session
+    called_s: float = 0.0
+    message_id: str = ""
+    overdue: bool = False
+
+    @property
+    def node_id(self) -> int:
+        """The node that was called."""
+        return self.session.ticket.node_id
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """A device that will have no turn in this round, and why."""
+
+    call: Call
+    reason: str
+
+
+class CallWindow:
+    """Calls devices in order, two at a time, and yields each when its turn can begin.
+
+    Parameters
+    ----------
+    grid
+        Carries the messages.
+    calls
+        In the order of the turns; drawn one turn ahead.
+    wait_for
+        ``wait_for(predicate, timeout_s)``: blocks until the predicate holds; checked whenever a device connects.
+    connect_timeout_s
+        Seconds that a called device has to connect before others overtake it, and again at the round's end.
+    on_overdue
+        Told of each device that is overtaken.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        calls: Iterable[Call],
+        *,
+        wait_for: Callable[[Callable[[], bool], float], bool],
+        connect_timeout_s: float,
+        on_overdue: Callable[[Call], None],
+    ) -> None:
+        self._grid, self._calls = grid, iter(calls)
+        self._wait_for, self._on_overdue = wait_for, on_overdue
+        self._connect_timeout_s = connect_timeout_s
+        self._waiting: list[Call] = []
+        self._exhausted = False
+        self.replies: dict[str, Message] = {}
+
+    def __iter__(self) -> Iterator[Call | GaveUp]:
+        """Yield every call exactly once. Between two items the caller serves the turn."""
+        while True:
+            self._fill()
+            if not self._waiting:
+                return
+            yield from self._next()
+
+    def _fill(self) -> None:
+        """Keep two calls on their way; an overdue one does not count."""
+        while not self._exhausted and sum(not call.overdue for call in self._waiting) < _WINDOW:
+            call = next(self._calls, None)
+            if call is None:
+                self._exhausted = True
+                return
+            call.message_id = next(iter(self._grid.push_messages([call.message])), "")
+            call.called_s = time.monotonic()
+            self._waiting.append(call)
+
+    def _next(self) -> Iterator[Call | GaveUp]:
+        """Wait until somebody is ready or has to be given up."""
+        started_s = time.monotonic()
+        while True:
+            self._wait_for(lambda: self._ready(started_s) is not None, _POLL_S)
+            if (ready := self._ready(started_s)) is not None:
+                self._waiting.remove(ready)
+                self._fill()  # the next device starts while this one has its turn
+                yield ready
+                return
+            lost = [*self._failed(), *self._expired()]
+            for gave_up in lost:
+                self._waiting.remove(gave_up.call)
+            yield from lost
+            if lost or sum(not call.overdue for call in self._waiting) < _WINDOW and not self._exhausted:
+                return
+
+    def _ready(self, started_s: float) -> Call | None:
+        """The first connected device, provided that nobody before it is still expected or patience has run out."""
+        impatient = time.monotonic() - started_s > _PATIENCE_S
+        for call in self._waiting:
+            if call.session.connected:
+                return call
+            if not call.overdue and not impatient:
+                return None
+        return None
+
+    def _failed(self) -> list[GaveUp]:
+        """Devices whose ClientApp has already answered instead of connecting."""
+        by_id = {call.message_id: call for call in self._waiting}
+        gave_up = []
+        for reply in self._grid.pull_messages(list(by_id)):
+            # Not by source node: the SuperLink answers in its own name for a node that is gone.
+            call = by_id.get(reply.metadata.reply_to_message_id)
+            if call is None or call.session.connected:
+                continue
+            self.replies[call.message_id] = reply
+            reason = reply.error.reason if reply.has_error() else "its handler replied without taking its turn"
+            gave_up.append(GaveUp(call, reason))
+        return gave_up
+
+    def _expired(self) -> list[GaveUp]:
+        """Mark those who are late; give up those who are late a second time, when nobody else is left to serve."""
+        now_s = time.monotonic()
+        gave_up = []
+        for call in self._waiting:
+            if now_s - call.called_s < self._connect_timeout_s:
+                continue
+            if not call.overdue:
+                call.overdue, call.called_s = True, now_s
+                self._on_overdue(call)
+            elif self._exhausted and all(other.overdue for other in self._waiting):
+                reason = (
+                    f"it did not connect within {2 * self._connect_timeout_s:g} s; check that its SuperNode runs and can "
+                    "reach the data plane's address, or raise `connect_timeout_s`"
+                )
+                gave_up.append(GaveUp(call, reason))
+        return gave_up

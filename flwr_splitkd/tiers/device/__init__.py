@@ -1,0 +1,8 @@
+"""The device's runtime: local forward pass, send, receive, local backward pass."""
+
+from __future__ import annotations
+
+from flwr_splitkd.tiers.device.batches import Batch, DeviceData
+from flwr_splitkd.tiers.device.turn import TurnReport, run_turn
+
+__all__ = ["Batch", "DeviceData", "TurnReport", "run_turn"]

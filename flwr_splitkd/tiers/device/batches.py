@@ -1,0 +1,110 @@
+"""A device's data: batches, their labels as the loss wants them, and micro-batches in optimiser steps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from flwr_splitkd.errors import DataError
+from flwr_splitkd.tiers.seeds import data_seed
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["Batch", "DeviceData", "count_labels", "split_labels"]
+
+Batch = Mapping[str, Tensor]
+"""Tensors by the names of the model's inputs, with ``labels``."""
+
+
+class DeviceData:
+    """A device's data set as the turn uses it.
+
+    Parameters
+    ----------
+    batches
+        Sized and iterable more than once, such as a `torch.utils.data.DataLoader`; yields a `Batch`.
+
+    Raises
+    ------
+    DataError
+        If it is empty, or has no length.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        if not isinstance(batches, Sized):
+            raise DataError(
+                f"`data` is a {type(batches).__name__} without a length; expected a DataLoader or a list of batches, "
+                "because the edge plans with the number of batches."
+            )
+        self._batches = batches
+        self.num_batches = len(batches)
+        if self.num_batches == 0:
+            raise DataError(
+                "`data` has 0 batches; expected at least 1. Give this device a partition with samples, or lower "
+                "`batch_size` if the loader drops the last batch."
+            )
+        dataset = getattr(batches, "dataset", None)
+        self.num_examples = len(dataset) if isinstance(dataset, Sized) else self._count()
+
+    def epoch(self, plan: pb.Begin, epoch: int) -> Iterator[list[Batch]]:
+        """One pass over the data: the micro-batches of each optimiser step."""
+        # A loader that shuffles draws its order from torch's generator when its iterator is made.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(data_seed(plan.seed, plan.first_step, epoch))
+            iterator = iter(self._batches)
+            first = next(iterator, None)
+        if first is None:
+            return
+        batches = itertools.islice(itertools.chain([first], iterator), plan.max_batches or None)
+        while group := list(itertools.islice(batches, max(plan.gradient_accumulation_steps, 1))):
+            yield [_checked(batch) for batch in group]
+
+    def _count(self) -> int:
+        return sum(len(next(iter(_checked(batch).values()))) for batch in self._batches)
+
+
+def split_labels(batch: Batch, task: int, ignore_index: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Separate a batch into the model's inputs and the labels that line up with its outputs.
+
+    For a causal language model the label of a position is the next token: labels are shifted left by one here, on
+    the device. Without ``labels`` they are the token ids themselves, left out where the attention mask is 0.
+
+    Raises
+    ------
+    DataError
+        If labels are missing for another task, or do not fit the inputs.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labels = batch.get("labels")
+    if labels is None:
+        if task != pb.TASK_CAUSAL_LM or "input_ids" not in inputs:
+            raise DataError(f"A batch has {sorted(batch)}; expected `labels` among them.")
+        labels = inputs["input_ids"]
+        if "attention_mask" in inputs:
+            labels = labels.masked_fill(inputs["attention_mask"] == 0, ignore_index)
+    if labels.dtype != torch.int64:
+        raise DataError(f"`labels` are {labels.dtype}; expected torch.int64 class or token ids.")
+    if task == pb.TASK_CAUSAL_LM:
+        labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
+    return inputs, labels
+
+
+def count_labels(labels: Int[Tensor, "..."], ignore_index: int) -> int:
+    """Labels that count in the loss."""
+    return int((labels != ignore_index).sum())
+
+
+def _checked(batch: Any) -> Batch:
+    if not isinstance(batch, Mapping) or not batch:
+        raise DataError(
+            f"A batch is a {type(batch).__name__}; expected a mapping of tensors such as "
+            "{'input_ids': ..., 'attention_mask': ..., 'labels': ...}."
+        )
+    for name, value in batch.items():
+        if not isinstance(value, Tensor):
+            raise DataError(f"`{name}` of a batch is a {type(value).__name__}; expected a tensor.")
+    return batch

@@ -1,0 +1,283 @@
+"""One turn on the device, from the edge's plan to its commit.
+
+Begin -> build the half -> (forward -> send -> receive -> backward)* -> step ... -> hand the trained units back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitkd.errors import StoreError
+from flwr_splitkd.models import materialize
+from flwr_splitkd.split import (
+    DeviceHalf,
+    Layout,
+    export_optimizer_state,
+    grad_norms,
+    import_optimizer_state,
+    scale_gradients,
+    seed_dropout,
+)
+from flwr_splitkd.split.dropout import DropoutSeeds
+from flwr_splitkd.store import DeviceCache
+from flwr_splitkd.tiers.device.batches import Batch, DeviceData, count_labels, split_labels
+from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
+from flwr_splitkd.tiers.units import (
+    TEACHER_UNIT,
+    Moments,
+    decode_all,
+    encode_all,
+    pack,
+    require_finite,
+    trained_names,
+    unpack,
+)
+from flwr_splitkd.wire.codec import decode, encode
+from flwr_splitkd.wire.framing import WireMessage
+from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.tensors import EncodedTensor
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["TurnReport", "run_turn"]
+
+_log = logging.getLogger(__name__)
+
+NO_GRADIENT = -1.0
+"""In GradientNorms: this parameter took no part in the step."""
+
+_OWN_MOMENTS = "moments."
+"""Cache prefix of the moments that stay with the device under ``optimizer_handover = device``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnReport:
+    """What the device tells Flower about its turn.
+
+    Parameters
+    ----------
+    result
+        The edge's word on the turn: losses and the commit.
+    num_examples
+        Samples that went through, every local epoch counted.
+    num_steps
+        Optimiser steps.
+    task
+        A ``pb.Task``.
+    """
+
+    result: pb.TurnResult
+    num_examples: int
+    num_steps: int
+    task: int
+
+
+def run_turn(
+    link: Link,
+    *,
+    model: nn.Module,
+    layout: Layout,
+    data: DeviceData,
+    cache: DeviceCache,
+    compute_device: torch.device,
+    begin_timeout_s: float,
+    step_timeout_s: float,
+) -> TurnReport:
+    """Serve one turn.
+
+    Parameters
+    ----------
+    link
+        Open, past the handshake.
+    model
+        The student's skeleton: parameters may be on the meta device. It is cut, and of no other use afterwards.
+    layout
+        Of `model`.
+    cache
+        Where units are looked up and kept.
+    compute_device
+        Where the half runs.
+    begin_timeout_s
+        Seconds to wait for the turn to begin, while other devices have theirs.
+    step_timeout_s
+        Seconds to wait for each answer of the edge.
+    """
+    begin = link.receive("Begin", begin_timeout_s)
+    turn = _Turn(link, begin, model, layout, cache, compute_device, step_timeout_s)
+    return turn.run(data)
+
+
+class _Turn:
+    """The state of one turn: the half, its optimiser and where in the run it stands."""
+
+    def __init__(
+        self,
+        link: Link,
+        begin: WireMessage,
+        model: nn.Module,
+        layout: Layout,
+        cache: DeviceCache,
+        compute_device: torch.device,
+        step_timeout_s: float,
+    ) -> None:
+        self._link, self._layout, self._cache = link, layout, cache
+        self._plan: pb.Begin = begin.body
+        self._device, self._timeout_s = compute_device, step_timeout_s
+        self._training = self._plan.mode == pb.MODE_TRAIN
+        units = self._collect_units(begin)
+        teacher = units.pop(TEACHER_UNIT, None)
+        self._teacher_embedding = teacher["weight/embedding"].to(compute_device) if teacher else None
+        weights, moments = unpack({name: tensor for unit in units.values() for name, tensor in unit.items()})
+        self._half = self._build_half(model, weights)
+        self._trainable = [(n, p) for n, p in self._half.named_parameters() if p.requires_grad]
+        self._optimizer = self._build_optimizer(moments)
+        self._step = self._plan.first_step
+        self._num_examples = 0
+
+    def run(self, data: DeviceData) -> TurnReport:
+        with seed_dropout(self._half.model, self._layout, self._plan.seed) as seeds:
+            for epoch in range(self._plan.local_epochs):
+                for microbatches in data.epoch(self._plan, epoch):
+                    self._run_step(microbatches, seeds)
+        num_steps = self._step - self._plan.first_step
+        trained = self._trained_units() if self._training else {}
+        flat = {name: tensor for unit in trained.values() for name, tensor in unit.items()}
+        self._link.send(pb.TurnDone(num_steps=num_steps, num_examples=self._num_examples), encode_all(flat))
+        result: pb.TurnResult = self._link.receive("TurnResult", self._timeout_s).body
+        self._remember(result)
+        return TurnReport(result=result, num_examples=self._num_examples, num_steps=num_steps, task=self._plan.task)
+
+    # ---- one optimiser step
+
+    def _run_step(self, microbatches: Sequence[Batch], seeds: DropoutSeeds) -> None:
+        task, ignore_index = self._plan.task, self._plan.ignore_index
+        pairs = [split_labels(batch, task, ignore_index) for batch in microbatches]
+        num_tokens = sum(count_labels(labels, ignore_index) for _, labels in pairs)
+        update: pb.Update | None = None
+        for index, (inputs, labels) in enumerate(pairs):
+            seeds.at(self._step, index)
+            header = pb.Forward(
+                step=self._step, microbatch=index, num_microbatches=len(pairs), step_num_tokens=num_tokens
+            )
+            update = self._run_microbatch(header, inputs, labels)
+            self._num_examples += len(labels)
+        if self._training:
+            self._update(update)
+        self._step += 1
+
+    def _run_microbatch(self, header: pb.Forward, inputs: dict[str, Tensor], labels: Tensor) -> pb.Update | None:
+        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        with torch.set_grad_enabled(self._training):
+            smashed = self._half(inputs)
+        self._link.send(header, self._uplink(smashed, inputs, labels))
+        answer = self._link.receive("Backward", self._timeout_s)
+        if self._training and smashed.requires_grad:
+            gradient = decode(answer.tensors["gradient"]).to(self._device)
+            require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
+            smashed.backward(gradient)
+        return answer.body.update if answer.body.HasField("update") else None
+
+    def _uplink(self, smashed: Tensor, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, EncodedTensor]:
+        codec = self._plan.uplink_codec
+        tensors = {"smashed": encode(smashed, codec), "labels": encode(labels)}
+        tensors.update(encode_all(self._half.edge_inputs(inputs), "inputs/"))
+        if self._teacher_embedding is not None:
+            embeddings = torch.nn.functional.embedding(inputs["input_ids"], self._teacher_embedding)
+            embeddings = embeddings * torch.tensor(self._plan.teacher_embedding_scale, dtype=embeddings.dtype)
+            tensors["teacher_embeddings"] = encode(embeddings, codec)
+        return tensors
+
+    def _update(self, update: pb.Update | None) -> None:
+        if self._plan.clip_gradients:
+            norms = grad_norms(self._trainable)
+            values = [float(norms[name]) if name in norms else NO_GRADIENT for name, _ in self._trainable]
+            self._link.send(pb.GradientNorms(step=self._step, norms=values))
+            update = self._link.receive("Update", self._timeout_s).body
+        if self._optimizer is None or update is None:
+            return
+        if self._plan.clip_gradients:
+            dtype = self._trainable[0][1].dtype
+            scale_gradients(
+                (parameter for _, parameter in self._trainable), torch.tensor(update.clip_coefficient, dtype=dtype)
+            )
+        set_learning_rate(self._optimizer, update.learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    # ---- units: from the wire or the cache into the half, and back
+
+    def _collect_units(self, begin: WireMessage) -> dict[str, dict[str, Tensor]]:
+        """Every unit of the plan: what came with it, and the rest from the cache."""
+        units: dict[str, dict[str, Tensor]] = {}
+        for item in self._plan.units:
+            received = decode_all(begin.tensors, f"{item.unit}|")
+            if received:
+                self._keep(item.unit, item.version, received)
+            units[item.unit] = received or self._cache.get(item.unit, item.version)
+        return units
+
+    def _build_half(self, model: nn.Module, weights: dict[str, Tensor]) -> DeviceHalf:
+        frozen = set(self._plan.frozen)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name in frozen:
+                parameter.requires_grad_(False)
+        half = DeviceHalf(model, self._plan.cut, self._layout)
+        materialize(half, weights, device=self._device)
+        return half.train(self._training)
+
+    def _build_optimizer(self, moments: Moments) -> torch.optim.Optimizer | None:
+        if not self._training or not self._trainable:
+            return None
+        optimizer = OptimizerSettings.from_wire(self._plan.optimizer).build(p for _, p in self._trainable)
+        if self._plan.optimizer_handover == pb.OPTIMIZER_HANDOVER_DEVICE:
+            moments = self._own_moments()
+        held = {name for name, _ in self._trainable}
+        import_optimizer_state(optimizer, self._trainable, {n: m for n, m in moments.items() if n in held})
+        return optimizer
+
+    def _trained_units(self) -> dict[str, dict[str, Tensor]]:
+        """What changed, by unit: trained weights and buffers, with their moments if these travel."""
+        moments: Moments = {}
+        if self._optimizer is not None and self._plan.optimizer_handover == pb.OPTIMIZER_HANDOVER_FULL:
+            moments = export_optimizer_state(self._optimizer, self._trainable)
+        changed = trained_names(self._half.model)
+        weights: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self._half.model.state_dict().items():
+            if name in changed:
+                weights.setdefault(self._layout.unit_of(name), {})[name] = tensor.detach()
+        return {unit: pack(tensors, moments) for unit, tensors in weights.items()}
+
+    # ---- the disk cache; a failure here costs bytes in the next turn, so it is reported and survived
+
+    def _remember(self, result: pb.TurnResult) -> None:
+        if not self._training:
+            return
+        self._keep_own_moments()
+        moments: Moments = {}
+        if self._optimizer is not None and self._plan.optimizer_handover == pb.OPTIMIZER_HANDOVER_FULL:
+            moments = export_optimizer_state(self._optimizer, self._trainable)
+        state = self._half.model.state_dict()
+        for item in result.units:
+            weights = {n: t for n, t in state.items() if self._layout.unit_of(n) == item.unit}
+            self._keep(item.unit, item.version, pack(weights, moments))
+
+    def _keep(self, unit: str, version: str, tensors: dict[str, Tensor]) -> None:
+        try:
+            self._cache.put(unit, version, tensors)
+        except StoreError as error:
+            _log.warning("Unit %s is not cached and will travel again: %s", unit, error)
+
+    def _keep_own_moments(self) -> None:
+        if self._plan.optimizer_handover != pb.OPTIMIZER_HANDOVER_DEVICE or self._optimizer is None:
+            return
+        for name, entries in export_optimizer_state(self._optimizer, self._trainable).items():
+            self._keep(_OWN_MOMENTS + name, "own", entries)
+
+    def _own_moments(self) -> Moments:
+        kept = self._cache.versions()
+        names = [name for name, _ in self._trainable if _OWN_MOMENTS + name in kept]
+        return {name: self._cache.get(_OWN_MOMENTS + name, "own") for name in names}

@@ -1,0 +1,24 @@
+"""The edge's runtime: the whole student and teacher, one turn from hello to commit."""
+
+from __future__ import annotations
+
+from flwr_splitkd.tiers.edge.objective import Objective, TaskName
+from flwr_splitkd.tiers.edge.service import EdgeService
+from flwr_splitkd.tiers.edge.setup import EdgeSetup
+from flwr_splitkd.tiers.edge.student import EdgeStudent, HandoverName
+from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
+from flwr_splitkd.tiers.edge.turn import TurnOutcome, TurnPlan, TurnSettings, run_turn
+
+__all__ = [
+    "EdgeService",
+    "EdgeSetup",
+    "EdgeStudent",
+    "EdgeTeacher",
+    "HandoverName",
+    "Objective",
+    "TaskName",
+    "TurnOutcome",
+    "TurnPlan",
+    "TurnSettings",
+    "run_turn",
+]

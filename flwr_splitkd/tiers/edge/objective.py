@@ -1,0 +1,128 @@
+"""From the two models' outputs to the loss, for each kind of task."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from flwr_splitkd.distill import DistillationLoss, Head, LossTerms
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.models import HeadTap, find_head
+from flwr_splitkd.split import EdgeHalf
+from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["TASKS", "Objective", "StepLoss", "TaskName"]
+
+TaskName = Literal["causal-lm", "masked-lm", "classification"]
+
+TASKS: dict[str, pb.Task] = {
+    "causal-lm": pb.TASK_CAUSAL_LM,
+    "masked-lm": pb.TASK_MASKED_LM,
+    "classification": pb.TASK_CLASSIFICATION,
+}
+
+
+class StepLoss(NamedTuple):
+    """A micro-batch's loss and what is summed over a turn."""
+
+    terms: LossTerms
+    num_correct: int
+
+
+class Objective:
+    """The distillation loss of one student and one teacher.
+
+    Parameters
+    ----------
+    student
+        The whole student.
+    teacher
+        None when the loss has no distillation term.
+    loss
+        Settings of the loss.
+    task
+        How labels relate to outputs.
+
+    Raises
+    ------
+    ConfigError
+        If the loss needs a teacher and there is none, or the task is unknown.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: EdgeTeacher | None, loss: DistillationLoss, task: TaskName
+    ) -> None:
+        if task not in TASKS:
+            raise ConfigError(f"`task` is {task!r}; expected one of {', '.join(TASKS)}.")
+        if loss.kd_ratio > 0 and teacher is None:
+            raise ConfigError(
+                f"`kd_ratio` is {loss.kd_ratio} and there is no teacher; expected one. "
+                "Pass `teacher`, or kd_ratio=0 to train on the labels alone."
+            )
+        self.task = TASKS[task]
+        self.loss = loss
+        self.teacher = teacher if loss.kd_ratio > 0 else None
+        self._student = student
+        self._head: Head | None = None if task == "classification" else find_head(student)
+
+    def __call__(
+        self,
+        half: EdgeHalf,
+        smashed: Float[Tensor, "batch ..."],
+        inputs: dict[str, Tensor],
+        labels: Int[Tensor, "batch ..."],
+        teacher_embeddings: Float[Tensor, "batch sequence hidden"] | None,
+        num_tokens: int,
+    ) -> StepLoss:
+        """Finish both forward passes and compute the loss, divided by `num_tokens`."""
+        if self._head is None:
+            return self._classify(half, smashed, inputs, labels, teacher_embeddings, num_tokens)
+        with HeadTap(self._student) as tap:
+            half(smashed, inputs)
+        hidden = tap.hidden.flatten(0, -2)
+        teacher_hidden: Tensor | None = None
+        teacher_head: Head | None = None
+        if self.teacher and teacher_embeddings is not None:
+            teacher_hidden = self.teacher.outputs(teacher_embeddings, inputs).flatten(0, -2)
+            teacher_head = self.teacher.head
+        loss = self.loss if teacher_hidden is not None else _labels_only(self.loss)
+        terms = loss.from_hidden(
+            hidden, self._head, teacher_hidden, teacher_head, labels.flatten(), num_tokens=num_tokens
+        )
+        return StepLoss(terms, 0)
+
+    def _classify(
+        self,
+        half: EdgeHalf,
+        smashed: Tensor,
+        inputs: dict[str, Tensor],
+        labels: Tensor,
+        teacher_embeddings: Tensor | None,
+        num_tokens: int,
+    ) -> StepLoss:
+        logits = _logits(half(smashed, inputs))
+        teacher_logits: Tensor | None = None
+        if self.teacher and teacher_embeddings is not None:
+            teacher_logits = self.teacher.outputs(teacher_embeddings, inputs)
+        loss = self.loss if teacher_logits is not None else _labels_only(self.loss)
+        terms = loss.from_logits(logits, teacher_logits, labels.flatten(), num_tokens=num_tokens)
+        return StepLoss(terms, int((logits.detach().argmax(-1) == labels.flatten()).sum()))
+
+
+def _logits(output: Any) -> Tensor:
+    """The class logits of a transformers output, or of a module that returns them as they are."""
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
+        raise ConfigError(f"The student's output is {shape}; expected logits of shape [batch, classes].")
+    return logits
+
+
+def _labels_only(loss: DistillationLoss) -> DistillationLoss:
+    """The same loss without its distillation term, for evaluation."""
+    return DistillationLoss(kd_ratio=0.0, ignore_index=loss.ignore_index, chunk_size=loss.chunk_size)

@@ -1,0 +1,97 @@
+"""The edge as a strategy sees it: open it, hand out tickets, serve turns one after another, close it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flwr_splitkd.tiers.edge.objective import Objective
+from flwr_splitkd.tiers.edge.student import EdgeStudent
+from flwr_splitkd.tiers.edge.turn import TurnOutcome, TurnPlan, TurnSettings, run_turn
+from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
+from flwr_splitkd.wire.codec import codec_code
+from flwr_splitkd.wire.credentials import new_ticket
+from flwr_splitkd.wire.server import DataPlaneServer, Session
+
+__all__ = ["EdgeService"]
+
+
+class EdgeService:
+    """A listening data plane with the models behind it.
+
+    Parameters
+    ----------
+    server
+        Bound, not yet started.
+    student, objective, settings
+        What turns are served with.
+    ticket_lifetime_s
+        Seconds from the making of a ticket to its end.
+    """
+
+    def __init__(
+        self,
+        server: DataPlaneServer,
+        *,
+        student: EdgeStudent,
+        objective: Objective,
+        settings: TurnSettings,
+        ticket_lifetime_s: float,
+    ) -> None:
+        self.server, self.student = server, student
+        self.next_step = 0
+        self._objective, self._settings = objective, settings
+        self._ticket_lifetime_s = ticket_lifetime_s
+        codecs = {codec_code(settings.uplink_codec), codec_code(settings.downlink_codec)}
+        server.start(model=fingerprint_to_wire(student.fingerprint), codecs=tuple(codecs))
+
+    def expect(self, *, run_id: int, node_id: int, server_round: int) -> Session:
+        """Admit one node to one turn."""
+        expires_s = time.monotonic() + self._ticket_lifetime_s
+        return self.server.expect(
+            new_ticket(run_id=run_id, node_id=node_id, server_round=server_round, expires_s=expires_s)
+        )
+
+    def serve(
+        self,
+        session: Session,
+        *,
+        mode: Literal["train", "evaluate"],
+        cut: int,
+        local_epochs: int,
+        info: Mapping[str, Any],
+    ) -> TurnOutcome:
+        """Serve a connected session's turn on this thread, and end the session.
+
+        Raises
+        ------
+        SplitKDError
+            Why the turn failed; the student is as it was before.
+        """
+        if session.link is None or session.hello is None:
+            raise ValueError("Only a connected session can be served.")
+        try:
+            self.student.layout.check_cut(cut)
+            plan = TurnPlan(mode=mode, cut=cut, local_epochs=local_epochs, first_step=self.next_step, info=info)
+            outcome = run_turn(
+                session.link,
+                session.hello,
+                student=self.student,
+                objective=self._objective,
+                settings=self._settings,
+                plan=plan,
+            )
+        except BaseException as error:
+            session.link.fail(error)
+            raise
+        finally:
+            self.server.end(session)
+        if mode == "train":
+            self.next_step += outcome.num_steps
+        return outcome
+
+    def close(self) -> None:
+        """Close every stream and the port."""
+        self.server.stop()
+

@@ -1,0 +1,107 @@
+"""From settings and builders to an open edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.models import set_tied_embeddings
+from flwr_splitkd.split import find_layout, verify_cut
+from flwr_splitkd.store import CommitLog
+from flwr_splitkd.tiers.edge.objective import Objective, TaskName
+from flwr_splitkd.tiers.edge.service import EdgeService
+from flwr_splitkd.tiers.edge.student import EdgeStudent, HandoverName
+from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
+from flwr_splitkd.tiers.edge.turn import TurnSettings
+from flwr_splitkd.tiers.optimizer import OptimizerSettings
+from flwr_splitkd.wire.credentials import TlsFiles
+from flwr_splitkd.wire.server import DataPlaneServer
+
+__all__ = ["EdgeSetup"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSetup:
+    """Everything that an edge needs to open; parameters as in `SplitKD`."""
+
+    student: Callable[[], nn.Module]
+    teacher: Callable[[], nn.Module] | None
+    loss: DistillationLoss
+    task: TaskName
+    tied_embeddings: Literal["refuse", "untie", "freeze"]
+    train_embeddings: bool
+    blocks: tuple[str, ...]
+    optimizer: OptimizerSettings
+    optimizer_handover: HandoverName
+    turn: TurnSettings
+    data_address: str
+    advertised_address: str | None
+    tls: TlsFiles | None
+    insecure: bool
+    compute_device: torch.device
+
+    def open(self, student: nn.Module, commits: Path, *, ticket_lifetime_s: float) -> EdgeService:
+        """Check the models, bind the port, commit the initial state and begin to listen.
+
+        Parameters
+        ----------
+        student
+            The whole student with its initial weights.
+        commits
+            Folder of the commit log.
+        ticket_lifetime_s
+            Seconds that a called device has to come.
+
+        Raises
+        ------
+        ConfigError, CutError
+            If the settings or the models cannot be used.
+        StoreError
+            If the commit log cannot be written.
+        """
+        set_tied_embeddings(student, self.tied_embeddings)
+        layout = find_layout(student, list(self.blocks) or None)
+        if not self.train_embeddings:
+            _freeze_input_embeddings(student)
+        if not self.blocks:
+            verify_cut(student, layout)
+        teacher: EdgeTeacher | None = None
+        if self.teacher is not None and self.loss.kd_ratio > 0:
+            has_head = self.task != "classification"
+            teacher = EdgeTeacher(self.teacher(), has_head=has_head, compute_device=self.compute_device)
+        edge_student = EdgeStudent(
+            student.to(self.compute_device),
+            layout,
+            optimizer=self.optimizer,
+            handover=self.optimizer_handover,
+            log=CommitLog(commits),
+        )
+        objective = Objective(edge_student.model, teacher, self.loss, self.task)
+        server = DataPlaneServer(
+            data_address=self.data_address,
+            advertised_address=self.advertised_address,
+            tls=self.tls,
+            insecure=self.insecure,
+            software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+        )
+        return EdgeService(
+            server,
+            student=edge_student,
+            objective=objective,
+            settings=self.turn,
+            ticket_lifetime_s=ticket_lifetime_s,
+        )
+
+
+def _freeze_input_embeddings(model: nn.Module) -> None:
+    getter = getattr(model, "get_input_embeddings", None)
+    embeddings = getter() if callable(getter) else None
+    if isinstance(embeddings, nn.Module):
+        embeddings.requires_grad_(False)

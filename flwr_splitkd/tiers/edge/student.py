@@ -1,0 +1,180 @@
+"""The whole student on the edge: weights, optimiser moments and versions between turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitkd.errors import ProtocolError
+from flwr_splitkd.models import Fingerprint, fingerprint
+from flwr_splitkd.split import EdgeHalf, Layout, load_unit_state, unit_state
+from flwr_splitkd.store import CommitLog, Manifest
+from flwr_splitkd.store.tensor_file import digest
+from flwr_splitkd.tiers.optimizer import OptimizerSettings
+from flwr_splitkd.tiers.units import Moments, pack, trained_names, unpack
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["HANDOVERS", "EdgeStudent", "HandoverName"]
+
+HandoverName = Literal["full", "reset", "device"]
+
+HANDOVERS: dict[str, pb.OptimizerHandover] = {
+    "full": pb.OPTIMIZER_HANDOVER_FULL,
+    "reset": pb.OPTIMIZER_HANDOVER_RESET,
+    "device": pb.OPTIMIZER_HANDOVER_DEVICE,
+}
+
+
+class EdgeStudent:
+    """The student that the edge keeps whole, as of the last commit whenever no turn is under way.
+
+    A turn changes the edge's half in place. It ends with `commit`, which takes the device's half in and makes
+    both durable, or with `roll_back`, which restores the last commit from the disk.
+
+    Parameters
+    ----------
+    model
+        The whole student on its compute device.
+    layout
+        Of `model`.
+    optimizer
+        Settings that both halves build their optimiser from.
+    handover
+        What becomes of the moments of layers that change hands.
+    log
+        Where commits go. An empty log gets the initial state as its first commit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        *,
+        optimizer: OptimizerSettings,
+        handover: HandoverName,
+        log: CommitLog,
+    ) -> None:
+        self.model, self.layout = model, layout
+        self.optimizer, self.handover = optimizer, handover
+        self.fingerprint: Fingerprint = fingerprint(model, layout)
+        self.parameter_order = [name for name, _ in model.named_parameters()]
+        self.moments: Moments = {}
+        self._log = log
+        self._versions: dict[str, str] = {}
+        self._commit_units(self._all_units(), {"event": "start"})
+
+    @property
+    def last_commit(self) -> str:
+        """Name of the commit in force."""
+        return self._log.latest.commit_id if self._log.latest else ""
+
+    def half(self, cut: int) -> EdgeHalf:
+        """Cut the student for a turn; `EdgeHalf.restore` makes it whole again."""
+        return EdgeHalf(self.model, cut, self.layout)
+
+    def version(self, unit: str) -> str:
+        """Version of a unit as of the last commit."""
+        return self._versions[unit]
+
+    def travelling(self, unit: str) -> dict[str, Tensor]:
+        """A unit's tensors as a device receives them: with moments only under ``full``."""
+        return pack(unit_state(self.model, self.layout, unit), self.moments if self.handover == "full" else {})
+
+    def frozen_in(self, units: Iterable[str]) -> list[str]:
+        """Parameters of some units that do not train, in the model's order."""
+        return self._parameters_in(set(units), trainable=False)
+
+    def trainable_in(self, units: Iterable[str]) -> list[str]:
+        """Parameters of some units that train, in the model's order."""
+        return self._parameters_in(set(units), trainable=True)
+
+    def moments_of_half(self, half: EdgeHalf) -> Moments:
+        """Moments that the edge's optimiser starts a turn with."""
+        if self.handover == "reset":
+            return {}
+        own = {name for name, parameter in half.named_parameters() if parameter.requires_grad}
+        return {name: entries for name, entries in self.moments.items() if name in own}
+
+    def commit(
+        self, cut: int, from_device: Mapping[str, Tensor], own_moments: Moments, info: Mapping[str, Any]
+    ) -> Manifest:
+        """End a turn: take the device's units in and make both halves durable. The model must be whole.
+
+        Nothing is taken in unless everything fits.
+
+        Raises
+        ------
+        ProtocolError
+            If the device sent other tensors than those that it trained.
+        TensorError
+            If a tensor has another shape or dtype.
+        StoreError
+            If the disk is full; roll back then.
+        """
+        device_units, edge_units = self.layout.units(cut)
+        weights, moments = unpack(from_device)
+        self._check_names(set(device_units), weights, moments)
+        load_unit_state(self.model, weights)
+        if self.handover != "reset":
+            self.moments.update(own_moments)
+        if self.handover == "full":
+            self.moments.update(moments)
+        changed = trained_names(self.model)
+        units = {self.layout.unit_of(name) for name in changed} & {*device_units, *edge_units}
+        return self._commit_units(sorted(units), info)
+
+    def roll_back(self) -> None:
+        """Restore the last commit. The model must be whole.
+
+        Raises
+        ------
+        StoreError
+            If the commit's files are damaged.
+        """
+        moments: Moments = {}
+        for unit in self._all_units():
+            weights, unit_moments = unpack(self._log.read(unit))
+            load_unit_state(self.model, weights)
+            moments.update(unit_moments)
+        self.moments = moments
+
+    def _parameters_in(self, units: set[str], *, trainable: bool) -> list[str]:
+        return [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad == trainable and self.layout.unit_of(name) in units
+        ]
+
+    def _commit_units(self, units: Iterable[str], info: Mapping[str, Any]) -> Manifest:
+        states = {unit: pack(unit_state(self.model, self.layout, unit), self.moments) for unit in units}
+        manifest = self._log.commit(states, info)
+        for unit in states:
+            full = self.handover == "full"
+            # The commit's digest covers the moments too; without hand-over of these they must not matter.
+            self._versions[unit] = manifest.units[unit] if full else digest(self.travelling(unit))
+        return manifest
+
+    def _all_units(self) -> list[str]:
+        units = {self.layout.unit_of(name) for name in self.model.state_dict()}
+        return sorted(units)
+
+    def _check_names(self, device_units: set[str], weights: Mapping[str, Tensor], moments: Moments) -> None:
+        expected = {name for name in trained_names(self.model) if self.layout.unit_of(name) in device_units}
+        if set(weights) != expected:
+            odd = sorted(set(weights) ^ expected)
+            raise ProtocolError(
+                f"The device handed back {len(weights)} tensors; expected the {len(expected)} that train in its half. "
+                f"The first that differs is {odd[0]!r}."
+            )
+        parameters = dict(self.model.named_parameters())
+        for name, entries in moments.items():
+            for key, tensor in entries.items():
+                fits = name in expected and name in parameters
+                if not fits or tensor.shape not in (parameters[name].shape, torch.Size([])):
+                    raise ProtocolError(
+                        f"The device handed back the moment {key!r} of {name!r} with shape {tuple(tensor.shape)}; "
+                        "expected only moments of its trainable parameters, in their shape."
+                    )

@@ -1,0 +1,411 @@
+"""One turn on the edge, from the plan to the commit.
+
+Begin -> (receive -> forward -> loss -> backward -> send)* -> step ... -> take the device's half in -> commit.
+Runs on the caller's thread: torch never runs on gRPC's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitkd.errors import ProtocolError, TensorError
+from flwr_splitkd.split import (
+    EdgeHalf,
+    clip_coefficient,
+    export_optimizer_state,
+    grad_norms,
+    import_optimizer_state,
+    scale_gradients,
+    seed_dropout,
+)
+from flwr_splitkd.split.dropout import DropoutSeeds
+from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
+from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
+from flwr_splitkd.tiers.optimizer import LearningRateSchedule, constant, set_learning_rate
+from flwr_splitkd.tiers.units import TEACHER_UNIT, Moments, decode_all, encode_all, require_finite
+from flwr_splitkd.wire.codec import CodecName, codec_code, decode, encode
+from flwr_splitkd.wire.framing import WireMessage
+from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.tensors import EncodedTensor
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["TurnOutcome", "TurnPlan", "TurnSettings", "run_turn"]
+
+_DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
+_LOSS_REMEDY = "The turn is undone; lower the learning rate, clip gradients, or check the labels."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnSettings:
+    """What is the same for every turn of a run.
+
+    Parameters
+    ----------
+    seed
+        Of dropout and the order of the data.
+    max_grad_norm
+        Bound on the global L2 norm of the gradients of both halves; None to leave them as they are.
+    gradient_accumulation_steps
+        Micro-batches in one optimiser step.
+    max_batches
+        At most so many batches of each local epoch; 0 for all.
+    uplink_codec, downlink_codec
+        For smashed data and teacher embeddings, and for gradients.
+    lr_schedule
+        Factor on the base learning rate by step.
+    step_timeout_s
+        Seconds that a device may take for one answer.
+    """
+
+    seed: int = 0
+    max_grad_norm: float | None = None
+    gradient_accumulation_steps: int = 1
+    max_batches: int = 0
+    uplink_codec: CodecName = "none"
+    downlink_codec: CodecName = "none"
+    lr_schedule: LearningRateSchedule = constant
+    step_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnPlan:
+    """What was decided for one turn.
+
+    Parameters
+    ----------
+    mode
+        Whether the turn trains.
+    cut
+        Blocks on the device.
+    local_epochs
+        Passes over the device's data.
+    first_step
+        Number of the turn's first optimiser step, over the whole run.
+    info
+        What the commit shall remember beside it.
+    """
+
+    mode: Literal["train", "evaluate"]
+    cut: int
+    local_epochs: int
+    first_step: int
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnOutcome:
+    """A completed turn. Losses are means over its counted labels; bytes are those of the data plane.
+
+    `loss` is what was minimised; `kl_divergence` is without the factor temperature squared.
+    """
+
+    cut: int
+    commit_id: str
+    num_steps: int
+    num_examples: int
+    num_tokens: int
+    loss: float
+    cross_entropy: float
+    kl_divergence: float
+    num_correct: int
+    duration_s: float
+    uplink_bytes: int
+    downlink_bytes: int
+    handover_bytes: int
+
+
+def run_turn(
+    link: Link,
+    hello: pb.Hello,
+    *,
+    student: EdgeStudent,
+    objective: Objective,
+    settings: TurnSettings,
+    plan: TurnPlan,
+) -> TurnOutcome:
+    """Serve one turn. If it fails for any reason, the student is as it was before.
+
+    Raises
+    ------
+    SplitKDError
+        Why the turn failed; the device has been told.
+    """
+    turn = _Turn(link, hello, student, objective, settings, plan)
+    try:
+        return turn.run()
+    except BaseException as error:
+        link.fail(error)
+        if plan.mode == "train":
+            student.roll_back()
+        raise
+
+
+class _Turn:
+    """The state of one turn: which Forward comes next, the edge's optimiser, and sums for the outcome."""
+
+    def __init__(
+        self,
+        link: Link,
+        hello: pb.Hello,
+        student: EdgeStudent,
+        objective: Objective,
+        settings: TurnSettings,
+        plan: TurnPlan,
+    ) -> None:
+        self._link, self._student, self._objective = link, student, objective
+        self._settings, self._plan = settings, plan
+        self._training = plan.mode == "train"
+        self._cached = {item.unit: item.version for item in hello.cached_units}
+        self._device = next(student.model.parameters()).device
+        # Asked while the student is whole: its half knows nothing of the device's blocks.
+        self._device_trainable = student.trainable_in(student.layout.units(plan.cut)[0])
+        self._step, self._microbatch, self._step_microbatches = plan.first_step, 0, 0
+        self._num_tokens, self._num_correct = 0, 0
+        self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
+        self._handover_bytes = 0
+
+    def run(self) -> TurnOutcome:
+        started_s = time.monotonic()
+        self._send_begin()
+        with self._student.half(self._plan.cut) as half:
+            half.train(self._training)
+            done, moments = self._run_steps(half)
+        commit_id = self._commit(done, moments) if self._training else self._student.last_commit
+        result = self._result(commit_id)
+        self._link.send(result)
+        return TurnOutcome(
+            cut=self._plan.cut,
+            commit_id=commit_id,
+            num_steps=done.body.num_steps,
+            num_examples=done.body.num_examples,
+            num_tokens=self._num_tokens,
+            loss=result.loss,
+            cross_entropy=result.cross_entropy,
+            kl_divergence=result.kl_divergence,
+            num_correct=self._num_correct,
+            duration_s=time.monotonic() - started_s,
+            uplink_bytes=self._link.bytes_received,
+            downlink_bytes=self._link.bytes_sent,
+            handover_bytes=self._handover_bytes,
+        )
+
+    # ---- the plan, and what the device lacks
+
+    def _send_begin(self) -> None:
+        plan, settings, student = self._plan, self._settings, self._student
+        units, _ = student.layout.units(plan.cut)
+        begin = pb.Begin(
+            mode=pb.MODE_TRAIN if self._training else pb.MODE_EVALUATE,
+            task=self._objective.task,
+            cut=plan.cut,
+            local_epochs=plan.local_epochs,
+            max_batches=settings.max_batches,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            first_step=plan.first_step,
+            seed=settings.seed,
+            uplink_codec=codec_code(settings.uplink_codec),
+            downlink_codec=codec_code(settings.downlink_codec),
+            optimizer=student.optimizer.to_wire(),
+            optimizer_handover=HANDOVERS[student.handover],
+            clip_gradients=settings.max_grad_norm is not None,
+            frozen=student.frozen_in(units),
+            ignore_index=self._objective.loss.ignore_index,
+        )
+        tensors: dict[str, EncodedTensor] = {}
+        for unit in units:
+            self._add_unit(begin, tensors, unit, student.version(unit), lambda unit=unit: student.travelling(unit))
+        teacher = self._objective.teacher
+        if teacher and self._training:
+            begin.teacher_embedding_scale = teacher.embedding_scale
+            self._add_unit(begin, tensors, TEACHER_UNIT, teacher.embedding_version, lambda: teacher.embedding)
+        self._handover_bytes += _payload(tensors)
+        self._link.send(begin, tensors)
+
+    def _add_unit(
+        self,
+        begin: pb.Begin,
+        tensors: dict[str, EncodedTensor],
+        unit: str,
+        version: str,
+        state: Callable[[], Mapping[str, Tensor]],
+    ) -> None:
+        begin.units.add(unit=unit, version=version)
+        if self._cached.get(unit) != version:
+            tensors.update(encode_all(state(), f"{unit}|"))
+
+    # ---- steps
+
+    def _run_steps(self, half: EdgeHalf) -> tuple[WireMessage, Moments]:
+        trainable = [(n, p) for n, p in half.named_parameters() if p.requires_grad] if self._training else []
+        optimizer = self._student.optimizer.build(p for _, p in trainable) if trainable else None
+        if optimizer:
+            import_optimizer_state(optimizer, trainable, self._student.moments_of_half(half))
+        with seed_dropout(half.model, self._student.layout, self._settings.seed) as seeds:
+            while True:
+                message = self._link.receive("Forward|TurnDone", self._settings.step_timeout_s)
+                if message.kind == "TurnDone":
+                    break
+                self._serve(message, half, seeds, trainable, optimizer)
+        if self._microbatch:
+            raise ProtocolError(
+                f"{self._link.peer} ended its turn within step {self._step}, after micro-batch "
+                f"{self._microbatch - 1} of {self._step_microbatches}; expected whole steps."
+            )
+        moments = export_optimizer_state(optimizer, trainable) if optimizer else {}
+        return message, moments
+
+    def _serve(
+        self,
+        message: WireMessage,
+        half: EdgeHalf,
+        seeds: DropoutSeeds,
+        trainable: list[tuple[str, nn.Parameter]],
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        """Answer one Forward; after a step's last one, take the optimiser step."""
+        forward: pb.Forward = message.body
+        self._check_order(forward)
+        seeds.at(forward.step, forward.microbatch)
+        gradient = self._differentiate(message, half)
+        last = forward.microbatch + 1 == forward.num_microbatches
+        clipping = self._settings.max_grad_norm is not None
+        answer = pb.Backward(step=forward.step, microbatch=forward.microbatch)
+        if last and self._training and not clipping:
+            answer.update.CopyFrom(self._update(forward.step))
+        self._link.send(answer, gradient)
+        self._microbatch += 1
+        if not last:
+            return
+        if self._training and clipping:
+            self._clip(forward.step, half, trainable)
+        if optimizer:
+            set_learning_rate(optimizer, self._learning_rate(forward.step))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._step, self._microbatch = self._step + 1, 0
+
+    def _differentiate(self, message: WireMessage, half: EdgeHalf) -> dict[str, EncodedTensor]:
+        """Forward pass, loss and backward pass of one micro-batch; the gradient at the cut when training."""
+        smashed = self._smashed(message)
+        labels = decode(_tensor(message, "labels")).to(self._device)
+        inputs = {n: t.to(self._device) for n, t in decode_all(message.tensors, "inputs/").items()}
+        embeddings: Tensor | None = None
+        if self._objective.teacher and self._training:
+            embeddings = decode(_tensor(message, "teacher_embeddings"))
+            require_finite(embeddings, f"The teacher embeddings of step {message.body.step}", _DEVICE_REMEDY)
+        with torch.set_grad_enabled(self._training):
+            smashed.requires_grad_(self._training)
+            loss = self._objective(half, smashed, inputs, labels, embeddings, message.body.step_num_tokens)
+        require_finite(loss.terms.loss.detach(), f"The loss of step {message.body.step}", _LOSS_REMEDY)
+        self._sum(loss)
+        if not self._training:
+            return {}
+        loss.terms.loss.backward()
+        gradient = smashed.grad if smashed.grad is not None else torch.zeros_like(smashed)
+        return {"gradient": encode(gradient, codec_code(self._settings.downlink_codec))}
+
+    def _smashed(self, message: WireMessage) -> Tensor:
+        smashed = decode(_tensor(message, "smashed"))
+        width = self._student.fingerprint.hidden_size
+        dtype = next(self._student.model.parameters()).dtype
+        if smashed.dtype != dtype or (width and (smashed.dim() < 2 or smashed.shape[-1] != width)):
+            raise TensorError(
+                f"Smashed data of {self._link.peer} are {smashed.dtype} of shape {tuple(smashed.shape)}; expected {dtype} "
+                f"with {width} values in the last dimension."
+            )
+        require_finite(smashed, f"The smashed data of step {message.body.step}", _DEVICE_REMEDY)
+        return smashed.to(self._device)
+
+    def _check_order(self, forward: pb.Forward) -> None:
+        """Each micro-batch of each step exactly once, in order."""
+        got, expected = (forward.step, forward.microbatch), (self._step, self._microbatch)
+        if got != expected:
+            what = "duplicated" if got < expected else "lost or reordered"
+            raise ProtocolError(
+                f"{self._link.peer} sent step {got[0]}, micro-batch {got[1]}; expected step {expected[0]}, micro-batch "
+                f"{expected[1]}: one was {what}. Nothing of it was applied."
+            )
+        if forward.microbatch == 0:
+            self._step_microbatches = forward.num_microbatches
+        if forward.num_microbatches != self._step_microbatches or not forward.num_microbatches:
+            raise ProtocolError(
+                f"{self._link.peer} announces {forward.num_microbatches} micro-batches in step {forward.step}; expected "
+                f"{max(self._step_microbatches, 1)} as before."
+            )
+
+    # ---- the optimiser step across both halves
+
+    def _clip(self, step: int, half: EdgeHalf, trainable: list[tuple[str, nn.Parameter]]) -> None:
+        body: pb.GradientNorms = self._link.receive("GradientNorms", self._settings.step_timeout_s).body
+        names = self._device_trainable
+        if body.step != step or len(body.norms) != len(names):
+            raise ProtocolError(
+                f"{self._link.peer} sent {len(body.norms)} gradient norms for step {body.step}; expected {len(names)} for "
+                f"step {step}."
+            )
+        dtype = next(half.model.parameters()).dtype
+        norms = {name: torch.tensor(n, dtype=dtype) for name, n in zip(names, body.norms, strict=True) if n >= 0}
+        norms.update(grad_norms(trainable))
+        factor, total = clip_coefficient(norms, self._student.parameter_order, float(self._settings.max_grad_norm or 0))
+        require_finite(total, f"The gradient norm of step {step}", _LOSS_REMEDY)
+        update = self._update(step)
+        update.clip_coefficient = float(factor)
+        self._link.send(update)
+        scale_gradients((parameter for _, parameter in trainable), factor)
+
+    def _update(self, step: int) -> pb.Update:
+        return pb.Update(step=step, learning_rate=self._learning_rate(step), clip_coefficient=1.0)
+
+    def _learning_rate(self, step: int) -> float:
+        return self._student.optimizer.learning_rate * self._settings.lr_schedule(step)
+
+    # ---- the end
+
+    def _commit(self, done: WireMessage, moments: Moments) -> str:
+        if done.body.num_steps != self._step - self._plan.first_step:
+            raise ProtocolError(
+                f"{self._link.peer} reports {done.body.num_steps} steps; expected the "
+                f"{self._step - self._plan.first_step} that were served."
+            )
+        self._handover_bytes += _payload(done.tensors)
+        info = {**self._plan.info, "next_step": self._step}
+        return self._student.commit(self._plan.cut, decode_all(done.tensors), moments, info).commit_id
+
+    def _result(self, commit_id: str) -> pb.TurnResult:
+        tokens = max(self._num_tokens, 1)
+        cross_entropy, kl = self._cross_entropy_sum / tokens, self._kl_sum / tokens
+        loss = self._objective.loss
+        kd_ratio = loss.kd_ratio if self._objective.teacher and self._training else 0.0
+        result = pb.TurnResult(
+            commit_id=commit_id,
+            loss=(1 - kd_ratio) * cross_entropy + kd_ratio * loss.temperature**2 * kl,
+            cross_entropy=cross_entropy,
+            kl_divergence=kl,
+            num_tokens=self._num_tokens,
+            num_correct=self._num_correct,
+        )
+        for unit in self._student.layout.units(self._plan.cut)[0]:
+            result.units.add(unit=unit, version=self._student.version(unit))
+        return result
+
+    def _sum(self, loss: StepLoss) -> None:
+        self._num_tokens += loss.terms.num_tokens
+        self._num_correct += loss.num_correct
+        self._cross_entropy_sum += float(loss.terms.cross_entropy_sum)
+        self._kl_sum += float(loss.terms.kl_sum)
+
+
+def _tensor(message: WireMessage, name: str) -> EncodedTensor:
+    if name not in message.tensors:
+        raise ProtocolError(f"{message.kind} has the tensors {sorted(message.tensors)}; expected {name!r} among them.")
+    return message.tensors[name]
+
+
+def _payload(tensors: Mapping[str, EncodedTensor]) -> int:
+    return sum(len(tensor.payload) for tensor in tensors.values())

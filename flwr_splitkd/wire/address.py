@@ -1,0 +1,52 @@
+"""Where the data plane listens and what devices dial: parsing and the rule for plaintext. Torch-free."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from flwr_splitkd.errors import ConfigError
+
+__all__ = ["ListenAddress", "is_loopback", "parse_listen_address"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """A host and the ports to try on it, in order; port 0 lets the system choose."""
+
+    host: str
+    ports: range
+
+    def join(self, port: int) -> str:
+        """The address with one port, IPv6 hosts in brackets."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+
+def parse_listen_address(text: str) -> ListenAddress:
+    """Parse ``host:port``, ``host:first-last`` or ``[ipv6]:port``.
+
+    Raises
+    ------
+    ConfigError
+        If host or ports are malformed.
+    """
+    host, separator, ports = text.rpartition(":")
+    first, _, last = ports.partition("-")
+    if not separator or not host or not first.isdecimal() or not (last or first).isdecimal():
+        raise ConfigError(
+            f"`data_address` is {text!r}; expected host:port, host:first-last or host:0, e.g. '0.0.0.0:9095-9105'."
+        )
+    low, high = int(first), int(last or first)
+    if not low <= high <= 65535:
+        raise ConfigError(f"`data_address` has the ports {low}-{high}; expected 0..65535, the lower one first.")
+    return ListenAddress(host.strip("[]"), range(low, high + 1))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether traffic to the host cannot leave this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,239 @@
+"""Messages to frames and back, with every bound checked before a byte is allocated. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr_splitkd.errors import ProtocolError, TensorError
+from flwr_splitkd.wire.tensors import EncodedTensor, payload_bytes
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["Assembler", "Frame", "Limits", "WireMessage", "to_frames"]
+
+Frame = pb.DeviceFrame | pb.EdgeFrame
+
+_BODY_FIELDS: dict[type[Frame], dict[str, str]] = {
+    frame_type: {
+        field_.message_type.name: field_.name
+        for field_ in frame_type.DESCRIPTOR.oneofs_by_name["body"].fields
+    }
+    for frame_type in (pb.DeviceFrame, pb.EdgeFrame)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a receiver accepts from a peer.
+
+    Parameters
+    ----------
+    max_message_bytes
+        Payload bytes of one message, all tensors together.
+    max_tensors
+        Tensors in one message.
+    max_dimensions
+        Dimensions of one tensor.
+    chunk_bytes
+        Payload bytes that a sender puts into one frame.
+    max_frame_bytes
+        Serialized bytes of one frame; gRPC drops larger ones before they are read.
+    """
+
+    max_message_bytes: int = 64 << 30
+    max_tensors: int = 100_000
+    max_dimensions: int = 8
+    chunk_bytes: int = 1 << 20
+    max_frame_bytes: int = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WireMessage:
+    """A body with its tensors, in the order of the body's headers."""
+
+    body: Any  # one of the body messages of a Frame; protobuf has no common static type for them
+    tensors: dict[str, EncodedTensor] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The body's message name, e.g. ``"Forward"``."""
+        return str(self.body.DESCRIPTOR.name)
+
+
+def to_frames(
+    frame_type: type[Frame], body: Any, tensors: Mapping[str, EncodedTensor], limits: Limits
+) -> Iterator[Frame]:
+    """Lay a message out in frames of at most ``limits.chunk_bytes`` payload; sequence numbers are unset."""
+    for name, tensor in tensors.items():
+        total = len(tensor.payload)
+        body.tensors.add(
+            name=name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            codec=tensor.codec,
+            total_bytes=total,
+            num_chunks=-(-total // limits.chunk_bytes),
+        )
+    frame = frame_type()
+    getattr(frame, _BODY_FIELDS[frame_type][body.DESCRIPTOR.name]).CopyFrom(body)
+    room = limits.chunk_bytes
+    for position, tensor in enumerate(tensors.values()):
+        payload = memoryview(tensor.payload)
+        for index, start in enumerate(range(0, len(payload), limits.chunk_bytes)):
+            chunk = payload[start : start + limits.chunk_bytes]
+            if len(chunk) > room:
+                yield frame
+                frame, room = frame_type(), limits.chunk_bytes
+            frame.chunks.add(tensor=position, index=index, data=bytes(chunk))
+            room -= len(chunk)
+    yield frame
+
+
+class Assembler:
+    """Puts one direction of a stream back together.
+
+    States: *between messages* (the next frame must have a body) and *inside a message* (the next frames must
+    carry the missing chunks, in order). Anything else is refused, and the stream is over.
+    """
+
+    def __init__(self, limits: Limits, peer: str) -> None:
+        self._limits = limits
+        self._peer = peer
+        self._next_sequence = 0
+        self._message: _Partial | None = None
+
+    def feed(self, frame: Frame) -> WireMessage | None:
+        """Take the next frame; return the message that it completes, if it completes one.
+
+        Raises
+        ------
+        ProtocolError
+            If the frame is out of sequence or has no place here.
+        TensorError
+            If a tensor is declared beyond the limits, truncated, oversized, duplicated or reordered.
+        """
+        self._check_sequence(frame)
+        body_field = frame.WhichOneof("body")
+        if body_field is not None:
+            if self._message is not None:
+                raise TensorError(f"{self._message.position()} was truncated by a new message. {self._blame()}")
+            self._message = _Partial(getattr(frame, body_field), self._limits, self._peer)
+        elif self._message is None:
+            raise ProtocolError(f"A frame has neither a body nor chunks that were announced. {self._blame()}")
+        for chunk in frame.chunks:
+            self._message.add(chunk)
+        if not self._message.complete:
+            return None
+        message, self._message = self._message.finish(), None
+        return message
+
+    def end(self) -> None:
+        """Tell the assembler that the stream has ended.
+
+        Raises
+        ------
+        TensorError
+            If it ended inside a message.
+        """
+        if self._message is not None:
+            raise TensorError(f"{self._message.position()} was truncated by the stream's end. {self._blame()}")
+
+    def _check_sequence(self, frame: Frame) -> None:
+        expected, got = self._next_sequence, frame.sequence
+        if got != expected:
+            what = "duplicated" if got < expected else "lost or reordered"
+            raise ProtocolError(f"Frame sequence is {got}; expected {expected}: a frame was {what}. {self._blame()}")
+        self._next_sequence += 1
+
+    def _blame(self) -> str:
+        return f"The stream of {self._peer} was closed; nothing of this message was used."
+
+
+class _Partial:
+    """A message whose tensors are still arriving."""
+
+    def __init__(self, body: Any, limits: Limits, peer: str) -> None:
+        self._body = body
+        self._kind = body.DESCRIPTOR.name
+        self._headers = list(body.tensors) if "tensors" in body.DESCRIPTOR.fields_by_name else []
+        self._check_headers(limits, peer)
+        self._buffers = [bytearray(header.total_bytes) for header in self._headers]
+        self._tensor, self._chunk, self._filled = 0, 0, 0
+        self._skip_empty()
+
+    @property
+    def complete(self) -> bool:
+        return self._tensor == len(self._headers)
+
+    def position(self) -> str:
+        header = self._headers[self._tensor]
+        return (
+            f"Tensor {header.name!r} of {self._kind} (chunk {self._chunk} of {header.num_chunks}, "
+            f"{self._filled} of {header.total_bytes} bytes)"
+        )
+
+    def add(self, chunk: pb.TensorChunk) -> None:
+        if self.complete:
+            raise TensorError(
+                f"{self._kind} carries chunk {chunk.index} of tensor {chunk.tensor} beyond its last tensor; "
+                "expected none: it was oversized or a chunk was duplicated."
+            )
+        expected, got = (self._tensor, self._chunk), (chunk.tensor, chunk.index)
+        if got != expected:
+            what = "duplicated" if got < expected else "lost or reordered"
+            raise TensorError(f"{self.position()}: got chunk {got}, expected {expected}; a chunk was {what}.")
+        header, end = self._headers[self._tensor], self._filled + len(chunk.data)
+        if end > header.total_bytes:
+            raise TensorError(f"{self.position()} is oversized: {end} bytes arrived.")
+        self._buffers[self._tensor][self._filled : end] = chunk.data
+        self._chunk, self._filled = self._chunk + 1, end
+        if self._chunk == header.num_chunks:
+            if self._filled != header.total_bytes:
+                raise TensorError(f"{self.position()} is truncated: its last chunk has arrived.")
+            self._tensor, self._chunk, self._filled = self._tensor + 1, 0, 0
+            self._skip_empty()
+
+    def finish(self) -> WireMessage:
+        tensors = {
+            header.name: EncodedTensor(header.dtype, tuple(header.shape), header.codec, buffer)
+            for header, buffer in zip(self._headers, self._buffers, strict=True)
+        }
+        return WireMessage(self._body, tensors)
+
+    def _skip_empty(self) -> None:
+        while not self.complete and self._headers[self._tensor].total_bytes == 0:
+            self._tensor += 1
+
+    def _check_headers(self, limits: Limits, peer: str) -> None:
+        """Refuse before allocating: counts, dimensions, sizes and names."""
+        if len(self._headers) > limits.max_tensors:
+            raise TensorError(
+                f"{self._kind} of {peer} announces {len(self._headers)} tensors; expected at most {limits.max_tensors}."
+            )
+        names: set[str] = set()
+        total = 0
+        for header in self._headers:
+            what = f"Tensor {header.name!r} of {self._kind} from {peer}"
+            if header.name in names:
+                raise TensorError(f"{what} is announced twice; expected each name once.")
+            names.add(header.name)
+            if len(header.shape) > limits.max_dimensions:
+                raise TensorError(
+                    f"{what} has {len(header.shape)} dimensions; expected at most {limits.max_dimensions}."
+                )
+            implied = payload_bytes(header.dtype, header.shape, header.codec)
+            if header.total_bytes != implied:
+                raise TensorError(
+                    f"{what} announces {header.total_bytes} bytes; expected {implied} for shape {list(header.shape)}."
+                )
+            if not min(implied, 1) <= header.num_chunks <= implied:
+                raise TensorError(
+                    f"{what} announces {header.num_chunks} chunks; expected {min(implied, 1)}..{implied}."
+                )
+            total += implied
+        if total > limits.max_message_bytes:
+            raise TensorError(
+                f"{self._kind} of {peer} announces {total} bytes; expected at most {limits.max_message_bytes}. "
+                "Raise `max_message_bytes` if the model is really that large."
+            )

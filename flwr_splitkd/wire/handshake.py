@@ -1,0 +1,81 @@
+"""What a Hello must satisfy before any tensor travels: pure checks. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from flwr_splitkd.errors import HandshakeError
+from flwr_splitkd.wire.credentials import Ticket
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["PROTOCOL_VERSION", "Refusal", "check_codecs", "check_model", "check_ticket", "check_version"]
+
+PROTOCOL_VERSION = 1
+
+
+class Refusal(HandshakeError):
+    """A refused handshake with the code that tells the device why."""
+
+    def __init__(self, code: pb.FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check_version(hello: pb.Hello) -> None:
+    """Refuse a device that speaks another version."""
+    if hello.protocol_version != PROTOCOL_VERSION:
+        raise Refusal(
+            pb.FAILURE_CODE_PROTOCOL_VERSION,
+            f"Protocol version is {hello.protocol_version}; expected {PROTOCOL_VERSION}. "
+            "Install the same flwr_splitkd on the device and on the edge.",
+        )
+
+
+def check_ticket(hello: pb.Hello, ticket: Ticket | None, *, used: bool, now_s: float) -> Ticket:
+    """Refuse a stream whose token is wrong, used, expired, or was made for another run, node or round."""
+    # A wrong session and a wrong token look the same from outside, so that sessions cannot be probed for.
+    if ticket is None or not ticket.opened_by(hello.token):
+        raise Refusal(
+            pb.FAILURE_CODE_TOKEN,
+            f"The token does not open session {hello.session_id[:64]!r}; expected the one that came with the "
+            "Flower message of this turn.",
+        )
+    if used:
+        raise Refusal(pb.FAILURE_CODE_TOKEN, f"The token of session {ticket.session_id!r} was used before; expected once.")
+    if now_s > ticket.expires_s:
+        raise Refusal(
+            pb.FAILURE_CODE_TOKEN,
+            f"The token of session {ticket.session_id!r} expired {now_s - ticket.expires_s:.0f} s ago; "
+            "the turn was given up. Raise `connect_timeout_s` if this device needs longer to start.",
+        )
+    for name in ("run_id", "node_id", "server_round"):
+        got, expected = getattr(hello, name), getattr(ticket, name)
+        if got != expected:
+            raise Refusal(
+                pb.FAILURE_CODE_TOKEN, f"The token was made for {name} {expected}; expected this, got {name} {got}."
+            )
+    return ticket
+
+
+def check_model(got: pb.ModelFingerprint, expected: pb.ModelFingerprint) -> None:
+    """Refuse a device whose student is not the edge's, naming the first property that differs."""
+    for field_ in ("architecture", "num_blocks", "hidden_size", "vocab_size", "dtype", "digest"):
+        here, there = getattr(expected, field_), getattr(got, field_)
+        if here != there:
+            raise Refusal(
+                pb.FAILURE_CODE_MODEL,
+                f"The device's student has {field_} {there!r}; expected {here!r} as on the edge. "
+                "Build the student from the same code and settings on both sides.",
+            )
+
+
+def check_codecs(offered: Collection[int], needed: Collection[int]) -> None:
+    """Refuse a device that cannot speak a codec of the plan."""
+    missing = [pb.Codec.Name(code) for code in needed if code not in offered]
+    if missing:
+        names = [pb.Codec.Name(code) if code in pb.Codec.values() else str(code) for code in offered]
+        raise Refusal(
+            pb.FAILURE_CODE_CODEC,
+            f"The device knows the codecs {names}; expected {missing} among them. "
+            "Choose a codec that both sides know, or update the device.",
+        )

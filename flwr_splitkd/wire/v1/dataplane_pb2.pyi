@@ -1,0 +1,363 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    DTYPE_FLOAT32: _ClassVar[DType]
+    DTYPE_FLOAT16: _ClassVar[DType]
+    DTYPE_BFLOAT16: _ClassVar[DType]
+    DTYPE_FLOAT64: _ClassVar[DType]
+    DTYPE_INT64: _ClassVar[DType]
+    DTYPE_INT32: _ClassVar[DType]
+    DTYPE_INT16: _ClassVar[DType]
+    DTYPE_INT8: _ClassVar[DType]
+    DTYPE_UINT8: _ClassVar[DType]
+    DTYPE_BOOL: _ClassVar[DType]
+
+class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODEC_UNSPECIFIED: _ClassVar[Codec]
+    CODEC_NONE: _ClassVar[Codec]
+    CODEC_FLOAT16: _ClassVar[Codec]
+    CODEC_BFLOAT16: _ClassVar[Codec]
+    CODEC_INT8_BLOCKWISE: _ClassVar[Codec]
+
+class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODE_UNSPECIFIED: _ClassVar[Mode]
+    MODE_TRAIN: _ClassVar[Mode]
+    MODE_EVALUATE: _ClassVar[Mode]
+
+class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TASK_UNSPECIFIED: _ClassVar[Task]
+    TASK_CAUSAL_LM: _ClassVar[Task]
+    TASK_MASKED_LM: _ClassVar[Task]
+    TASK_CLASSIFICATION: _ClassVar[Task]
+
+class OptimizerHandover(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPTIMIZER_HANDOVER_UNSPECIFIED: _ClassVar[OptimizerHandover]
+    OPTIMIZER_HANDOVER_FULL: _ClassVar[OptimizerHandover]
+    OPTIMIZER_HANDOVER_RESET: _ClassVar[OptimizerHandover]
+    OPTIMIZER_HANDOVER_DEVICE: _ClassVar[OptimizerHandover]
+
+class FailureCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FAILURE_CODE_UNSPECIFIED: _ClassVar[FailureCode]
+    FAILURE_CODE_PROTOCOL_VERSION: _ClassVar[FailureCode]
+    FAILURE_CODE_TOKEN: _ClassVar[FailureCode]
+    FAILURE_CODE_MODEL: _ClassVar[FailureCode]
+    FAILURE_CODE_CODEC: _ClassVar[FailureCode]
+    FAILURE_CODE_PROTOCOL: _ClassVar[FailureCode]
+    FAILURE_CODE_NON_FINITE: _ClassVar[FailureCode]
+    FAILURE_CODE_DATA: _ClassVar[FailureCode]
+    FAILURE_CODE_INTERNAL: _ClassVar[FailureCode]
+    FAILURE_CODE_CANCELLED: _ClassVar[FailureCode]
+DTYPE_UNSPECIFIED: DType
+DTYPE_FLOAT32: DType
+DTYPE_FLOAT16: DType
+DTYPE_BFLOAT16: DType
+DTYPE_FLOAT64: DType
+DTYPE_INT64: DType
+DTYPE_INT32: DType
+DTYPE_INT16: DType
+DTYPE_INT8: DType
+DTYPE_UINT8: DType
+DTYPE_BOOL: DType
+CODEC_UNSPECIFIED: Codec
+CODEC_NONE: Codec
+CODEC_FLOAT16: Codec
+CODEC_BFLOAT16: Codec
+CODEC_INT8_BLOCKWISE: Codec
+MODE_UNSPECIFIED: Mode
+MODE_TRAIN: Mode
+MODE_EVALUATE: Mode
+TASK_UNSPECIFIED: Task
+TASK_CAUSAL_LM: Task
+TASK_MASKED_LM: Task
+TASK_CLASSIFICATION: Task
+OPTIMIZER_HANDOVER_UNSPECIFIED: OptimizerHandover
+OPTIMIZER_HANDOVER_FULL: OptimizerHandover
+OPTIMIZER_HANDOVER_RESET: OptimizerHandover
+OPTIMIZER_HANDOVER_DEVICE: OptimizerHandover
+FAILURE_CODE_UNSPECIFIED: FailureCode
+FAILURE_CODE_PROTOCOL_VERSION: FailureCode
+FAILURE_CODE_TOKEN: FailureCode
+FAILURE_CODE_MODEL: FailureCode
+FAILURE_CODE_CODEC: FailureCode
+FAILURE_CODE_PROTOCOL: FailureCode
+FAILURE_CODE_NON_FINITE: FailureCode
+FAILURE_CODE_DATA: FailureCode
+FAILURE_CODE_INTERNAL: FailureCode
+FAILURE_CODE_CANCELLED: FailureCode
+
+class DeviceFrame(_message.Message):
+    __slots__ = ("sequence", "hello", "forward", "gradient_norms", "turn_done", "failure", "chunks")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_NORMS_FIELD_NUMBER: _ClassVar[int]
+    TURN_DONE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    hello: Hello
+    forward: Forward
+    gradient_norms: GradientNorms
+    turn_done: TurnDone
+    failure: Failure
+    chunks: _containers.RepeatedCompositeFieldContainer[TensorChunk]
+    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., gradient_norms: _Optional[_Union[GradientNorms, _Mapping]] = ..., turn_done: _Optional[_Union[TurnDone, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
+
+class EdgeFrame(_message.Message):
+    __slots__ = ("sequence", "welcome", "begin", "backward", "update", "turn_result", "failure", "chunks")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    TURN_RESULT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    welcome: Welcome
+    begin: Begin
+    backward: Backward
+    update: Update
+    turn_result: TurnResult
+    failure: Failure
+    chunks: _containers.RepeatedCompositeFieldContainer[TensorChunk]
+    def __init__(self, sequence: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
+
+class TensorHeader(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "codec", "total_bytes", "num_chunks")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: DType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    codec: Codec
+    total_bytes: int
+    num_chunks: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., codec: _Optional[_Union[Codec, str]] = ..., total_bytes: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
+
+class TensorChunk(_message.Message):
+    __slots__ = ("tensor", "index", "data")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    tensor: int
+    index: int
+    data: bytes
+    def __init__(self, tensor: _Optional[int] = ..., index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ModelFingerprint(_message.Message):
+    __slots__ = ("architecture", "num_blocks", "hidden_size", "vocab_size", "dtype", "digest")
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    architecture: str
+    num_blocks: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    digest: str
+    def __init__(self, architecture: _Optional[str] = ..., num_blocks: _Optional[int] = ..., hidden_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol_version", "session_id", "token", "run_id", "node_id", "server_round", "device_name", "student", "codecs", "cached_units", "num_examples", "num_batches", "software")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    STUDENT_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    session_id: str
+    token: bytes
+    run_id: int
+    node_id: int
+    server_round: int
+    device_name: str
+    student: ModelFingerprint
+    codecs: _containers.RepeatedScalarFieldContainer[Codec]
+    cached_units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
+    num_examples: int
+    num_batches: int
+    software: str
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., token: _Optional[bytes] = ..., run_id: _Optional[int] = ..., node_id: _Optional[int] = ..., server_round: _Optional[int] = ..., device_name: _Optional[str] = ..., student: _Optional[_Union[ModelFingerprint, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., cached_units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., num_examples: _Optional[int] = ..., num_batches: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("protocol_version", "software")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    software: str
+    def __init__(self, protocol_version: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+
+class OptimizerSettings(_message.Message):
+    __slots__ = ("name", "learning_rate", "beta1", "beta2", "eps", "weight_decay", "momentum")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    BETA1_FIELD_NUMBER: _ClassVar[int]
+    BETA2_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    learning_rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    momentum: float
+    def __init__(self, name: _Optional[str] = ..., learning_rate: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., momentum: _Optional[float] = ...) -> None: ...
+
+class UnitVersion(_message.Message):
+    __slots__ = ("unit", "version")
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    unit: str
+    version: str
+    def __init__(self, unit: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class Begin(_message.Message):
+    __slots__ = ("mode", "task", "cut", "local_epochs", "max_batches", "gradient_accumulation_steps", "first_step", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "frozen", "units", "teacher_embedding_scale", "tensors", "ignore_index")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    UPLINK_CODEC_FIELD_NUMBER: _ClassVar[int]
+    DOWNLINK_CODEC_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    CLIP_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_EMBEDDING_SCALE_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    mode: Mode
+    task: Task
+    cut: int
+    local_epochs: int
+    max_batches: int
+    gradient_accumulation_steps: int
+    first_step: int
+    seed: int
+    uplink_codec: Codec
+    downlink_codec: Codec
+    optimizer: OptimizerSettings
+    optimizer_handover: OptimizerHandover
+    clip_gradients: bool
+    frozen: _containers.RepeatedScalarFieldContainer[str]
+    units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
+    teacher_embedding_scale: float
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    ignore_index: int
+    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ...) -> None: ...
+
+class Forward(_message.Message):
+    __slots__ = ("step", "microbatch", "num_microbatches", "step_num_tokens", "tensors")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    NUM_MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
+    STEP_NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    microbatch: int
+    num_microbatches: int
+    step_num_tokens: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., num_microbatches: _Optional[int] = ..., step_num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class Backward(_message.Message):
+    __slots__ = ("step", "microbatch", "update", "tensors")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    microbatch: int
+    update: Update
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class GradientNorms(_message.Message):
+    __slots__ = ("step", "norms")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    norms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Update(_message.Message):
+    __slots__ = ("step", "learning_rate", "clip_coefficient")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    learning_rate: float
+    clip_coefficient: float
+    def __init__(self, step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., clip_coefficient: _Optional[float] = ...) -> None: ...
+
+class TurnDone(_message.Message):
+    __slots__ = ("num_steps", "num_examples", "tensors")
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    num_steps: int
+    num_examples: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, num_steps: _Optional[int] = ..., num_examples: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class TurnResult(_message.Message):
+    __slots__ = ("commit_id", "units", "loss", "cross_entropy", "kl_divergence", "num_tokens", "num_correct")
+    COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    CROSS_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    KL_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CORRECT_FIELD_NUMBER: _ClassVar[int]
+    commit_id: str
+    units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
+    loss: float
+    cross_entropy: float
+    kl_divergence: float
+    num_tokens: int
+    num_correct: int
+    def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., loss: _Optional[float] = ..., cross_entropy: _Optional[float] = ..., kl_divergence: _Optional[float] = ..., num_tokens: _Optional[int] = ..., num_correct: _Optional[int] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: FailureCode
+    message: str
+    def __init__(self, code: _Optional[_Union[FailureCode, str]] = ..., message: _Optional[str] = ...) -> None: ...

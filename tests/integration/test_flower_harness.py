@@ -1,0 +1,95 @@
+"""The harness itself: an echo through either kind of federation, failures told apart, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flower_harness import ECHO_APP, MODES, federation, traces_of
+from flower_run import FederationError
+from import_graph import ROOT
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_node_answers_and_nothing_is_left(mode: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs with a blank"
+    lines: list[str] = []
+    with federation(mode, tmp_path / "logs", supernodes=2) as running:
+        outcome = running.run(
+            ECHO_APP, {"num-nodes": 2, "run-dir": str(out)}, timeout_s=90.0, on_line=lines.append
+        )
+        assert outcome.completed, outcome.tail()
+        pids = [process.pid for process in running.processes()]
+        assert running.superlink is not None and running.superlink.pid in pids
+    answer = json.loads((out / "answer.json").read_text())
+    replies = sorted(answer["replies"], key=lambda reply: reply["partition-id"])
+    assert [reply["partition-id"] for reply in replies] == [0, 1]
+    assert {reply["num-partitions"] for reply in replies} == {2}
+    assert {reply["pid"] for reply in replies}.isdisjoint({answer["pid"], os.getpid()})
+    assert Path(answer["cwd"]) != Path.cwd()
+    assert "2 of 2 nodes answered" in lines
+    assert "2 of 2 nodes answered" in outcome.log
+    for pid in [*pids, answer["pid"], *(reply["pid"] for reply in replies)]:
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_flower_refuses_is_an_error(tmp_path: Path) -> None:
+    with federation("simulation", tmp_path, supernodes=1) as running:
+        with pytest.raises(FederationError, match="(?i)invalid run config|no-such-key"):
+            running.submit(ECHO_APP, {"no-such-key": 1})
+
+
+@pytest.mark.deployment
+def test_a_run_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    with federation("deployment", tmp_path, supernodes=1) as running:
+        run = running.submit(ECHO_APP, {"num-nodes": 5})
+        outcome = run.wait(timeout_s=5.0)
+        assert outcome.status == "timeout"
+        assert run.status()[0] == "finished:stopped"
+
+
+def _demo(runs: Path, *settings: str) -> list[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--app", str(ECHO_APP), "--supernodes", "2"]
+    for setting in ("num-nodes=2", *settings):
+        command += ["--set", setting]
+    return [*command, "--runs", str(runs)]
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    homes: set[str] = set()
+    with subprocess.Popen(
+        _demo(tmp_path, "sleep-s=60"), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            # By now the devices have answered, so that Ray is up with all its processes.
+            if "nodes answered" in line:
+                break
+        for child in psutil.Process(demo.pid).children():
+            homes.add(child.environ()["FLWR_HOME"])
+        demo.send_signal(signal.SIGINT)
+        rest = demo.stdout.read()
+    assert demo.returncode == 128 + signal.SIGINT, rest
+    assert len(homes) == 1
+    assert traces_of(homes.pop()) == []
+
+
+def test_the_demo_prints_the_log_and_the_summary(tmp_path: Path) -> None:
+    done = subprocess.run(_demo(tmp_path), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 nodes answered" in done.stdout
+    assert "summary of the echo" in done.stdout
+
+
+def test_the_demo_tells_a_failed_run(tmp_path: Path) -> None:
+    done = subprocess.run(_demo(tmp_path, "fail=server"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "told to fail" in done.stdout
+    assert "finished:failed" in done.stdout
