@@ -31,8 +31,8 @@ class Row:
     ratio
         ``value / reference``, or None.
     spread
-        Distance of the middle half of the repeats (quartile 3 - quartile 1) of ``ratio``, or of ``value`` where
-        there is no ratio; None if measured once.
+        Distance of the middle half of the repeats (quartile 3 - quartile 1) of ``ratio``, or of ``value``
+        where there is no ratio; None if measured once.
     n
         Number of repeats.
     """
@@ -56,7 +56,9 @@ def commit() -> str:
         return "unknown"
 
 
-def report(benchmark: str, rows: Sequence[Row], *, notes: Sequence[str] = (), json_path: Path | None = None) -> None:
+def report(
+    benchmark: str, rows: Sequence[Row], *, notes: Sequence[str] = (), json_path: Path | None = None
+) -> None:
     """Print the rows as a table, with notes below, and write them to ``json_path`` if there is one."""
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     revision = commit()
@@ -71,7 +73,8 @@ def report(benchmark: str, rows: Sequence[Row], *, notes: Sequence[str] = (), js
     for note in notes:
         console.print(note, highlight=False)
     if json_path is not None:
-        content = {"benchmark": benchmark, "command": command, "commit": revision, "rows": [asdict(row) for row in rows]}
+        measured = [asdict(row) for row in rows]
+        content = {"benchmark": benchmark, "command": command, "commit": revision, "rows": measured}
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

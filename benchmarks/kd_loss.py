@@ -1,13 +1,13 @@
 """Memory and time of the chunked distillation loss against a dense one.
 
-Both compute CE + KL (temperature 2, ``kd_ratio`` 0.5, forward KL) from the same float32 hidden states and heads:
-vocabulary 128,256, student 2,048 wide, teacher 4,096. The dense reference holds the logits of both models and leaves
-the gradients to autograd, as a training loop without this package would.
+Both compute CE + KL (temperature 2, ``kd_ratio`` 0.5, forward KL) from the same float32 hidden states and
+heads: vocabulary 128,256, student 2,048 wide, teacher 4,096. The dense reference holds the logits of both
+models and leaves the gradients to autograd, as a training loop without this package would.
 
 Memory: each case runs in a fresh process, which allocates the inputs, makes one step over two tokens (so that
-libraries have set up their own buffers), resets its high-water mark (``/proc/self/clear_refs``) and makes one forward
-and backward pass. The figure is the high-water mark of resident memory minus resident memory just before.
-Time: one process, both cases in turn, forward and backward, median and spread of the pairs' ratios.
+libraries have set up their own buffers), resets its high-water mark (``/proc/self/clear_refs``) and makes one
+forward and backward pass. The figure is the high-water mark of resident memory minus resident memory just
+before. Time: one process, both cases in turn, forward and backward, median and spread of the pairs' ratios.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ def main() -> None:
 
     rows: list[Row] = []
     notes = [
-        f"float32 weights and hidden states, CPU, {arguments.threads} threads, chunk_size {arguments.chunk_size}, "
-        f"vocabulary {VOCAB}, widths {STUDENT_WIDTH}/{TEACHER_WIDTH}, torch {torch.__version__}.",
+        f"float32 weights and hidden states, CPU, {arguments.threads} threads, chunk_size "
+        f"{arguments.chunk_size}, vocabulary {VOCAB}, widths {STUDENT_WIDTH}/{TEACHER_WIDTH}, "
+        f"torch {torch.__version__}.",
         "memory: high-water mark of resident memory above the inputs, a fresh process per case; "
-        "time: forward + backward, medians; ratio: median of the pairs' ratios; spread: their quartile distance.",
+        "time: forward + backward, medians; ratio: median of the pairs' ratios; spread: their "
+        "quartile distance.",
     ]
     for tokens in arguments.tokens:
         for trainable in (False, True):
@@ -91,11 +93,16 @@ def chunked_step(inputs: Inputs, chunk_size: int) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2_048], help="tokens per batch (512 2048)")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=[512, 2_048], help="tokens per batch (512 2048)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="alternating pairs per time ratio (5)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (2)")
     parser.add_argument(
-        "--chunk-size", type=int, default=DistillationLoss().chunk_size, help="tokens per chunk (the package's default)"
+        "--chunk-size",
+        type=int,
+        default=DistillationLoss().chunk_size,
+        help="tokens per chunk (the default's)",
     )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()

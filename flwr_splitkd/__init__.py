@@ -1,1 +1,65 @@
-"""Split knowledge distillation for Flower."""
+"""Split knowledge distillation for Flower.
+
+Distill a large language model into a small one on data that stays on devices too small to train alone.
+`SplitKD` is a Flower strategy for the ServerApp, `SplitKDClient` serves a ClientApp.
+
+::
+
+    strategies/   Flower strategies: who takes a turn and when
+    clients/      Flower ClientApp handlers
+    tiers/        what runs on the edge and on the device, without Flower
+    wire/         the data plane between them: one gRPC stream a turn
+    split/        cut a model in two, move layers, check that a cut changes nothing
+    distill/      the distillation loss
+    models/       build models in part, ties, heads, fingerprints
+    schedulers/   decisions: device, cut, local epochs, when to stop
+    store/        commits, the devices' cache, the run's folder
+    data/         built-in text, loaders for your own
+    config        run configs, checked; records: Flower records; errors: every error in one tree
+    testing       fakes for your own tests
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flwr_splitkd.clients import SplitKDClient
+    from flwr_splitkd.distill import DistillationLoss
+    from flwr_splitkd.schedulers import CutCycle, CutTable, FewestTurnsFirst, FixedCut, RandomOrder, RoundRobin
+    from flwr_splitkd.strategies import SplitKD
+    from flwr_splitkd.tiers.optimizer import OptimizerSettings
+
+__all__ = [
+    "CutCycle",
+    "CutTable",
+    "DistillationLoss",
+    "FewestTurnsFirst",
+    "FixedCut",
+    "OptimizerSettings",
+    "RandomOrder",
+    "RoundRobin",
+    "SplitKD",
+    "SplitKDClient",
+]
+
+_ROOMS = {
+    "CutCycle": "schedulers",
+    "CutTable": "schedulers",
+    "DistillationLoss": "distill",
+    "FewestTurnsFirst": "schedulers",
+    "FixedCut": "schedulers",
+    "OptimizerSettings": "tiers.optimizer",
+    "RandomOrder": "schedulers",
+    "RoundRobin": "schedulers",
+    "SplitKD": "strategies",
+    "SplitKDClient": "clients",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that a planner need not load torch."""
+    if name in _ROOMS:
+        return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -82,7 +82,8 @@ def main() -> int:
     runs = arguments.runs.resolve()
     overrides = {"run-dir": str(runs), **dict(arguments.set)}
     # Ray's hint to its own developers, once per process.
-    quiet = {"PYTHONWARNINGS": "ignore:Tip:FutureWarning," + os.environ.get("PYTHONWARNINGS", "")}
+    filters = ["ignore:Tip:FutureWarning", os.environ.get("PYTHONWARNINGS", "")]
+    quiet = {"PYTHONWARNINGS": ",".join(filter(None, filters))}
     try:
         with simulation(runs / "logs", supernodes=arguments.supernodes, environment=quiet) as federation:
             outcome = federation.run(

@@ -48,7 +48,9 @@ def imports_of(path: Path) -> Imports:
     on_import: set[str] = set()
     everything: set[str] = set()
     lazy: dict[str, str] = {}
-    for node, inside_function, for_typing in _statements(ast.parse(path.read_text(encoding="utf-8"))):
+    for node, inside_function, for_typing in _statements(
+        ast.parse(path.read_text(encoding="utf-8"), str(path))
+    ):
         targets = _targets(node)
         if for_typing:
             lazy.update(targets)
@@ -110,10 +112,23 @@ def _file(module: str) -> Path | None:
     return None
 
 
+def statements_for_others(path: Path) -> set[str]:
+    """Return the import statements that a file executes on import and that name other packages."""
+    found = set()
+    for node, inside_function, for_typing in _statements(
+        ast.parse(path.read_text(encoding="utf-8"), str(path))
+    ):
+        ours = any(name.split(".")[0] == PACKAGE for name in _targets(node).values())
+        if not (ours or inside_function or for_typing):
+            found.add(ast.unparse(node))
+    return found
+
+
 def loaded_by(path: Path) -> frozenset[str]:
     """Return every module that importing this file imports, directly or not, parents included."""
     seen: set[str] = set()
-    todo = [path]
+    # Importing a module of a package runs the package's `__init__.py` first.
+    todo = [path, *(folder / "__init__.py" for folder in path.parents if (folder / "__init__.py").is_file())]
     while todo:
         for name in imports_of(todo.pop()).on_import:
             parts = name.split(".")

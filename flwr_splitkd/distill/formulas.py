@@ -1,12 +1,11 @@
 """Cross-entropy and divergences per token, each with its gradient in closed form.
 
-These functions overwrite what they are given: a chunk of logits is the largest thing in memory, and every copy of it
-that is not made is a larger chunk that fits.
+These functions overwrite what they are given: a chunk of logits is the largest thing in memory, and every
+copy of it that is not made is a larger chunk that fits.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -26,8 +25,8 @@ class TokenLosses(NamedTuple):
     kl
         The divergence in nats per token, at the given temperature, without the factor temperature squared.
     gradient
-        Of ``sum((1 - kd_ratio) * cross_entropy + kd_ratio * temperature^2 * kl)`` with respect to the student's
-        logits.
+        Of ``sum((1 - kd_ratio) * cross_entropy + kd_ratio * temperature^2 * kl)`` with respect to the
+        student's logits.
     """
 
     cross_entropy: Float[Tensor, " tokens"]
@@ -52,13 +51,14 @@ def divergence_(
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]:
     r"""Compute the divergence of student and teacher and its gradient with respect to the student's logits.
 
-    With teacher probabilities p and student probabilities q (Agarwal et al., "On-Policy Distillation of Language
-    Models", section 3, in whose direction TRL's ``beta`` points, too):
+    With teacher probabilities p and student probabilities q (Agarwal et al., "On-Policy Distillation of
+    Language Models", section 3, in whose direction TRL's ``beta`` points, too):
 
     - beta = 0: ``KL(p || q)``, gradient ``q - p``;
     - beta = 1: ``KL(q || p)``, gradient ``q * (log q - log p - KL(q || p))``;
     - between: with the mixture ``m = beta * p + (1 - beta) * q``, the generalised Jensen-Shannon divergence
-      ``beta * KL(p || m) + (1 - beta) * KL(q || m)``, gradient ``(1 - beta) * q * (log q - log m - KL(q || m))``.
+      ``beta * KL(p || m) + (1 - beta) * KL(q || m)``,
+      gradient ``(1 - beta) * q * (log q - log m - KL(q || m))``.
 
     The end points are definitions: the expression between them tends to 0 at both ends.
 
@@ -81,7 +81,7 @@ def divergence_(
         return value, log_ratio.sub_(value.unsqueeze(-1)).mul_(q)
 
     p = teacher.exp()
-    # Where p and q both underflow, log m would be -inf and 0 * inf NaN; any finite log m gives the right term, 0.
+    # Where p and q both underflow, log m would be -inf and the term 0 * inf = NaN; it should be 0.
     log_m = (p * beta).add_(q, alpha=1 - beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()
     kl_teacher = teacher.sub_(log_m).mul_(p).sum(-1)
     log_ratio = student.sub_(log_m)
@@ -101,9 +101,10 @@ def token_losses_(
 ) -> TokenLosses:
     """Compute cross-entropy, divergence and the gradient of their weighted sum.
 
-    The loss of a token is ``(1 - kd_ratio) * CE + kd_ratio * T^2 * D(T, beta)`` with both models' logits divided by
-    T inside D. The factor T^2 keeps the gradient's size independent of T (Hinton et al., "Distilling the Knowledge
-    in a Neural Network", section 2); since ``d(logits / T) = 1 / T``, one T of it remains in the gradient.
+    The loss of a token is ``(1 - kd_ratio) * CE + kd_ratio * T^2 * D(T, beta)`` with both models' logits
+    divided by T inside D. The factor T^2 keeps the gradient's size independent of T (Hinton et al.,
+    "Distilling the Knowledge in a Neural Network", section 2); since ``d(logits / T) = 1 / T``, one T of it
+    remains in the gradient.
 
     Parameters
     ----------
@@ -119,14 +120,14 @@ def token_losses_(
         In [0, 1], see :func:`divergence_`.
     """
     log_q = log_softmax_(student_logits)
-    index = labels.unsqueeze(-1)
-    cross_entropy = log_q.gather(-1, index).squeeze(-1).neg_()
+    tokens = torch.arange(labels.numel(), device=labels.device)
+    cross_entropy = -log_q[tokens, labels]
     gradient = log_q.exp().mul_(1 - kd_ratio)
-    gradient.scatter_add_(-1, index, torch.full_like(index, kd_ratio - 1, dtype=gradient.dtype))
+    gradient[tokens, labels] -= 1 - kd_ratio
     if kd_ratio == 0 or teacher_logits is None:
         return TokenLosses(cross_entropy, torch.zeros_like(cross_entropy), gradient)
 
-    if not math.isclose(temperature, 1.0, rel_tol=0.0):
+    if temperature != 1.0:
         # Softmax ignores a shift of its row, so the log-probabilities at T = 1 serve as logits.
         log_q = log_softmax_(log_q.div_(temperature))
         teacher_logits.div_(temperature)

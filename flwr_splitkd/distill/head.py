@@ -1,4 +1,4 @@
-"""An output head: the last step from hidden states to logits, kept as its parts so that it can run in chunks."""
+"""An output head in its parts, so that the last step from hidden states to logits can run in chunks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LogitTransform:
 
     ``logits = softcap * tanh(scale * (h @ W.T + b) / softcap)``, without the tanh where ``softcap`` is None.
 
-    Gemma 2 sets ``softcap`` (its ``final_logit_softcapping``), Cohere sets ``scale`` (its ``logit_scale``), and
-    Granite divides, so its ``scale`` is ``1 / logits_scaling``.
+    Gemma 2 sets ``softcap`` (its ``final_logit_softcapping``), Cohere sets ``scale`` (its ``logit_scale``),
+    and Granite divides, so its ``scale`` is ``1 / logits_scaling``.
 
     Parameters
     ----------
@@ -107,8 +107,8 @@ class Head:
 def match_vocabulary(teacher_size: int, student_size: int, policy: Literal["slice", "refuse"]) -> int:
     """Return how many of the teacher's first vocabulary entries the student is compared with.
 
-    A teacher's surplus entries may be left out, and its probabilities are then renormalised over the rest. Missing
-    ones are never made up: a padded logit of 0 would be a probability that no model ever gave.
+    A teacher's surplus entries may be left out, and its probabilities are then renormalised over the rest.
+    Missing ones are never made up: a padded logit of 0 would be a probability that no model ever gave.
 
     Parameters
     ----------
@@ -129,8 +129,8 @@ def match_vocabulary(teacher_size: int, student_size: int, policy: Literal["slic
         )
     if teacher_size > student_size and policy == "refuse":
         raise ConfigError(
-            f"the teacher's vocabulary is {teacher_size}; expected {student_size}, the student's. If the first "
-            f"{student_size} entries mean the same in both, set `teacher_vocab` to 'slice'."
+            f"the teacher's vocabulary is {teacher_size}; expected {student_size}, the student's. If the "
+            f"first {student_size} entries mean the same in both, set `teacher_vocab` to 'slice'."
         )
     return student_size
 
@@ -143,8 +143,8 @@ def head_logits(
 ) -> Float[Tensor, "tokens vocab"]:
     """Compute ``hidden @ weight.T + bias`` into a reused workspace.
 
-    The product runs in the weight's dtype, as the model's own head does, and is widened to the workspace's before
-    anything else happens to it: a softmax in bfloat16 would be off by a percent.
+    The product runs in the weight's dtype, as the model's own head does, and is widened to the workspace's
+    before anything else happens to it: a softmax in bfloat16 would be off by a percent.
 
     Parameters
     ----------
@@ -182,7 +182,8 @@ def transform_(
     if transform.scale != 1.0:
         logits.mul_(transform.scale)
     if transform.softcap is not None:
-        # tanh would turn an infinite logit into a harmless one; this is 0 for a finite row and NaN for any other.
+        # tanh would turn an infinite logit into a harmless one; this is 0 for a finite row and NaN for any
+        # other.
         non_finite = logits.sum(-1, keepdim=True).mul_(0.0)
         logits.div_(transform.softcap).tanh_().mul_(transform.softcap).add_(non_finite)
     return logits

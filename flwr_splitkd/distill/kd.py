@@ -1,18 +1,19 @@
 """The distillation loss over a batch, chunk by chunk, attached to autograd.
 
-Logits of a whole batch are never held. Each chunk of tokens computes its logits, its losses and the gradient of its
-logits, which goes at once into the gradients of the hidden states and the head; autograd later only hands these out.
+Logits of a whole batch are never held. Each chunk of tokens computes its logits, its losses and the gradient
+of its logits, which goes at once into the gradients of the hidden states and the head; autograd later only
+hands these out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from flwr_splitkd.distill.formulas import TokenLosses, token_losses_
 from flwr_splitkd.distill.head import Head, head_logits, match_vocabulary, transform_, transform_slope
@@ -46,24 +47,33 @@ class LossTerms(NamedTuple):
 class _HandOut(torch.autograd.Function):
     """Gives a loss whose gradients are known already its place in the graph.
 
-    Backward hands out the saved tensors themselves if nothing scales the loss: autograd has dropped its own references
-    by the time ``.grad`` is set and then takes the tensor without a copy, so a head's gradient exists only once.
+    Backward hands out the saved tensors themselves if nothing scales the loss: autograd has dropped its own
+    references by the time ``.grad`` is set and then takes the tensor without a copy, so a head's gradient
+    exists only once. They are narrowed to half precision here and not before, because a loss that is scaled
+    against underflow has to scale the wide ones.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None
+    def forward(
+        ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None
     ) -> Tensor:
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         ctx.save_for_backward(*gradients)
         return loss.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
-        if grad_output.item() == 1.0:
-            return None, None, *saved
-        return None, None, *(None if g is None else g * grad_output.to(g.dtype) for g in saved)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: tuple[Tensor | None, ...] = ctx.saved_tensors
+        if grad_output.item() != 1.0:
+            gradients = tuple(None if g is None else g * grad_output for g in gradients)
+        narrowed = (None if g is None else g.to(t) for g, t in zip(gradients, ctx.dtypes, strict=True))
+        return None, None, *narrowed
+
+
+def _hand_out(loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:
+    attached: Tensor = _HandOut.apply(loss, gradients, *inputs)  # type: ignore[no-untyped-call]
+    return attached
 
 
 def distillation_loss(
@@ -77,7 +87,7 @@ def distillation_loss(
     kd_ratio: float,
     beta: float,
     ignore_index: int = -100,
-    chunk_size: int = 64,
+    chunk_size: int = 128,
     teacher_vocab: Literal["slice", "refuse"] = "refuse",
     num_tokens: int | None = None,
 ) -> LossTerms:
@@ -86,13 +96,13 @@ def distillation_loss(
     .. math::
         \frac{1}{N} \sum_i (1 - r)\, \mathrm{CE}(y_i, q_i) + r\, T^2\, D_\beta(p_i^{(T)}, q_i^{(T)})
 
-    over the tokens whose label is not ``ignore_index``; r is ``kd_ratio``, T ``temperature``, p the teacher, q the
-    student, and D as in :func:`~flwr_splitkd.distill.formulas.divergence_`. This is the loss of the edge server in
-    split knowledge distillation (paper 1, step "server-side loss"), with Hinton's T^2.
+    over the tokens whose label is not ``ignore_index``; r is ``kd_ratio``, T ``temperature``, p the teacher,
+    q the student, and D as in :func:`~flwr_splitkd.distill.formulas.divergence_`. Split knowledge
+    distillation computes it on the edge server.
 
-    Labels belong to the hidden state in the same place: for a causal model, shift them before the call. Softmax and
-    sums run in float32 for narrower inputs. Cross-entropy is reported even when ``kd_ratio`` is 1; it costs under a
-    percent. Hidden states in ignored places are not looked at.
+    Labels belong to the hidden state in the same place: for a causal model, shift them before the call.
+    Softmax and sums run in float32 for narrower inputs. Cross-entropy is reported even when ``kd_ratio`` is
+    1; it costs under a percent. Hidden states in ignored places are not looked at.
 
     Ranges are checked by :class:`~flwr_splitkd.distill.DistillationLoss`, not here.
 
@@ -101,8 +111,8 @@ def distillation_loss(
     student_hidden, teacher_hidden
         Final hidden states, of the dtype of their heads. The teacher never gets a gradient.
     student_head, teacher_head
-        Output heads. A student head that requires no gradient costs no ``[vocab, hidden]`` memory; one that does is
-        accumulated in place, in float32. The teacher's parts may be None when ``kd_ratio`` is 0.
+        Output heads. A student head that requires no gradient costs no ``[vocab, hidden]`` memory; one that
+        does is accumulated in place, in float32. The teacher's parts may be None when ``kd_ratio`` is 0.
     labels
         In [0, vocab) or ``ignore_index``.
     temperature
@@ -162,9 +172,8 @@ def distillation_loss(
 
     cross_entropy, kl = _over_chunks(chunk, counted, chunk_size, dtype)
     loss = (cross_entropy * (1 - kd_ratio) + kl * (kd_ratio * temperature**2)) * mean
-    inputs = student_hidden, student_head.weight, student_head.bias
-    attached: Tensor = _HandOut.apply(loss, gradients.finish(), *inputs)
-    return LossTerms(attached, cross_entropy, kl, counted.numel())
+    loss = _hand_out(loss, gradients.all(), student_hidden, student_head.weight, student_head.bias)
+    return LossTerms(loss, cross_entropy, kl, counted.numel())
 
 
 def distillation_loss_from_logits(
@@ -176,20 +185,20 @@ def distillation_loss_from_logits(
     kd_ratio: float,
     beta: float,
     ignore_index: int = -100,
-    chunk_size: int = 64,
+    chunk_size: int = 128,
     teacher_vocab: Literal["slice", "refuse"] = "refuse",
     num_tokens: int | None = None,
 ) -> LossTerms:
     """Compute the loss of :func:`distillation_loss` from logits that exist already.
 
-    For classifiers, whose classes are few. The formulas are the same; the logits are taken as they are, with any
-    softcap or scale applied.
+    For classifiers, whose classes are few. The formulas are the same; the logits are taken as they are, with
+    any softcap or scale applied.
 
     Parameters
     ----------
     student_logits, teacher_logits
-        Final logits, one row per labelled item. The teacher never gets a gradient, and may be None when ``kd_ratio``
-        is 0.
+        Final logits, one row per labelled item. The teacher never gets a gradient, and may be None when
+        ``kd_ratio`` is 0.
     labels
         In [0, vocab) or ``ignore_index``.
     temperature, kd_ratio, beta, ignore_index, chunk_size, teacher_vocab, num_tokens
@@ -214,7 +223,7 @@ def distillation_loss_from_logits(
     mean = 1 / max(1, counted.numel() if num_tokens is None else num_tokens)
 
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    gradient = torch.zeros_like(student_logits) if _wants_gradient(student_logits) else None
+    gradient = torch.zeros_like(student_logits, dtype=dtype) if _wants_gradient(student_logits) else None
 
     def chunk(rows: Tensor) -> TokenLosses:
         # Indexing with rows copies, so the caller's logits are not what the formulas overwrite.
@@ -227,13 +236,12 @@ def distillation_loss_from_logits(
             beta=beta,
         )
         if gradient is not None:
-            gradient[rows] = losses.gradient.mul_(mean).to(gradient.dtype)
+            gradient[rows] = losses.gradient.mul_(mean)
         return losses
 
     cross_entropy, kl = _over_chunks(chunk, counted, chunk_size, dtype)
     loss = (cross_entropy * (1 - kd_ratio) + kl * (kd_ratio * temperature**2)) * mean
-    attached: Tensor = _HandOut.apply(loss, (gradient,), student_logits)
-    return LossTerms(attached, cross_entropy, kl, counted.numel())
+    return LossTerms(_hand_out(loss, (gradient,), student_logits), cross_entropy, kl, counted.numel())
 
 
 class _Gradients:
@@ -241,29 +249,27 @@ class _Gradients:
 
     def __init__(self, hidden: Tensor, head: Head, dtype: torch.dtype) -> None:
         self.head = head
-        self.hidden = torch.zeros_like(hidden) if _wants_gradient(hidden) else None
+        self.hidden = torch.zeros_like(hidden, dtype=dtype) if _wants_gradient(hidden) else None
         self.weight = torch.zeros_like(head.weight, dtype=dtype) if _wants_gradient(head.weight) else None
         self.bias = torch.zeros_like(head.bias, dtype=dtype) if _wants_gradient(head.bias) else None
 
     def add_(self, rows: Tensor, hidden: Tensor, logits_gradient: Tensor, mean: float) -> None:
         """Add a chunk whose loss is still a sum.
 
-        The factor ``mean`` comes last: before the products it would push small gradients under float16's range.
+        The factor ``mean`` comes last: before the products it would push small gradients under float16's
+        range.
         """
         if self.hidden is not None:
             product = torch.mm(logits_gradient.to(self.head.weight.dtype), self.head.weight)
-            self.hidden[rows] = product.to(logits_gradient.dtype).mul_(mean).to(self.hidden.dtype)
+            self.hidden[rows] = product.to(self.hidden.dtype).mul_(mean)
         if self.weight is not None:
             self.weight.addmm_(logits_gradient.T, hidden.to(self.weight.dtype), alpha=mean)
         if self.bias is not None:
             self.bias.add_(logits_gradient.sum(0), alpha=mean)
 
-    def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients in the dtypes of what they belong to."""
-        dtype = self.head.weight.dtype
-        weight = None if self.weight is None else self.weight.to(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return self.hidden, weight, bias
+    def all(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of hidden states, weight and bias."""
+        return self.hidden, self.weight, self.bias
 
 
 def _over_chunks(
@@ -286,7 +292,7 @@ def _logits(hidden: Tensor, head: Head, workspace: Tensor) -> Tensor:
     return transform_(head_logits(hidden, head.weight, head.bias, workspace), head.transform)
 
 
-def _wants_gradient(tensor: Tensor | None) -> bool:
+def _wants_gradient(tensor: Tensor | None) -> TypeGuard[Tensor]:
     return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
 
 
@@ -295,15 +301,15 @@ def _counted_tokens(labels: Tensor, vocab: int, ignore_index: int, num_tokens: i
     counted = (labels != ignore_index).nonzero().squeeze(-1)
     if num_tokens is not None and num_tokens < counted.numel():
         raise DataError(
-            f"`num_tokens` is {num_tokens}; expected at least {counted.numel()}, the labels counted in this batch. "
-            "Pass the total over all micro-batches of the optimizer step."
+            f"`num_tokens` is {num_tokens}; expected at least {counted.numel()}, the labels counted in this "
+            "batch. Pass the total over all micro-batches of the optimizer step."
         )
     if counted.numel():
         low, high = (int(x) for x in torch.aminmax(labels[counted]))
         if low < 0 or high >= vocab:
             raise DataError(
-                f"a label is {low if low < 0 else high}; expected 0..{vocab - 1} for a vocabulary of {vocab}, or "
-                f"{ignore_index} to ignore the token. Use the tokenizer that belongs to the student."
+                f"a label is {low if low < 0 else high}; expected 0..{vocab - 1} for a vocabulary of "
+                f"{vocab}, or {ignore_index} to ignore the token. Use the student's own tokenizer."
             )
     return counted
 
@@ -311,8 +317,8 @@ def _counted_tokens(labels: Tensor, vocab: int, ignore_index: int, num_tokens: i
 def _check_rows(name: str, tensor: Tensor, labels: Tensor) -> None:
     if tensor.ndim != 2 or labels.ndim != 1 or tensor.shape[0] != labels.shape[0]:
         raise DataError(
-            f"`{name}` has shape {tuple(tensor.shape)} and labels {tuple(labels.shape)}; expected one row per label. "
-            "Flatten batch and sequence into one dimension."
+            f"`{name}` has shape {tuple(tensor.shape)} and labels {tuple(labels.shape)}; expected one "
+            "row per label. Flatten batch and sequence into one dimension."
         )
 
 
@@ -320,8 +326,8 @@ def _check_hidden(model: str, hidden: Tensor, head: Head, labels: Tensor) -> Non
     _check_rows(f"{model}_hidden", hidden, labels)
     if hidden.shape[1] != head.weight.shape[1]:
         raise ConfigError(
-            f"`{model}_hidden` is {hidden.shape[1]} wide; expected {head.weight.shape[1]}, the width of its head. "
-            "Pass the final hidden states and the head of the same model."
+            f"`{model}_hidden` is {hidden.shape[1]} wide; expected {head.weight.shape[1]}, the width of its "
+            "head. Pass the final hidden states and the head of the same model."
         )
     if hidden.dtype != head.weight.dtype:
         raise ConfigError(
@@ -332,5 +338,6 @@ def _check_hidden(model: str, hidden: Tensor, head: Head, labels: Tensor) -> Non
 
 def _missing_teacher(kd_ratio: float) -> ConfigError:
     return ConfigError(
-        f"`kd_ratio` is {kd_ratio} without a teacher; expected 0. Pass the teacher's outputs, or set `kd_ratio` to 0."
+        f"`kd_ratio` is {kd_ratio} without a teacher; expected 0. "
+        "Pass the teacher's outputs, or set `kd_ratio` to 0."
     )

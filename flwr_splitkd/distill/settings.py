@@ -28,19 +28,19 @@ class DistillationLoss:
     temperature
         Softens both distributions inside D, > 0.
     kd_ratio
-        Weight of the distillation term, in [0, 1]; cross-entropy with the labels has the rest. At 0 the teacher is
-        not needed.
+        Weight of the distillation term, in [0, 1]; cross-entropy with the labels has the rest. At 0 the
+        teacher is not needed.
     beta
-        In [0, 1]: 0 is the forward KL(teacher || student), 1 the reverse KL(student || teacher), and between them
-        lies the generalised Jensen-Shannon divergence.
+        In [0, 1]: 0 is the forward KL(teacher || student), 1 the reverse KL(student || teacher), and between
+        them lies the generalised Jensen-Shannon divergence.
     ignore_index
         The label of tokens that take no part in the loss.
     chunk_size
         Tokens whose logits are in memory at once, >= 1. More is faster and takes more memory: about
-        ``5 * chunk_size * vocab * 4`` bytes. The default suits CPUs; a GPU with memory to spare gains from 512.
+        ``5 * chunk_size * vocab * 4`` bytes. Fewer than 64 is slow.
     teacher_vocab
-        What to do with a teacher whose vocabulary is larger than the student's: "refuse" it, or "slice" its first
-        entries, which must then mean the same as the student's. A smaller one is always refused.
+        What to do with a teacher whose vocabulary is larger than the student's: "refuse" it, or "slice" its
+        first entries, which must then mean the same as the student's. A smaller one is always refused.
 
     Raises
     ------
@@ -52,7 +52,7 @@ class DistillationLoss:
     kd_ratio: float = 0.5
     beta: float = 0.0
     ignore_index: int = -100
-    chunk_size: int = 64
+    chunk_size: int = 128
     teacher_vocab: Literal["slice", "refuse"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -64,14 +64,21 @@ class DistillationLoss:
             )
         if not 0 <= self.kd_ratio <= 1:
             raise ConfigError(
-                f"`kd_ratio` is {self.kd_ratio}; expected 0 to 1. Use 0 for labels only, 1 for the teacher only."
+                f"`kd_ratio` is {self.kd_ratio}; expected 0 to 1. "
+                "Use 0 for the labels alone, 1 for the teacher alone."
             )
         if not 0 <= self.beta <= 1:
-            raise ConfigError(f"`beta` is {self.beta}; expected 0 to 1. Use 0 for forward KL, 1 for reverse KL.")
+            raise ConfigError(
+                f"`beta` is {self.beta}; expected 0 to 1. Use 0 for forward KL, 1 for reverse KL."
+            )
         if self.chunk_size < 1:
-            raise ConfigError(f"`chunk_size` is {self.chunk_size}; expected at least 1 token. Leave it out if unsure.")
+            raise ConfigError(
+                f"`chunk_size` is {self.chunk_size}; expected at least 1 token. Leave it out if unsure."
+            )
         if self.teacher_vocab not in ("slice", "refuse"):
-            raise ConfigError(f"`teacher_vocab` is {self.teacher_vocab!r}; expected 'slice' or 'refuse'. Use 'refuse'.")
+            raise ConfigError(
+                f"`teacher_vocab` is {self.teacher_vocab!r}; expected 'slice' or 'refuse'. Use 'refuse'."
+            )
 
     def from_hidden(
         self,

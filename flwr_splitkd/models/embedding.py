@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,28 +34,24 @@ def token_embedding(model: nn.Module) -> tuple[Float[Tensor, "vocab hidden"], fl
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UncuttableModelError(
-            f"the input embedding of {type(model).__name__} is a {type(module).__name__} without a [vocab, "
-            "hidden] weight; "
-            "expected a table look-up. Use another model."
+            f"the input embedding of {type(model).__name__} is a {type(module).__name__} without a "
+            "[vocab, hidden] weight; expected a table look-up. Use another model."
         )
-    raw = getattr(module, "embed_scale", 1.0)
-    # The module multiplies in the weight's dtype, where the scale may round (bfloat16).
-    scale = float(torch.as_tensor(raw, device="cpu").to(weight.dtype)) if raw is not None else 1.0
-    rows = min(weight.shape[0], 16)
-    ids = torch.arange(rows, device="cpu" if weight.is_meta else weight.device)
+    # A skeleton has nothing to look up in; its tiny copy has the same kind of module at another width.
     tried = build_tiny(model).get_input_embeddings() if weight.is_meta else module  # type: ignore[operator]
-    tried_scale = scale
-    if weight.is_meta:
-        tried = copy.deepcopy(tried)
-        if hasattr(tried, "embed_scale") and raw is not None:
-            tried_scale = float(torch.as_tensor(tried.embed_scale))
+    ids = torch.arange(min(tried.weight.shape[0], 16), device=tried.weight.device)
     with torch.no_grad():
-        expected = tried(ids)
-        got = functional.embedding(ids, tried.weight) * tried_scale
-    if not torch.equal(expected, got):
+        same = torch.equal(tried(ids), functional.embedding(ids, tried.weight) * _scale(tried))
+    if not same:
         raise UncuttableModelError(
             f"the input embedding of {type(model).__name__} ({type(module).__name__}) is not a scaled table "
-            "look-up with "
-            f"scale {scale}; expected F.embedding(ids, weight) * scale. Use another model."
+            f"look-up with scale {_scale(module)}; expected F.embedding(ids, weight) * scale. "
+            "Use another model."
         )
-    return weight, scale
+    return weight, _scale(module)
+
+
+def _scale(module: nn.Module) -> float:
+    scale = getattr(module, "embed_scale", 1.0)
+    # A scale that is a tensor is multiplied in the weight's dtype, where it may round (bfloat16).
+    return float(scale.to(module.weight.dtype)) if isinstance(scale, Tensor) else float(scale)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ what is random draws from a generator that the policy was given.
 
 from __future__ import annotations
 
-from flwr_splitkd.schedulers.cut import CutPolicy, CutTable, FixedCut, RandomCut
+from flwr_splitkd.schedulers.cut import CutCycle, CutPolicy, CutTable, FixedCut, RandomCut
 from flwr_splitkd.schedulers.epochs import EpochsPolicy, FixedEpochs
 from flwr_splitkd.schedulers.selection import FewestTurnsFirst, RandomOrder, RoundRobin, SelectionPolicy
 from flwr_splitkd.schedulers.stopping import NeverStop, StopPolicy, TargetMetric
@@ -14,6 +14,7 @@ from flwr_splitkd.schedulers.view import Candidate, DeviceView
 
 __all__ = [
     "Candidate",
+    "CutCycle",
     "CutPolicy",
     "CutTable",
     "DeviceView",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers.view import DeviceView
 
-__all__ = ["CutPolicy", "CutTable", "FixedCut", "RandomCut"]
+__all__ = ["CutCycle", "CutPolicy", "CutTable", "FixedCut", "RandomCut"]
 
 
 class CutPolicy(Protocol):
@@ -67,6 +67,26 @@ class CutTable:
                 "Add the device, or give the table a `default`."
             )
         return cut
+
+
+class CutCycle:
+    """Different cuts for different devices without naming them: each new device gets the next one, and keeps it.
+
+    Parameters
+    ----------
+    cuts
+        Dealt out in this order, over and over.
+    """
+
+    def __init__(self, cuts: Sequence[int]) -> None:
+        if not cuts:
+            raise ConfigError("`cuts` is empty; expected at least one cut.")
+        self.cuts = tuple(_checked(cut, "cuts") for cut in cuts)
+        self._dealt: dict[int, int] = {}
+
+    def choose(self, device: DeviceView) -> int:
+        """Return the device's cut."""
+        return self._dealt.setdefault(device.node_id, self.cuts[len(self._dealt) % len(self.cuts)])
 
 
 class RandomCut:

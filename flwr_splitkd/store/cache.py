@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from flwr_splitkd.errors import StoreError
-from flwr_splitkd.store.tensor_file import read_tensors, write_tensors
+from flwr_splitkd.store.tensor_file import read_tensors, remove_leftovers, write_tensors
 
 __all__ = ["DeviceCache"]
 
 _VERSION_KEY_SEPARATOR = "@"
+_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 class DeviceCache:
@@ -56,10 +58,15 @@ class DeviceCache:
             If the disk is full or cannot be written.
         """
         path = self._path(unit, version)
+        remove_leftovers(self._folder)
         write_tensors(path, tensors, durable=False)
         for other in self._folder.glob(f"{unit}{_VERSION_KEY_SEPARATOR}*.safetensors"):
             if other != path:
                 other.unlink(missing_ok=True)
 
     def _path(self, unit: str, version: str) -> Path:
+        # Both come from the other side of a stream.
+        for name in (unit, version):
+            if not _NAME.fullmatch(name):
+                raise StoreError(f"A unit in the cache would be named {name!r}; expected letters, digits, '.', '_' and '-'.")
         return self._folder / f"{unit}{_VERSION_KEY_SEPARATOR}{version}.safetensors"

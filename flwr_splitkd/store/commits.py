@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from flwr_splitkd.errors import StoreError
-from flwr_splitkd.store.tensor_file import digest, read_tensors, write_atomically, write_tensors
+from flwr_splitkd.store.tensor_file import digest, is_whole, read_tensors, remove_leftovers, write_atomically, write_tensors
 
 __all__ = ["CommitLog", "Manifest"]
 
@@ -65,6 +65,8 @@ class CommitLog:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        for place in (folder, folder / "units"):
+            remove_leftovers(place)
         self.latest = self._newest_valid()
 
     def commit(self, units: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any]) -> Manifest:
@@ -75,18 +77,23 @@ class CommitLog:
         StoreError
             If the disk is full or cannot be written; the previous commit stays in force.
         """
+        try:
+            self.latest = self._write(units, info)
+        finally:  # of a failed commit too: the disk may be full of what it left
+            self._prune()
+        return self.latest
+
+    def _write(self, units: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any]) -> Manifest:
         digests = dict(self.latest.units) if self.latest else {}
         for unit, tensors in units.items():
             digests[unit] = digest(tensors)
             path = self._unit_path(unit, digests[unit])
-            if not path.exists():
+            if not is_whole(path):
                 write_tensors(path, tensors, durable=True, file_digest=digests[unit])
         number = self.latest.number + 1 if self.latest else 0
         manifest = Manifest(number=number, units=digests, info=dict(info))
         text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
         write_atomically(self._manifest_path(number), text)
-        self.latest = manifest
-        self._prune()
         return manifest
 
     def read(self, unit: str) -> dict[str, Tensor]:
@@ -103,15 +110,15 @@ class CommitLog:
         return read_tensors(self._unit_path(unit, self.latest.units[unit]))
 
     def _newest_valid(self) -> Manifest | None:
-        """The newest manifest that parses and whose files are all there; their bytes are checked when read."""
-        for path in sorted(self._folder.glob("manifest-*.json"), reverse=True):
+        """The newest manifest that parses and whose files are all whole; their bytes are checked when read."""
+        for path in self._newest_first():
             manifest = _parse(path)
-            if manifest and all(self._unit_path(*item).exists() for item in manifest.units.items()):
+            if manifest and all(is_whole(self._unit_path(*item)) for item in manifest.units.items()):
                 return manifest
         return None
 
     def _prune(self) -> None:
-        newest_first = sorted(self._folder.glob("manifest-*.json"), reverse=True)
+        newest_first = self._newest_first()
         for path in newest_first[_KEPT:]:
             path.unlink(missing_ok=True)
         kept = [manifest for path in newest_first[:_KEPT] if (manifest := _parse(path))]
@@ -119,6 +126,11 @@ class CommitLog:
         for path in (self._folder / "units").glob("*.safetensors"):
             if path not in needed:
                 path.unlink(missing_ok=True)
+
+    def _newest_first(self) -> list[Path]:
+        # By length first: the millionth commit has one digit more.
+        found = self._folder.glob("manifest-*.json")
+        return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
     def _manifest_path(self, number: int) -> Path:
         return self._folder / f"manifest-{number:06d}.json"

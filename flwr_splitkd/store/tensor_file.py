@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flwr_splitkd.errors import StoreError
 
-__all__ = ["digest", "read_tensors", "sync_folder", "write_atomically", "write_tensors"]
+__all__ = ["digest", "is_whole", "read_tensors", "remove_leftovers", "write_atomically", "write_tensors"]
 
 _DIGEST_KEY = "blake2b"
 
@@ -47,7 +47,7 @@ def write_tensors(
     StoreError
         If the disk is full or the folder cannot be written.
     """
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    own = _with_own_memory(tensors)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def write_tensors(
             _sync(temporary)
         os.replace(temporary, path)
         if durable:
-            sync_folder(path.parent)
+            _sync(path.parent)  # the rename itself
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise StoreError(
@@ -99,15 +99,37 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         _sync(temporary)
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StoreError(f"{path} cannot be written: {error}. What was there before is untouched.") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename within the folder durable."""
-    _sync(folder)
+def is_whole(path: Path) -> bool:
+    """Whether a file of `write_tensors` is there in its full length; its bytes are checked when it is read."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process left half written in this folder; only while nobody writes to it."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
+def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that do not overlap: a file holds a tied tensor under each of its names."""
+    own: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        storage = here.untyped_storage().data_ptr()
+        own[name] = here.clone() if storage in known else here
+        known.add(storage)
+    return own
 
 
 def _sync(path: Path) -> None:

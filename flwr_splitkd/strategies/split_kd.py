@@ -338,7 +338,7 @@ class SplitKD(Strategy):
         return aggregate(contents, self.weighted_by_key) if contents else None
 
     def _open_edge(self, initial_arrays: ArrayRecord, folder: RunFolder, ticket_lifetime_s: float) -> EdgeService:
-        student = self.setup.student()
+        student = self.setup.build_student()
         if initial_arrays:
             student.load_state_dict(records.state_from_arrays(initial_arrays, student.state_dict()))
         return self.setup.open(student, folder.commits, ticket_lifetime_s=ticket_lifetime_s)

@@ -102,7 +102,7 @@ class CallWindow:
             if call is None:
                 self._exhausted = True
                 return
-            call.message_id = next(iter(self._grid.push_messages([call.message])), "")
+            call.message_id = next(iter(self._grid.push_messages([call.message])), None) or ""
             call.called_s = time.monotonic()
             self._waiting.append(call)
 
@@ -134,17 +134,20 @@ class CallWindow:
         return None
 
     def _failed(self) -> list[GaveUp]:
-        """Devices whose ClientApp has already answered instead of connecting."""
-        by_id = {call.message_id: call for call in self._waiting}
-        gave_up = []
-        for reply in self._grid.pull_messages(list(by_id)):
+        """Devices that cannot come any more: not called, gone again, or whose ClientApp has answered instead."""
+        gave_up = [GaveUp(call, reason) for call in self._waiting if (reason := _lost(call))]
+        by_id = {call.message_id: call for call in self._waiting if call.message_id}
+        lost = {gone.call.message_id for gone in gave_up}
+        for reply in self._grid.pull_messages(list(by_id)) if by_id else ():
             # Not by source node: the SuperLink answers in its own name for a node that is gone.
             call = by_id.get(reply.metadata.reply_to_message_id)
-            if call is None or call.session.connected:
+            if call is None:
                 continue
-            self.replies[call.message_id] = reply
-            reason = reply.error.reason if reply.has_error() else "its handler replied without taking its turn"
-            gave_up.append(GaveUp(call, reason))
+            self.replies[call.message_id] = reply  # a reply can be pulled only once
+            if call.session.connected or call.message_id in lost:
+                continue
+            reason = reply.error.reason if reply.has_error() else None
+            gave_up.append(GaveUp(call, reason or "its handler replied without taking its turn"))
         return gave_up
 
     def _expired(self) -> list[GaveUp]:
@@ -164,3 +167,13 @@ class CallWindow:
                 )
                 gave_up.append(GaveUp(call, reason))
         return gave_up
+
+
+def _lost(call: Call) -> str:
+    """Why a call has come to nothing already, or an empty string."""
+    if not call.message_id:
+        return "Flower did not take the message for it; the node may have left"
+    link = call.session.link
+    if link is not None and link.closed:  # its token is used, so it cannot come back
+        return f"it connected and was lost before its turn: {link.error or 'its stream was closed'}"
+    return ""

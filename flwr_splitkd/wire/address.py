@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flwr_splitkd.errors import ConfigError
 
-__all__ = ["ListenAddress", "is_loopback", "parse_listen_address"]
+__all__ = ["ListenAddress", "address_to_dial", "is_loopback", "parse_listen_address"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,39 @@ def parse_listen_address(text: str) -> ListenAddress:
     return ListenAddress(host.strip("[]"), range(low, high + 1))
 
 
+def address_to_dial(advertised: str | None, listen: ListenAddress, port: int) -> str:
+    """What devices dial: the advertised host and port, with the bound port where it names none.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is advertised and the listening address is a wildcard, which nobody can dial.
+    """
+    if advertised is None:
+        if _is_wildcard(listen.host):
+            raise ConfigError(
+                f"`data_address` listens on {listen.host} and `advertised_address` is not given; expected the host name "
+                "or address by which devices reach this machine. Pass `advertised_address`."
+            )
+        return listen.join(port)
+    if advertised.count(":") > 1 and not advertised.startswith("["):  # a bare IPv6 address has no port
+        return f"[{advertised}]:{port}"
+    has_port = advertised.rpartition(":")[2].isdecimal()
+    return advertised if has_port else f"{advertised}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether traffic to the host cannot leave this machine."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False

@@ -82,7 +82,8 @@ def _wait_ready(channel: grpc.Channel, address: str, timeout_s: float) -> None:
     except grpc.FutureTimeoutError:
         raise PeerLostError(
             f"The edge's data plane at {address} did not answer for {timeout_s:g} s. Check that this address is "
-            "reachable from the device (`advertised_address`, firewall) and that its certificate names the host."
+            "reachable from the device (`advertised_address`, firewall), and that its certificate names this host and is "
+            "signed by the root certificate that the edge was given (`tls`)."
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,14 +95,20 @@ class Assembler:
     """Puts one direction of a stream back together.
 
     States: *between messages* (the next frame must have a body) and *inside a message* (the next frames must
-    carry the missing chunks, in order). Anything else is refused, and the stream is over.
+    carry the missing chunks, in order). Anything else is refused, and the stream is over. Until it is `admitted`,
+    a peer may send bodies alone: whoever has shown no token must not make this side hold tensors.
     """
 
-    def __init__(self, limits: Limits, peer: str) -> None:
+    def __init__(self, limits: Limits, peer: str, *, admitted: bool = True) -> None:
         self._limits = limits
         self._peer = peer
+        self._admitted = admitted
         self._next_sequence = 0
         self._message: _Partial | None = None
+
+    def admit(self, peer: str) -> None:
+        """Let the peer, by its name from now on, send tensors."""
+        self._peer, self._admitted = peer, True
 
     def feed(self, frame: Frame) -> WireMessage | None:
         """Take the next frame; return the message that it completes, if it completes one.
@@ -118,8 +125,14 @@ class Assembler:
         if body_field is not None:
             if self._message is not None:
                 raise TensorError(f"{self._message.position()} was truncated by a new message. {self._blame()}")
-            self._message = _Partial(getattr(frame, body_field), self._limits, self._peer)
-        elif self._message is None:
+            body = getattr(frame, body_field)
+            if not self._admitted and getattr(body, "tensors", ()):
+                raise ProtocolError(
+                    f"{self._peer} announces {len(body.tensors)} tensors in a {body.DESCRIPTOR.name}; expected none "
+                    "before the handshake."
+                )
+            self._message = _Partial(body, self._limits, self._peer)
+        elif self._message is None or not frame.chunks:
             raise ProtocolError(f"A frame has neither a body nor chunks that were announced. {self._blame()}")
         for chunk in frame.chunks:
             self._message.add(chunk)
@@ -158,7 +171,8 @@ class _Partial:
         self._kind = body.DESCRIPTOR.name
         self._headers = list(body.tensors) if "tensors" in body.DESCRIPTOR.fields_by_name else []
         self._check_headers(limits, peer)
-        self._buffers = [bytearray(header.total_bytes) for header in self._headers]
+        # Filled as bytes arrive: a header that promises much and sends little costs nothing.
+        self._buffers = [bytearray() for _ in self._headers]
         self._tensor, self._chunk, self._filled = 0, 0, 0
         self._skip_empty()
 
@@ -186,7 +200,7 @@ class _Partial:
         header, end = self._headers[self._tensor], self._filled + len(chunk.data)
         if end > header.total_bytes:
             raise TensorError(f"{self.position()} is oversized: {end} bytes arrived.")
-        self._buffers[self._tensor][self._filled : end] = chunk.data
+        self._buffers[self._tensor] += chunk.data
         self._chunk, self._filled = self._chunk + 1, end
         if self._chunk == header.num_chunks:
             if self._filled != header.total_bytes:
@@ -221,6 +235,13 @@ class _Partial:
             if len(header.shape) > limits.max_dimensions:
                 raise TensorError(
                     f"{what} has {len(header.shape)} dimensions; expected at most {limits.max_dimensions}."
+                )
+            # Zeros hide a shape that no tensor can have, such as [0, 2**63].
+            spanned = math.prod(max(size, 1) for size in header.shape)
+            if spanned > limits.max_message_bytes:
+                raise TensorError(
+                    f"{what} has shape {list(header.shape)}; expected at most {limits.max_message_bytes} values. "
+                    "Raise `max_message_bytes` if the model is really that large."
                 )
             implied = payload_bytes(header.dtype, header.shape, header.codec)
             if header.total_bytes != implied:

@@ -12,7 +12,7 @@ import grpc
 
 from flwr_splitkd.errors import ConfigError, SplitKDError
 from flwr_splitkd.wire import handshake
-from flwr_splitkd.wire.address import ListenAddress, is_loopback, parse_listen_address
+from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
 from flwr_splitkd.wire.channel import channel_options
 from flwr_splitkd.wire.credentials import Ticket, TlsFiles
 from flwr_splitkd.wire.framing import Limits
@@ -23,6 +23,8 @@ from flwr_splitkd.wire.v1 import dataplane_pb2_grpc as pb_grpc
 __all__ = ["DataPlaneServer", "Session"]
 
 _STOP_GRACE_S = 2.0
+_MAX_NAME = 64
+"""Characters of a device's own name that go into errors and logs."""
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ class DataPlaneServer:
         )
         pb_grpc.add_DataPlaneServicer_to_server(_Servicer(self._serve), self._server)
         port = self._bind(listen, tls)
-        self.address = _advertise(advertised_address, listen, port)
+        self.address = address_to_dial(advertised_address, listen, port)
         self.root_certificate = tls.root() if tls else b""
 
     def start(self, *, model: pb.ModelFingerprint, codecs: tuple[int, ...]) -> None:
@@ -152,7 +154,7 @@ class DataPlaneServer:
         )
 
     def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
-        link = Link(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits)
+        link = Link(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits, admitted=False)
         # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
         if not context.add_callback(lambda: link.lost("its stream ended")):
             return
@@ -179,7 +181,7 @@ class DataPlaneServer:
             handshake.check_model(hello.student, self._model)
             handshake.check_codecs(hello.codecs, self._codecs)
             session.used = True
-            link.peer = f"device {hello.device_name or hello.node_id}"
+            link.admit(f"device {hello.device_name[:_MAX_NAME] or hello.node_id}")
             link.send(pb.Welcome(protocol_version=handshake.PROTOCOL_VERSION, software=self._software))
             session.link, session.hello = link, hello
             self.changed.notify_all()
@@ -205,10 +207,3 @@ def _read(link: Link, frames: Iterator[pb.DeviceFrame]) -> None:
         link.incoming(frames)
     except grpc.RpcError:
         link.lost("its stream was cancelled or its connection dropped")
-
-
-def _advertise(advertised: str | None, listen: ListenAddress, port: int) -> str:
-    if advertised is None:
-        return listen.join(port)
-    has_port = advertised.rpartition(":")[2].isdecimal() and not advertised.endswith("]")
-    return advertised if has_port else f"{advertised}:{port}"

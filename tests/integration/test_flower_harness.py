@@ -42,7 +42,7 @@ def test_every_node_answers_and_nothing_is_left(mode: str, tmp_path: Path) -> No
 
 def test_what_flower_refuses_is_an_error(tmp_path: Path) -> None:
     with federation("simulation", tmp_path, supernodes=1) as running:
-        with pytest.raises(FederationError, match="(?i)invalid run config|no-such-key"):
+        with pytest.raises(FederationError, match=r"(?i)invalid run config|no-such-key"):
             running.submit(ECHO_APP, {"no-such-key": 1})
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from import_graph import PACKAGE, ROOT, imports_of, loaded_by, modules, room
+from import_graph import PACKAGE, ROOT, imports_of, loaded_by, modules, room, statements_for_others
 
 MODULES = modules()
 PROTO = ROOT / PACKAGE / "wire" / "v1" / "dataplane.proto"
@@ -162,9 +162,9 @@ def test_all_names_exist(module: str) -> None:
 _PROBE = """
 import importlib, json, logging, os, signal, sys, threading, warnings
 others, ours = json.loads(sys.argv[1])
-for name in others:
+for statement in others:
     try:
-        importlib.import_module(name)
+        exec(statement)
     except ImportError:
         pass
 torch = sys.modules.get("torch")
@@ -176,9 +176,9 @@ def state():
         "log handlers": sorted(f"{l.name}: {h}" for l in loggers for h in l.handlers),
         "log levels": sorted(f"{l.name}: {l.level}" for l in loggers if l.level),
         "threads": sorted(t.name for t in threading.enumerate()),
-        "environment": dict(os.environ),
+        "environment": [f"{key}={value}" for key, value in os.environ.items()],
         "path": list(sys.path),
-        "warning filters": len(warnings.filters),
+        "warning filters": [str(f) for f in warnings.filters],
         "signals": [str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)],
         "hooks": [str(sys.excepthook), str(threading.excepthook)],
         "working directory": os.getcwd(),
@@ -190,13 +190,23 @@ before = state()
 for name in ours:
     importlib.import_module(name)
 after = state()
-print(json.dumps({key: [before[key], after[key]] for key in before if before[key] != after[key]}))
+changed = {}
+for key in before:
+    if isinstance(before[key], list):
+        new = [item for item in after[key] if item not in before[key]]
+        changed[key] = {"new": new, "gone": [item for item in before[key] if item not in after[key]]}
+    else:
+        changed[key] = {"was": before[key], "is": after[key]}
+print(json.dumps({key: changed[key] for key in before if before[key] != after[key]}))
 """
 
 
 def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     ours = sorted(IMPORTABLE)
-    others = sorted({other for name in ours for other in imports_of(MODULES[name]).on_import} - set(MODULES))
+    others = sorted(
+        {statement for name in ours for statement in statements_for_others(MODULES[name])},
+        key=lambda statement: ("__future__" not in statement, statement),
+    )
     done = subprocess.run(
         [sys.executable, "-c", _PROBE, json.dumps([others, ours])],
         cwd=tmp_path,

@@ -52,13 +52,13 @@ class TeacherRecipe:
         Threads of torch while training, at most the machine's number of cores.
     """
 
-    hidden_size: int = 256
-    intermediate_size: int = 672
+    hidden_size: int = 192
+    intermediate_size: int = 512
     num_layers: int = 4
-    num_heads: int = 8
+    num_heads: int = 6
     sequence_length: int = 128
     batch_size: int = 8
-    steps: int = 500
+    steps: int = 600
     learning_rate: float = 3e-3
     warmup_steps: int = 20
     seed: int = 0
@@ -102,7 +102,7 @@ def llama_config(
 
 
 def seeded_llama(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
-    """Build a model whose random weights depend on the seed alone, and leave torch's own generator as it was."""
+    """Build a model whose weights depend on the seed alone; torch's own generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

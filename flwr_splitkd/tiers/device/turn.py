@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import StoreError
+from flwr_splitkd.errors import ProtocolError, StoreError, TensorError
 from flwr_splitkd.models import materialize
 from flwr_splitkd.split import (
     DeviceHalf,
@@ -175,11 +175,30 @@ class _Turn:
             smashed = self._half(inputs)
         self._link.send(header, self._uplink(smashed, inputs, labels))
         answer = self._link.receive("Backward", self._timeout_s)
+        self._check_answer(header, answer)
         if self._training and smashed.requires_grad:
             gradient = decode(answer.tensors["gradient"]).to(self._device)
+            if gradient.shape != smashed.shape:
+                raise TensorError(f"The gradient of step {header.step} has shape {tuple(gradient.shape)}; expected {tuple(smashed.shape)}.")
             require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
             smashed.backward(gradient)
         return answer.body.update if answer.body.HasField("update") else None
+
+    def _check_answer(self, asked: pb.Forward, answer: WireMessage) -> None:
+        """A gradient is applied once, to the micro-batch that it belongs to; a step's last answer ends the step."""
+        got, expected = (answer.body.step, answer.body.microbatch), (asked.step, asked.microbatch)
+        if got != expected:
+            raise ProtocolError(f"The edge answered step and micro-batch {got}; expected {expected}. Nothing was applied.")
+        if not self._training:
+            return
+        if "gradient" not in answer.tensors:
+            raise ProtocolError(f"Backward has the tensors {sorted(answer.tensors)}; expected 'gradient' among them.")
+        last = asked.microbatch + 1 == asked.num_microbatches and not self._plan.clip_gradients
+        if answer.body.HasField("update") != last:
+            raise ProtocolError(
+                f"The edge's answer to micro-batch {asked.microbatch} of {asked.num_microbatches} in step {asked.step} "
+                f"{'lacks' if last else 'has'} an update; expected one with a step's last answer alone."
+            )
 
     def _uplink(self, smashed: Tensor, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, EncodedTensor]:
         codec = self._plan.uplink_codec

@@ -47,13 +47,25 @@ class EdgeSetup:
     insecure: bool
     compute_device: torch.device
 
+    def build_student(self) -> nn.Module:
+        """Build the whole student, its embeddings as `tied_embeddings` says.
+
+        Raises
+        ------
+        CutError
+            If they are tied and the choice is left open.
+        """
+        student = self.student()
+        set_tied_embeddings(student, self.tied_embeddings)
+        return student
+
     def open(self, student: nn.Module, commits: Path, *, ticket_lifetime_s: float) -> EdgeService:
         """Check the models, bind the port, commit the initial state and begin to listen.
 
         Parameters
         ----------
         student
-            The whole student with its initial weights.
+            What `build_student` returned, with its initial weights.
         commits
             Folder of the commit log.
         ticket_lifetime_s
@@ -66,7 +78,6 @@ class EdgeSetup:
         StoreError
             If the commit log cannot be written.
         """
-        set_tied_embeddings(student, self.tied_embeddings)
         layout = find_layout(student, list(self.blocks) or None)
         if not self.train_embeddings:
             _freeze_input_embeddings(student)

@@ -14,7 +14,7 @@ from flwr_splitkd.split import EdgeHalf, Layout, load_unit_state, unit_state
 from flwr_splitkd.store import CommitLog, Manifest
 from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
-from flwr_splitkd.tiers.units import Moments, pack, trained_names, unpack
+from flwr_splitkd.tiers.units import Moments, pack, require_finite, trained_names, unpack
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["HANDOVERS", "EdgeStudent", "HandoverName"]
@@ -111,12 +111,15 @@ class EdgeStudent:
             If the device sent other tensors than those that it trained.
         TensorError
             If a tensor has another shape or dtype.
+        NonFiniteError
+            If either half has become NaN or infinite.
         StoreError
             If the disk is full; roll back then.
         """
         device_units, edge_units = self.layout.units(cut)
         weights, moments = unpack(from_device)
         self._check_names(set(device_units), weights, moments)
+        self._check_finite(set(edge_units) - set(device_units), weights, moments)
         load_unit_state(self.model, weights)
         if self.handover != "reset":
             self.moments.update(own_moments)
@@ -160,6 +163,15 @@ class EdgeStudent:
     def _all_units(self) -> list[str]:
         units = {self.layout.unit_of(name) for name in self.model.state_dict()}
         return sorted(units)
+
+    def _check_finite(self, edge_units: set[str], weights: Mapping[str, Tensor], moments: Moments) -> None:
+        """The last look before the turn is durable: its last step's outcome has met no loss yet."""
+        own = dict(self.model.named_parameters())
+        ended: dict[str, Tensor] = {name: own[name] for name in self.trainable_in(edge_units)}
+        ended.update((name, tensor) for name, tensor in weights.items() if name in own)
+        ended.update((f"{key} of {name}", t) for name, entries in moments.items() for key, t in entries.items())
+        for name, tensor in ended.items():
+            require_finite(tensor.detach(), f"{name!r} at the turn's end", "Lower the learning rate or clip gradients.")
 
     def _check_names(self, device_units: set[str], weights: Mapping[str, Tensor], moments: Moments) -> None:
         expected = {name for name in trained_names(self.model) if self.layout.unit_of(name) in device_units}

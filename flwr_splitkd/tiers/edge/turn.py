@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import ProtocolError, TensorError
+from flwr_splitkd.errors import ProtocolError, SplitKDError, TensorError
 from flwr_splitkd.split import (
     EdgeHalf,
     clip_coefficient,
@@ -301,7 +301,16 @@ class _Turn:
             require_finite(embeddings, f"The teacher embeddings of step {message.body.step}", _DEVICE_REMEDY)
         with torch.set_grad_enabled(self._training):
             smashed.requires_grad_(self._training)
-            loss = self._objective(half, smashed, inputs, labels, embeddings, message.body.step_num_tokens)
+            try:
+                loss = self._objective(half, smashed, inputs, labels, embeddings, message.body.step_num_tokens)
+            except SplitKDError:
+                raise
+            except Exception as error:  # torch's own words for shapes and kinds that do not go together
+                shapes = {name: tensor.shape for name, tensor in message.tensors.items()}
+                raise ProtocolError(
+                    f"The tensors {shapes} of {self._link.peer} in step {message.body.step} do not go through the edge's "
+                    f"half: {type(error).__name__}: {error}. Check the batches of this device."
+                ) from error
         require_finite(loss.terms.loss.detach(), f"The loss of step {message.body.step}", _LOSS_REMEDY)
         self._sum(loss)
         if not self._training:
@@ -350,7 +359,7 @@ class _Turn:
                 f"step {step}."
             )
         dtype = next(half.model.parameters()).dtype
-        norms = {name: torch.tensor(n, dtype=dtype) for name, n in zip(names, body.norms, strict=True) if n >= 0}
+        norms = {name: torch.tensor(n, dtype=dtype) for name, n in zip(names, body.norms, strict=True) if not n < 0}
         norms.update(grad_norms(trainable))
         factor, total = clip_coefficient(norms, self._student.parameter_order, float(self._settings.max_grad_norm or 0))
         require_finite(total, f"The gradient norm of step {step}", _LOSS_REMEDY)

@@ -70,24 +70,21 @@ def test_little_text_yields_a_smaller_vocabulary() -> None:
     assert len(train_tokenizer([Document(module="m", text="ab")], vocab_size=1000)) == 260
 
 
-def test_training_is_the_same_in_every_process() -> None:
+def test_training_is_the_same_in_another_process() -> None:
     code = (
-        "import hashlib; from flwr_splitkd.data import *;"
+        "from flwr_splitkd.data import *;"
         f"t = train_tokenizer([Document(module='m', text={TEXT!r})], vocab_size=300);"
-        "print(hashlib.sha256(t.backend_tokenizer.to_str().encode()).hexdigest())"
+        "print(t.backend_tokenizer.to_str())"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-            env={**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed},
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "1"},
+    )
+    assert done.stdout.strip() == trained().backend_tokenizer.to_str()
 
 
 @pytest.mark.parametrize("vocab_size", [258, 0, -1])

@@ -1,7 +1,7 @@
 """Split equals unsplit, per architecture and cut: outputs, every gradient, every buffer.
 
-Equal means `torch.equal` per tensor. Where a kernel forces a difference, the worst tensor's relative norm must be at
-most 1e-6 and the kernel is named in `KERNELS`. The table is printed at the end of the module (`pytest -s`).
+Equal means `torch.equal` per tensor. Where a kernel forces a difference, the worst tensor's relative norm
+must be at most 1e-6 and the kernel is named in `KERNELS`. The table is printed at the end of the module.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ BASE = {
     "tie_word_embeddings": False,
 }
 DROPOUT = (
-    "attention_dropout attention_probs_dropout_prob attn_pdrop attn_dropout dropout embd_pdrop embedding_dropout "
+    "attention_dropout attention_probs_dropout_prob attn_pdrop attn_dropout dropout embd_pdrop "
+    "embedding_dropout "
     "hidden_dropout hidden_dropout_prob mlp_dropout resid_pdrop activation_dropout"
 ).split()
 GQA = {"num_key_value_heads": 2}
@@ -54,7 +55,11 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "phi": {},
     "phi3": GQA,
     "gpt2": {"n_inner": 48},
-    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 3},
+    "gpt_neo": {
+        "num_layers": LAYERS,
+        "attention_types": [[["global", "local"], LAYERS // 2]],
+        "window_size": 3,
+    },
     "gptj": {"rotary_dim": 4, "n_inner": 48},
     "gpt_neox": {},
     "gpt_bigcode": {"n_inner": 48},
@@ -130,11 +135,18 @@ _rows: dict[tuple[str, int], Row] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _table() -> Iterator[None]:
+def _table(request: pytest.FixtureRequest, covered: Callable[[str, object], None]) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print_table()
+    covered("architectures cut", len({case.partition(":")[2] for case, _ in _rows}))
+    covered("pairs of architecture and cut", len(_rows))
+
+
+def print_table() -> None:
     print(f"\n{'architecture':28s} {'cut':>3s}  " + "  ".join(f"{mode:>28s}" for mode in MODES))
     for row in _rows.values():
         print(f"{row.case:28s} {row.cut:3d}  " + "  ".join(f"{row.verdicts.get(m, '-'):>28s}" for m in MODES))
@@ -192,13 +204,20 @@ def unsplit(model: nn.Module, layout: Layout, inputs: dict[str, Tensor]) -> dict
         output = whole(**inputs)
         dropout.at(step=5, microbatch=3)  # the next micro-batch's forward may come before this one's backward
         loss_of(output).backward()
-    return {"logits": output if isinstance(output, Tensor) else output.logits, **grads(whole), **buffers(whole)}
+    return {
+        "logits": output if isinstance(output, Tensor) else output.logits,
+        **grads(whole),
+        **buffers(whole),
+    }
 
 
 def split(model: nn.Module, layout: Layout, cut: int, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     device = DeviceHalf(copy.deepcopy(model), cut, layout, shared_gradients="sum")
     edge = EdgeHalf(copy.deepcopy(model), cut, layout, shared_gradients="sum")
-    with seed_dropout(device.model, layout, seed=3) as on_device, seed_dropout(edge.model, layout, seed=3) as on_edge:
+    with (
+        seed_dropout(device.model, layout, seed=3) as on_device,
+        seed_dropout(edge.model, layout, seed=3) as on_edge,
+    ):
         on_device.at(step=5, microbatch=2)
         on_edge.at(step=5, microbatch=2)
         sent = device(inputs)
@@ -219,7 +238,9 @@ def split(model: nn.Module, layout: Layout, cut: int, inputs: dict[str, Tensor])
     return result
 
 
-def compare(case: str, cut: int, mode: str, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
+def compare(
+    case: str, cut: int, mode: str, layout: Layout, expected: dict[str, Tensor], got: dict[str, Tensor]
+) -> None:
     row = _rows.setdefault((case, cut), Row(case, cut))
     assert set(got) == set(expected)
     assert all(torch.isfinite(t).all() for t in expected.values() if t.is_floating_point())
@@ -227,10 +248,15 @@ def compare(case: str, cut: int, mode: str, expected: dict[str, Tensor], got: di
     if not differing:
         row.verdicts[mode] = "equal"
         return
-    relative = {n: float((got[n] - expected[n]).double().norm() / expected[n].double().norm()) for n in differing}
+    relative = {
+        n: float((got[n] - expected[n]).double().norm() / expected[n].double().norm()) for n in differing
+    }
     worst = max(relative, key=relative.__getitem__)
     row.verdicts[mode] = f"{relative[worst]:.1e}"
-    assert case.partition(":")[2] in KERNELS, f"{worst} differs by {relative[worst]:.1e}; {len(differing)} tensors differ"
+    assert case.partition(":")[2] in KERNELS, (
+        f"{worst} differs by {relative[worst]:.1e}; {len(differing)} tensors differ"
+    )
+    assert set(differing) <= set(layout.shared)
     assert relative[worst] <= 1e-6, worst
 
 
@@ -250,7 +276,7 @@ def test_split_equals_unsplit(task: str, name: str) -> None:
             model.gradient_checkpointing_enable()
         expected = unsplit(model, layout, inputs)
         for cut in CUTS:
-            compare(f"{task}:{name}", cut, mode, expected, split(model, layout, cut, inputs))
+            compare(f"{task}:{name}", cut, mode, layout, expected, split(model, layout, cut, inputs))
 
 
 def test_dropout_is_on_and_depends_on_the_step() -> None:
@@ -284,7 +310,9 @@ class SmallCNN(nn.Module):
 
     @staticmethod
     def _block(width: int, out: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(0.1))
+        return nn.Sequential(
+            nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(0.1)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         hidden = self.fourth(self.third(self.second(self.first(self.stem(image)))))
@@ -313,4 +341,4 @@ def test_user_named_blocks(
         assert {n.partition(".")[0] for n in layout.head} == {"classifier"}
     expected = unsplit(model, layout, inputs)
     for cut in range(1, layout.num_blocks):
-        compare(case, cut, "train+dropout", expected, split(model, layout, cut, inputs))
+        compare(case, cut, "train+dropout", layout, expected, split(model, layout, cut, inputs))

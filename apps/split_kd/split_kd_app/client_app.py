@@ -1,0 +1,39 @@
+"""The device: its data, and the first layers of the student."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from flwr_splitkd.clients import SplitKDClient
+from split_kd_app import task
+from split_kd_app.config import read_config
+
+app = ClientApp()
+
+
+@app.train()
+def train(msg: Message, context: Context) -> Message:
+    """Take a turn."""
+    return _client(msg, context).train(msg, context)
+
+
+@app.evaluate()
+def evaluate(msg: Message, context: Context) -> Message:
+    """Evaluate the student on this device's data."""
+    return _client(msg, context).evaluate(msg, context)
+
+
+def _client(msg: Message, context: Context) -> SplitKDClient:
+    config = read_config(context.run_config)
+    server_round = int(msg.content["config"]["server-round"])
+    data = task.load_partition(
+        int(context.node_config["partition-id"]),
+        int(context.node_config["num-partitions"]),
+        config=config.text,
+        tokenizer=task.load_tokenizer(config.tokenizer),
+        batch_size=config.batch_size,
+        max_batches=config.max_batches or None,
+        seed=config.seed * 1_000_003 + server_round,  # every round in another order
+    )
+    return SplitKDClient(student=task.student_builder(config.student, **config.model_options), data=data)

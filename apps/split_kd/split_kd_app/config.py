@@ -1,0 +1,142 @@
+"""Every key of the run config: its type, its bounds and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr_splitkd.config import parse_run_config, setting
+from flwr_splitkd.data import DataConfig
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.wire.credentials import TlsFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppConfig:
+    """The run config; ``learning_rate`` here is the key ``learning-rate`` there.
+
+    Parameters
+    ----------
+    num_server_rounds
+        Rounds; in each, the chosen devices take a turn one after another.
+    fraction_train, fraction_evaluate
+        Share of the devices that takes a turn, and that evaluates on its own data after each round.
+    local_epochs
+        Passes over a device's data in one turn.
+    cuts
+        Blocks on the device, separated by commas: device i gets the entry i modulo their number.
+    selection
+        Who is next: round-robin, random or fewest-turns-first.
+    target_perplexity
+        Stop once the held-out perplexity is this low; 0 to run all rounds.
+    teacher, student, tokenizer
+        ``builtin``, or a name or path that ``from_pretrained`` takes. The two models must share the tokenizer.
+    dtype
+        Of models by name or path.
+    tied_embeddings
+        For a student with tied embeddings: untie, freeze or refuse.
+    train_embeddings
+        Whether the student's input embedding trains.
+    data
+        ``stdlib``, a path of text or JSONL files, or ``hf:<name>``.
+    text_field
+        Field of a JSONL line or column of a data set that holds the text.
+    sequence_length, batch_size, max_batches
+        Tokens in a block, blocks in a batch, batches of a pass at most (0 for all).
+    temperature, kd_ratio, beta
+        Of the distillation loss.
+    optimizer, learning_rate, weight_decay, warmup_steps, max_grad_norm, gradient_accumulation_steps
+        Of training; warm-up is linear in optimiser steps over the whole run, a norm of 0 does not clip.
+    optimizer_handover
+        full, reset or device.
+    uplink_codec, downlink_codec
+        none, float16, bfloat16 or int8.
+    data_address, advertised_address
+        Where the data plane listens, and what devices dial if that differs.
+    tls_certificate, tls_private_key, tls_root_certificate
+        PEM files of the edge; all three or none.
+    insecure
+        Allow plaintext on an address that is not loopback.
+    run_dir
+        Where ``<id>/`` goes; relative to the ServerApp's working directory.
+    seed
+        Of everything random.
+    """
+
+    num_server_rounds: int = setting(2, minimum=1)
+    fraction_train: float = setting(1.0, above=0.0, maximum=1.0)
+    fraction_evaluate: float = setting(0.0, minimum=0.0, maximum=1.0)
+    local_epochs: int = setting(1, minimum=1)
+    cuts: str = setting("2,4,6")
+    selection: str = setting("round-robin", choices=("round-robin", "random", "fewest-turns-first"))
+    target_perplexity: float = setting(0.0, minimum=0.0)
+    teacher: str = setting("builtin")
+    student: str = setting("builtin")
+    tokenizer: str = setting("builtin")
+    dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))
+    tied_embeddings: str = setting("refuse", choices=("refuse", "untie", "freeze"))
+    train_embeddings: bool = setting(True)
+    data: str = setting("stdlib")
+    text_field: str = setting("text")
+    sequence_length: int = setting(128, minimum=2)
+    batch_size: int = setting(8, minimum=1)
+    max_batches: int = setting(12, minimum=0)
+    temperature: float = setting(1.0, above=0.0)
+    kd_ratio: float = setting(0.5, minimum=0.0, maximum=1.0)
+    beta: float = setting(0.0, minimum=0.0, maximum=1.0)
+    optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"))
+    learning_rate: float = setting(3e-3, above=0.0)
+    weight_decay: float = setting(0.01, minimum=0.0)
+    warmup_steps: int = setting(10, minimum=0)
+    max_grad_norm: float = setting(1.0, minimum=0.0)
+    gradient_accumulation_steps: int = setting(1, minimum=1)
+    optimizer_handover: str = setting("full", choices=("full", "reset", "device"))
+    uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
+    downlink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
+    data_address: str = setting("127.0.0.1:0")
+    advertised_address: str = setting("")
+    tls_certificate: str = setting("")
+    tls_private_key: str = setting("")
+    tls_root_certificate: str = setting("")
+    insecure: bool = setting(False)
+    run_dir: str = setting("runs")
+    seed: int = setting(0, minimum=0)
+
+    @property
+    def cut_list(self) -> tuple[int, ...]:
+        """The cuts as numbers."""
+        try:
+            return tuple(int(cut) for cut in self.cuts.split(","))
+        except ValueError:
+            raise ConfigError(
+                f"`cuts` is {self.cuts!r}; expected whole numbers separated by commas, such as '2,4,6'."
+            ) from None
+
+    @property
+    def text(self) -> DataConfig:
+        """The data set."""
+        return DataConfig(source=self.data, sequence_length=self.sequence_length, text_field=self.text_field)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What ``from_pretrained`` gets for models by name or path."""
+        return {"dtype": self.dtype}
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The certificate files, or None for plaintext."""
+        files = (self.tls_certificate, self.tls_private_key, self.tls_root_certificate)
+        if not any(files):
+            return None
+        if not all(files):
+            raise ConfigError(
+                f"The TLS files are {files}; expected `tls-certificate`, `tls-private-key` and `tls-root-certificate` "
+                "together, or none of them."
+            )
+        return TlsFiles(certificate=files[0], private_key=files[1], root_certificate=files[2])
+
+
+def read_config(run_config: Mapping[str, Any]) -> AppConfig:
+    """Parse the run config; every mistake is reported at once."""
+    return parse_run_config(AppConfig, run_config)

@@ -1,0 +1,111 @@
+"""The edge: the teacher, the rest of the student, and the order of the turns."""
+
+from __future__ import annotations
+
+import time
+from logging import INFO
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
+
+from flwr_splitkd import SplitKD
+from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.models import set_tied_embeddings
+from flwr_splitkd.records import arrays_from_state, state_from_arrays
+from flwr_splitkd.schedulers import (
+    CutCycle,
+    FewestTurnsFirst,
+    NeverStop,
+    RandomOrder,
+    RoundRobin,
+    SelectionPolicy,
+    TargetMetric,
+)
+from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies import SplitKDResult, summarize
+from flwr_splitkd.tiers.optimizer import OptimizerSettings, warmup_schedule
+from split_kd_app import task
+from split_kd_app.config import AppConfig, read_config
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds; leave metrics, the student and a summary in the run's folder."""
+    config = read_config(context.run_config)
+    folder = RunFolder(Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}")
+    folder.write_config({"app": "split_kd", "run_config": dict(context.run_config), "torch": torch.__version__})
+
+    student = task.student_builder(config.student, **config.model_options)
+    whole = student()
+    set_tied_embeddings(whole, config.tied_embeddings)  # type: ignore[arg-type]  # one of the allowed choices
+    heldout = task.heldout_loader(config=config.text, tokenizer=task.load_tokenizer(config.tokenizer))
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        whole.load_state_dict(state_from_arrays(arrays, whole.state_dict()))
+        return MetricRecord(task.evaluate(whole, heldout))
+
+    result = _strategy(config, folder).start(
+        grid=grid,
+        initial_arrays=arrays_from_state(whole.state_dict()),
+        num_rounds=config.num_server_rounds,
+        evaluate_fn=evaluate,
+    )
+    _save(result, folder, whole, config)
+
+
+def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
+    return SplitKD(
+        student=task.student_builder(config.student, **config.model_options),
+        teacher=task.teacher_builder(config.teacher, **config.model_options),
+        loss=DistillationLoss(
+            temperature=config.temperature, kd_ratio=config.kd_ratio, beta=config.beta, teacher_vocab="slice"
+        ),
+        cut=CutCycle(config.cut_list),
+        selection=_selection(config),
+        local_epochs=config.local_epochs,
+        stop=TargetMetric("perplexity", at_most=config.target_perplexity) if config.target_perplexity else NeverStop(),
+        tied_embeddings=config.tied_embeddings,  # type: ignore[arg-type]  # one of the allowed choices
+        train_embeddings=config.train_embeddings,
+        optimizer=OptimizerSettings(
+            name=config.optimizer,  # type: ignore[arg-type]  # one of the allowed choices
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+        ),
+        lr_schedule=warmup_schedule(
+            "constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0
+        ),
+        optimizer_handover=config.optimizer_handover,  # type: ignore[arg-type]  # one of the allowed choices
+        max_grad_norm=config.max_grad_norm or None,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        uplink_codec=config.uplink_codec,  # type: ignore[arg-type]  # one of the allowed choices
+        downlink_codec=config.downlink_codec,  # type: ignore[arg-type]  # one of the allowed choices
+        fraction_train=config.fraction_train,
+        fraction_evaluate=config.fraction_evaluate,
+        data_address=config.data_address,
+        advertised_address=config.advertised_address or None,
+        tls=config.tls,
+        insecure=config.insecure,
+        run_folder=folder.path,
+        seed=config.seed,
+    )
+
+
+def _selection(config: AppConfig) -> SelectionPolicy:
+    if config.selection == "random":
+        return RandomOrder(np.random.default_rng(config.seed))
+    return FewestTurnsFirst() if config.selection == "fewest-turns-first" else RoundRobin()
+
+
+def _save(result: SplitKDResult, folder: RunFolder, student: torch.nn.Module, config: AppConfig) -> None:
+    student.load_state_dict(state_from_arrays(result.arrays, student.state_dict()))
+    student.save_pretrained(folder.student)  # type: ignore[operator]  # every builder of this app makes a transformers model
+    task.load_tokenizer(config.tokenizer).save_pretrained(folder.student)
+    summary = summarize(result)
+    folder.write_summary(summary)
+    log(INFO, "\n%s", summary)

@@ -1,0 +1,67 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
+
+__all__ = ["summarize"]
+
+_WIDTH = 110
+_MIB = 1 << 20
+
+
+def summarize(result: SplitKDResult) -> str:
+    """Tables of a run as plain text: one line a turn, one line an evaluation, and where its files are."""
+    out = io.StringIO()
+    console = Console(file=out, width=_WIDTH, color_system=None)
+    console.print(_turns(result.turns))
+    if result.evaluate_metrics_serverapp:
+        console.print(_evaluations(result))
+    if result.stopped:
+        console.print(f"Stopped early: {result.stopped}.")
+    if result.run_folder is not None:
+        out.write(f"Outputs: {result.run_folder}\n")
+    return out.getvalue()
+
+
+def _turns(turns: list[TurnRecord]) -> Table:
+    table = Table(title="Turns", title_justify="left")
+    for heading in ("round", "turn", "device", "cut", "steps", "loss", "CE", "KL", "tokens/s", "MiB up", "MiB down", "s"):
+        table.add_column(heading, justify="right")
+    for turn in turns:
+        head = (f"{turn.server_round}", f"{turn.turn}", turn.device or str(turn.node_id))
+        outcome = turn.outcome
+        if outcome is None:
+            table.add_row(*head, "-", "-", "left out")
+            continue
+        table.add_row(
+            *head,
+            f"{outcome.cut}",
+            f"{outcome.num_steps}" if turn.mode == "train" else "eval",
+            f"{outcome.loss:.4f}",
+            f"{outcome.cross_entropy:.4f}",
+            f"{outcome.kl_divergence:.4f}",
+            f"{outcome.num_tokens / max(outcome.duration_s, 1e-9):.0f}",
+            f"{outcome.uplink_bytes / _MIB:.2f}",
+            f"{outcome.downlink_bytes / _MIB:.2f}",
+            f"{outcome.duration_s:.1f}",
+        )
+    return table
+
+
+def _evaluations(result: SplitKDResult) -> Table:
+    rounds = result.evaluate_metrics_serverapp
+    keys = sorted({key for metrics in rounds.values() for key in metrics})
+    table = Table(title="Evaluation of the whole student on the server", title_justify="left")
+    table.add_column("after round", justify="right")
+    for key in keys:
+        table.add_column(key, justify="right")
+    for server_round, metrics in sorted(rounds.items()):
+        cells = (metrics.get(key) for key in keys)
+        table.add_row(f"{server_round}", *(f"{cell:.4f}" if isinstance(cell, int | float) else "-" for cell in cells))
+    return table

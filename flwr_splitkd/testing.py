@@ -1,0 +1,75 @@
+"""Public fakes for your own tests: an in-memory data plane. Torch-free.
+
+Two `Link`s, one a side, joined by threads instead of gRPC. Frames are serialized and parsed on their way, so
+that what passes here passes on the wire, and a `Tamper` may alter, drop, repeat or hold them back::
+
+    with connected_links(tamper_uplink=lambda frame: [frame, frame]) as (edge, device):
+        device.send(pb.TurnDone())
+        with pytest.raises(ProtocolError, match="duplicated"):
+            edge.receive("TurnDone", timeout_s=5)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from flwr_splitkd.wire.framing import Frame, Limits
+from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["Tamper", "connected_links"]
+
+Tamper = Callable[[Frame], Iterable[Frame]]
+"""Called with each frame in order; what it returns travels instead. It may change frames, or keep them for later."""
+
+_JOIN_S = 10.0
+
+
+@contextmanager
+def connected_links(
+    *,
+    limits: Limits | None = None,
+    tamper_uplink: Tamper | None = None,
+    tamper_downlink: Tamper | None = None,
+) -> Iterator[tuple[Link, Link]]:
+    """Join an edge's and a device's end of one stream; both are closed at the end of the ``with`` block.
+
+    There is no handshake: the first message is the one that you send.
+
+    Parameters
+    ----------
+    limits
+        Of both sides.
+    tamper_uplink, tamper_downlink
+        What happens to the device's frames, and to the edge's.
+
+    Yields
+    ------
+    tuple of Link
+        The edge's side and the device's.
+    """
+    edge = Link(pb.EdgeFrame, peer="the device", limits=limits)
+    device = Link(pb.DeviceFrame, peer="the edge", limits=limits)
+    uplink = _carried(device, pb.DeviceFrame, tamper_uplink)
+    downlink = _carried(edge, pb.EdgeFrame, tamper_downlink)
+    pumps = [
+        threading.Thread(target=receiver.incoming, args=(frames,), daemon=True)
+        for receiver, frames in ((edge, uplink), (device, downlink))
+    ]
+    for pump in pumps:
+        pump.start()
+    try:
+        yield edge, device
+    finally:
+        device.close()
+        edge.close()
+        for pump in pumps:
+            pump.join(_JOIN_S)
+
+
+def _carried(sender: Link, frame_type: type[Frame], tamper: Tamper | None) -> Iterator[Frame]:
+    for frame in sender.outgoing():
+        for carried in tamper(frame) if tamper else (frame,):
+            yield frame_type.FromString(carried.SerializeToString())
