@@ -22,7 +22,7 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 __all__ = ["Tamper", "connected_links"]
 
 Tamper = Callable[[Frame], Iterable[Frame]]
-"""Called with each frame in order; what it returns travels instead. It may change frames, or keep them for later."""
+"""Gets each frame in order; what it returns travels instead. It may change frames, or keep some for later."""
 
 _JOIN_S = 10.0
 

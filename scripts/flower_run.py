@@ -48,7 +48,8 @@ _START_TIMEOUT_S = 60.0
 _CLI_TIMEOUT_S = 60.0
 _TERMINATE_GRACE_S = 3.0
 _KILL_TIMEOUT_S = 20.0
-_LOG_GRACE_S = 5.0
+# The log stream ends by itself some polls after its run; on a busy machine that takes a while.
+_LOG_GRACE_S = 30.0
 _POLL_S = 0.1
 # Each `flwr ls` costs most of a second of CPU, so the end of the log stream tells that a run is over and this
 # is only the safety net.

@@ -34,8 +34,8 @@ def token_embedding(model: nn.Module) -> tuple[Float[Tensor, "vocab hidden"], fl
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UncuttableModelError(
-            f"the input embedding of {type(model).__name__} is a {type(module).__name__} without a "
-            "[vocab, hidden] weight; expected a table look-up. Use another model."
+            f"the input embedding of {type(model).__name__} is a {type(module).__name__} without a [vocab, "
+            "hidden] weight; expected a table look-up. Use another model."
         )
     # A skeleton has nothing to look up in; its tiny copy has the same kind of module at another width.
     tried = build_tiny(model).get_input_embeddings() if weight.is_meta else module  # type: ignore[operator]
@@ -45,8 +45,8 @@ def token_embedding(model: nn.Module) -> tuple[Float[Tensor, "vocab hidden"], fl
     if not same:
         raise UncuttableModelError(
             f"the input embedding of {type(model).__name__} ({type(module).__name__}) is not a scaled table "
-            f"look-up with scale {_scale(module)}; expected F.embedding(ids, weight) * scale. "
-            "Use another model."
+            f"look-up with scale {_scale(module)}; expected F.embedding(ids, weight) * scale. Use another "
+            "model."
         )
     return weight, _scale(module)
 

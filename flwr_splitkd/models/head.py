@@ -23,8 +23,7 @@ def _projection(model: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UncuttableModelError(
             f"{type(model).__name__} has no output projection with a [vocab, hidden] weight; expected a "
-            "causal or masked "
-            "language model. Use an AutoModelForCausalLM or AutoModelForMaskedLM class."
+            "causal or masked language model. Use an AutoModelForCausalLM or AutoModelForMaskedLM class."
         )
     return module
 
@@ -78,8 +77,7 @@ class HeadTap:
         if self._hidden is None:
             raise UncuttableModelError(
                 f"{self._model_name} did not call its output projection; expected one forward pass inside "
-                "the `with` "
-                "block, through get_output_embeddings(). Use another model, or run it first."
+                "the `with` block, through get_output_embeddings(). Use another model, or run it first."
             )
         return self._hidden
 
@@ -129,10 +127,8 @@ def find_head(model: nn.Module) -> Head:
             return Head(weight=projection.weight, bias=projection.bias, transform=transform)  # type: ignore[arg-type]
     raise UncuttableModelError(
         f"{type(model).__name__} does something to its logits that is not known here; expected "
-        "`linear(hidden)`, at most "
-        "scaled (logit_scale, logits_scaling, lm_head_multiplier) or soft-capped (final_logit_softcapping). "
-        "Use another "
-        "model, or pass a Head made by hand."
+        "`linear(hidden)`, at most scaled (logit_scale, logits_scaling, lm_head_multiplier) or soft-capped "
+        "(final_logit_softcapping). Use another model, or pass a Head made by hand."
     )
 
 

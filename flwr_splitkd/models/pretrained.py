@@ -119,10 +119,8 @@ class PretrainedModel:
             if stored is None:
                 raise StoreError(
                     f"`{name}` is not in the safetensors files of {self.name_or_path!r}; expected it under "
-                    "this name, since "
-                    "a part is read without conversion. Load the model once with from_pretrained on a "
-                    "larger machine, or "
-                    "receive the part from the edge."
+                    "this name, since a part is read without conversion. Load the model once with "
+                    "from_pretrained on a larger machine, or receive the part from the edge."
                 )
             found[name] = (files[stored], stored)
         loaded: dict[str, Tensor] = {}
@@ -165,8 +163,7 @@ class PretrainedModel:
         if path is None:
             raise StoreError(
                 f"{self.name_or_path!r} has no {filename}; expected safetensors files, which can be read in "
-                "part. Save the "
-                "model with save_pretrained()."
+                "part. Save the model with save_pretrained()."
             )
         return path
 

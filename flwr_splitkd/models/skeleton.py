@@ -15,7 +15,7 @@ from flwr_splitkd.split import DeviceHalf, EdgeHalf
 
 __all__ = ["build_skeleton", "materialize", "parameters_on_meta"]
 
-_patching = threading.Lock()
+_patching = threading.RLock()
 
 
 class _MetaTwins:
@@ -84,10 +84,8 @@ def build_skeleton(builder: Callable[[], nn.Module]) -> nn.Module:
     except NotImplementedError as error:
         raise ConfigError(
             f"the model builder failed with {error} while its parameters had no memory; expected a builder "
-            "that only "
-            "builds. Move the model to its device and change its weights elsewhere, or give the builder a "
-            "skeleton() "
-            "method."
+            "that only builds. Move the model to its device and change its weights elsewhere, or give the "
+            "builder a skeleton() method."
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -135,17 +133,15 @@ def materialize(
     for name, tensor in state.items():
         if name not in slots:
             raise TensorError(
-                f"`{name}` was received but {type(model).__name__} does not hold it here; expected only "
-                "this half's "
-                "tensors. Check that both sides cut the same model at the same layer."
+                f"`{name}` was received but {type(model).__name__} does not hold it here; expected only this "
+                "half's tensors. Check that both sides cut the same model at the same layer."
             )
         _check_fits(name, tensor, slots[name])
     missing = [a[0] for p, a in names.items() if p.is_meta and not any(name in state for name in a)]
     if missing:
         raise TensorError(
             f"`{missing[0]}` of {type(model).__name__} was not received ({len(missing)} missing); expected "
-            "every parameter "
-            "that the half holds. Send all units that Layout.units(cut) lists."
+            "every parameter that the half holds. Send all units that Layout.units(cut) lists."
         )
     for parameter, aliases in names.items():
         received = next((state[name] for name in aliases if name in state), None)
@@ -166,6 +162,6 @@ def _check_fits(name: str, tensor: Tensor, slot: Tensor) -> None:
     if tensor.shape != slot.shape or tensor.dtype != slot.dtype:
         raise TensorError(
             f"`{name}` has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; expected "
-            f"{tuple(slot.shape)} and "
-            f"{slot.dtype}. Build the model with the same config and dtype on both sides."
+            f"{tuple(slot.shape)} and {slot.dtype}. Build the model with the same config and dtype on both "
+            "sides."
         )

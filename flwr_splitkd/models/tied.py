@@ -58,11 +58,10 @@ def set_tied_embeddings(model: nn.Module, policy: TiedEmbeddings) -> None:
     if policy == "refuse":
         mebibytes = weight.numel() * weight.element_size() / 2**20
         raise CutError(
-            f"`tied_embeddings` is 'refuse' but {type(model).__name__} uses one {tuple(weight.shape)} "
-            "matrix as input "
-            f"embedding and output projection; expected 'untie' (one more matrix, {mebibytes:.1f} MiB, and "
-            "its optimiser "
-            "state; both sides train) or 'freeze' (no extra memory; the matrix does not train)."
+            f"`tied_embeddings` is 'refuse' but {type(model).__name__} uses one {tuple(weight.shape)} matrix "
+            f"as input embedding and output projection; expected 'untie' (one more matrix, {mebibytes:.1f} "
+            "MiB, and its optimiser state; both sides train) or 'freeze' (no extra memory; the matrix does "
+            "not train)."
         )
     if policy == "freeze":
         weight.requires_grad_(False)

@@ -53,9 +53,8 @@ def find_layout(
         return _probe(model, container, names)
     if blocks is None:
         raise CutError(
-            f"`blocks` is None and {type(model).__name__} has no config.num_hidden_layers; expected the "
-            "path of the "
-            "container of its blocks, or a list of paths. Pass e.g. find_layout(model, 'features')."
+            f"`blocks` is None and {type(model).__name__} has no config.num_hidden_layers; expected the path "
+            "of the container of its blocks, or a list of paths. Pass e.g. find_layout(model, 'features')."
         )
     container, names = _named_blocks(model, blocks)
     return _read_structure(model, container, names, stem)
@@ -72,8 +71,7 @@ def _refuse_by_name(model: nn.Module) -> None:
     if getattr(model.config, "is_encoder_decoder", False):
         raise UncuttableModelError(
             f"{name} cannot be cut: it is an encoder-decoder, whose decoder reads the encoder's output in "
-            "every "
-            "layer. Use a decoder-only or an encoder-only student."
+            "every layer. Use a decoder-only or an encoder-only student."
         )
     if getattr(config, "num_hidden_groups", None) is not None:
         refuse(
@@ -84,6 +82,8 @@ def _refuse_by_name(model: nn.Module) -> None:
         refuse("hidden_size_per_layer_input", "every layer reads token ids, which must not leave the device.")
     if getattr(config, "num_kv_shared_layers", None):
         refuse("num_kv_shared_layers", "late layers read keys and values of early ones, across the cut.")
+    if getattr(config, "layerdrop", 0.0):
+        refuse("layerdrop", "it leaves out whole layers at random, the cut among them. Set it to 0.")
     if getattr(config, "output_router_logits", False):
         refuse(
             "output_router_logits",
@@ -102,8 +102,7 @@ def _named_blocks(model: nn.Module, blocks: str | Sequence[str]) -> tuple[str, t
             ]
             raise CutError(
                 f"`blocks` is {blocks!r}, which {type(model).__name__} does not have; expected one of "
-                f"{known}, or a list "
-                "of paths."
+                f"{known}, or a list of paths."
             ) from error
         prefix = f"{blocks}." if blocks else ""
         return blocks, _enough(model, tuple(prefix + child for child, _ in container.named_children()))
@@ -114,8 +113,7 @@ def _named_blocks(model: nn.Module, blocks: str | Sequence[str]) -> tuple[str, t
         except AttributeError as error:
             raise CutError(
                 f"`blocks` names {name!r}, which {type(model).__name__} does not have; expected paths of "
-                "submodules as "
-                "named_modules() lists them."
+                "submodules as named_modules() lists them."
             ) from error
     parents = {name.rpartition(".")[0] for name in names}
     return parents.pop() if len(parents) == 1 else "", _enough(model, names)
@@ -124,9 +122,8 @@ def _named_blocks(model: nn.Module, blocks: str | Sequence[str]) -> tuple[str, t
 def _enough(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) < 2:
         raise CutError(
-            f"{type(model).__name__} has {len(names)} block(s); expected at least 2, one for each side. "
-            "Name other "
-            "blocks, or use a deeper model."
+            f"{type(model).__name__} has {len(names)} block(s); expected at least 2, one for each side. Name "
+            "other blocks, or use a deeper model."
         )
     return names
 
@@ -140,8 +137,7 @@ def _find_blocks(model: nn.Module) -> tuple[str, tuple[str, ...]]:
         found = f"{len(candidates)} candidates {candidates}" if candidates else "none"
         raise CutError(
             f"the blocks of {type(model).__name__} are not clear: expected one list of {layers} layers, "
-            f"found {found}. "
-            "Name it: find_layout(model, blocks='...')."
+            f"found {found}. Name it: find_layout(model, blocks='...')."
         )
     return _named_blocks(model, candidates[0])
 
@@ -172,8 +168,7 @@ def _read_structure(
             if not any(n.startswith(path + ".") for n in outside):
                 raise CutError(
                     f"`stem` names {path!r}, which holds no tensor outside the blocks; expected paths of "
-                    "submodules that "
-                    "run before the first block."
+                    "submodules that run before the first block."
                 )
         in_stem = [n for n in outside if n.startswith(tuple(path + "." for path in stem))]
     rest = tuple(n for n in outside if n not in set(in_stem))
@@ -225,10 +220,9 @@ def _probe(model: nn.Module, container: str, names: tuple[str, ...]) -> Layout:
     if sorted(_names_outside(tiny, tiny_names)) != sorted(outside):
         differing = sorted(set(outside) ^ set(_names_outside(tiny, tiny_names)))
         raise UncuttableModelError(
-            f"{type(model).__name__} cannot be probed: `{differing[0]}` is outside the blocks and depends "
-            "on the number "
-            "or kind of layers. Pass a Layout made by hand, and check it with verify_cut(model, layout, "
-            "inputs=batch)."
+            f"{type(model).__name__} cannot be probed: `{differing[0]}` is outside the blocks and depends on "
+            "the number or kind of layers. Pass a Layout made by hand, and check it with verify_cut(model, "
+            "layout, inputs=batch)."
         )
     inputs = shrink.probe_inputs(tiny)
     data_input = getattr(model, "main_input_name", "input_ids")
@@ -269,8 +263,8 @@ def _observe_blocks(tiny: nn.Module, names: Sequence[str], inputs: dict[str, Ten
     if [name for name, _ in seen] != list(names):
         raise UncuttableModelError(
             f"{type(tiny).__name__} ran its blocks as {[name for name, _ in seen]}; expected each of "
-            f"{list(names)} once, "
-            "in this order. A model that skips, repeats or goes around its layers cannot be cut."
+            f"{list(names)} once, in this order. A model that skips, repeats or goes around its layers "
+            "cannot be cut."
         )
     arities = {arity for _, arity in seen}
     if len(arities) != 1:

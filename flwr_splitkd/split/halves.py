@@ -35,10 +35,9 @@ def refuse_trainable_shared(model: nn.Module, layout: Layout) -> None:
     if trainable:
         raise CutError(
             f"`{trainable[0]}` of {type(model).__name__} is used by both halves and is trainable "
-            f"({len(trainable)} "
-            "such tensor(s)); expected shared tensors to be frozen, because each half sees only its share of "
-            "their gradient. Untie or freeze tied embeddings with set_tied_embeddings(model, 'untie' or "
-            "'freeze'), or call requires_grad_(False) on the tensor."
+            f"({len(trainable)} such tensor(s)); expected shared tensors to be frozen, because each half "
+            "sees only its share of their gradient. Untie or freeze tied embeddings with "
+            "set_tied_embeddings(model, 'untie' or 'freeze'), or call requires_grad_(False) on the tensor."
         )
 
 
@@ -89,11 +88,11 @@ class DeviceHalf:
         self.cut = cut
         self.layout = layout
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch sequence hidden"]:
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch *positions hidden"]:
         """Run the half on one batch; see :meth:`forward`."""
         return self.forward(inputs)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch sequence hidden"]:
+    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch *positions hidden"]:
         """Return the smashed data of one batch; nothing after the cut runs.
 
         Parameters
@@ -114,8 +113,8 @@ class DeviceHalf:
             return signal.hidden
         raise CutError(
             f"{type(self.model).__name__} finished without running `{self.layout.block_names[self.cut]}`; "
-            "expected "
-            "every block to run. Call find_layout again, or name the blocks in the order in which they run."
+            "expected every block to run. Call find_layout again, or name the blocks in the order in which "
+            "they run."
         )
 
     def edge_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,8 +187,7 @@ class EdgeHalf:
             if isinstance(model.get_submodule(name), surgery.FeedStub | surgery.StopStub):
                 raise CutError(
                     f"`{name}` of {type(model).__name__} is already cut away; expected a whole model. "
-                    "restore() the "
-                    "other EdgeHalf first."
+                    "restore() the other EdgeHalf first."
                 )
         self.model = model
         self.cut = cut
@@ -218,7 +216,9 @@ class EdgeHalf:
         for module in self._stem_with_buffers:
             module.training = False
 
-    def __call__(self, smashed: Float[Tensor, "batch sequence hidden"], inputs: Mapping[str, Tensor]) -> Any:
+    def __call__(
+        self, smashed: Float[Tensor, "batch *positions hidden"], inputs: Mapping[str, Tensor]
+    ) -> Any:
         """Finish the forward pass.
 
         Parameters
@@ -237,8 +237,9 @@ class EdgeHalf:
         if self.cut == 0:
             with surgery.embedding_output(self.model, smashed):
                 return self.model(**arguments)
+        fed = smashed.clone()  # the next block may work in place, which autograd forbids on the caller's leaf
         for stub in self._stubs.values():
-            stub.smashed = smashed
+            stub.smashed = fed
         try:
             return self.model(**arguments)
         finally:

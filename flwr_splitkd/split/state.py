@@ -28,8 +28,7 @@ def unit_state(model: nn.Module, layout: Layout, unit: str) -> dict[str, Tensor]
     if unit not in known:
         raise CutError(
             f"`unit` is {unit!r}; expected 'stem', 'head', 'shared' or "
-            f"'blocks.0'..'blocks.{layout.num_blocks - 1}'. "
-            "Take units from Layout.units(cut)."
+            f"'blocks.0'..'blocks.{layout.num_blocks - 1}'. Take units from Layout.units(cut)."
         )
     state = {name: tensor for name, tensor in model.state_dict().items() if layout.unit_of(name) == unit}
     if not state and unit.startswith("blocks."):
@@ -58,8 +57,7 @@ def load_unit_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if name not in own:
             raise TensorError(
                 f"`{name}` is not held by {type(model).__name__} at this cut; expected only tensors of this "
-                "half's "
-                "units. Send the units that Layout.units(cut) lists."
+                "half's units. Send the units that Layout.units(cut) lists."
             )
         if own[name].is_meta:
             raise TensorError(
@@ -75,8 +73,7 @@ def check_fits(name: str, tensor: Tensor, target: Tensor) -> None:
     if tensor.shape != target.shape:
         raise TensorError(
             f"`{name}` has shape {tuple(tensor.shape)}; expected {tuple(target.shape)}. Both sides must "
-            "build the "
-            "same model: compare their configs."
+            "build the same model: compare their configs."
         )
     if tensor.dtype != target.dtype:
         raise TensorError(
@@ -105,9 +102,8 @@ def export_optimizer_state(
             if not isinstance(value, Tensor):
                 raise TensorError(
                     f"the state `{key}` of `{name}` in {type(optimizer).__name__} is a "
-                    f"{type(value).__name__}; expected "
-                    "a tensor. Use an optimiser with tensor states (AdamW, Adam, SGD), or "
-                    "optimizer_handover='reset'."
+                    f"{type(value).__name__}; expected a tensor. Use an optimiser with tensor states (AdamW, "
+                    "Adam, SGD), or optimizer_handover='reset'."
                 )
         if present:
             exported[name] = present
@@ -141,8 +137,7 @@ def import_optimizer_state(
         if name not in parameters or id(parameters[name]) not in known:
             raise TensorError(
                 f"the optimiser state names `{name}`; expected only parameters that this optimiser holds. "
-                "Hand over "
-                "the state together with the unit that the parameter belongs to."
+                "Hand over the state together with the unit that the parameter belongs to."
             )
         for key, value in entries.items():
             if value.shape not in (parameters[name].shape, torch.Size([])):

@@ -79,8 +79,7 @@ class StopStub(nn.Module):
         if not isinstance(hidden, Tensor):
             raise CutError(
                 f"a block's first argument is a {type(hidden).__name__}; expected the hidden states as a "
-                "tensor. "
-                "This model passes something else between its blocks and cannot be cut here."
+                "tensor. This model passes something else between its blocks and cannot be cut here."
             )
         raise ReachedCutSignal(hidden)
 
@@ -173,9 +172,8 @@ def device_arguments(model: nn.Module, layout: Layout, inputs: Mapping[str, Tens
     """Forward arguments of the device half: the batch without labels."""
     if layout.data_input not in inputs:
         raise ConfigError(
-            f"`inputs` has {sorted(inputs)}; expected `{layout.data_input}` among them. Pass the batch "
-            "under the "
-            "argument names of the model's forward()."
+            f"`inputs` has {sorted(inputs)}; expected `{layout.data_input}` among them. Pass the batch under "
+            "the argument names of the model's forward()."
         )
     arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k not in DEVICE_ONLY}
     if accepts(model, "use_cache"):

@@ -94,17 +94,16 @@ def verify_cut(
         raise
     except Exception as error:
         raise UncuttableModelError(
-            f"{type(model).__name__} cannot be cut: running it in halves failed with "
-            f"{type(error).__name__}: {error}"
+            f"{type(model).__name__} cannot be cut: running it in halves failed with {type(error).__name__}: "
+            f"{error}"
         ) from error
     for check in checks:
         if not check.worst <= tolerance:
             raise UncuttableModelError(
-                f"{type(model).__name__} cannot be cut: at cut {check.cut} `{check.worst_name}` differs "
-                "from the unsplit "
-                f"model by a relative norm of {check.worst:.1e}; expected at most {tolerance:.0e}. Its "
-                "layers pass "
-                "something else than hidden states to each other; use another student."
+                f"{type(model).__name__} cannot be cut: at cut {check.cut} `{check.worst_name}` differs from "
+                f"the unsplit model by a relative norm of {check.worst:.1e}; expected at most "
+                f"{tolerance:.0e}. Its layers pass something else than hidden states to each other; use "
+                "another student."
             )
     return CutReport(type(model).__name__, checks)
 

@@ -146,8 +146,8 @@ class CallWindow:
             self.replies[call.message_id] = reply  # a reply can be pulled only once
             if call.session.connected or call.message_id in lost:
                 continue
-            reason = reply.error.reason if reply.has_error() else None
-            gave_up.append(GaveUp(call, reason or "its handler replied without taking its turn"))
+            said = reply.error.reason if reply.has_error() else None
+            gave_up.append(GaveUp(call, said or "its handler replied without taking its turn"))
         return gave_up
 
     def _expired(self) -> list[GaveUp]:

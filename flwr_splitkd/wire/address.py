@@ -31,12 +31,13 @@ def parse_listen_address(text: str) -> ListenAddress:
         If host or ports are malformed.
     """
     host, separator, ports = text.rpartition(":")
-    first, _, last = ports.partition("-")
-    if not separator or not host or not first.isdecimal() or not (last or first).isdecimal():
+    first, dash, last = ports.partition("-")
+    last = last if dash else first
+    if not separator or not host or not first.isdecimal() or not last.isdecimal():
         raise ConfigError(
             f"`data_address` is {text!r}; expected host:port, host:first-last or host:0, e.g. '0.0.0.0:9095-9105'."
         )
-    low, high = int(first), int(last or first)
+    low, high = int(first), int(last)
     if not low <= high <= 65535:
         raise ConfigError(f"`data_address` has the ports {low}-{high}; expected 0..65535, the lower one first.")
     return ListenAddress(host.strip("[]"), range(low, high + 1))

@@ -127,7 +127,8 @@ def _quantize(flat: Tensor) -> Tensor:
     values = flat.to(torch.float32)
     padded = torch.nn.functional.pad(values, (0, -values.numel() % INT8_BLOCK)).view(-1, INT8_BLOCK)
     scales = padded.abs().amax(dim=1) / 127.0
-    _require_finite(scales, pb.CODEC_INT8_BLOCKWISE)
+    # What the receiver will make of the largest value: next to float32's end that rounds to infinity.
+    _require_finite(scales * 127.0, pb.CODEC_INT8_BLOCKWISE)
     divisors = torch.where(scales > 0, scales, torch.ones_like(scales))  # an all-zero block stays zero
     # A subnormal scale may round below amax / 127, so the quotient is clamped.
     quantized = (padded / divisors[:, None]).round_().clamp_(-127, 127).to(torch.int8).view(-1)

@@ -126,7 +126,7 @@ class Assembler:
             if self._message is not None:
                 raise TensorError(f"{self._message.position()} was truncated by a new message. {self._blame()}")
             body = getattr(frame, body_field)
-            if not self._admitted and getattr(body, "tensors", ()):
+            if not self._admitted and len(getattr(body, "tensors", [])):
                 raise ProtocolError(
                     f"{self._peer} announces {len(body.tensors)} tensors in a {body.DESCRIPTOR.name}; expected none "
                     "before the handshake."

@@ -76,8 +76,8 @@ def load_partition(
     *,
     config: DataConfig | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    batch_size: int = 8,
-    max_batches: int | None = 12,
+    batch_size: int = 4,
+    max_batches: int | None = 24,
     seed: int = 0,
 ) -> DataLoader[dict[str, Tensor]]:
     """Return the batches of one device.

@@ -234,7 +234,7 @@ class _Turn:
         units: dict[str, dict[str, Tensor]] = {}
         for item in self._plan.units:
             received = decode_all(begin.tensors, f"{item.unit}|")
-            if received:
+            if received and self._training:  # to evaluate, units come without their moments
                 self._keep(item.unit, item.version, received)
             units[item.unit] = received or self._cache.get(item.unit, item.version)
         return units

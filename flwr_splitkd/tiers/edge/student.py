@@ -79,9 +79,10 @@ class EdgeStudent:
         """Version of a unit as of the last commit."""
         return self._versions[unit]
 
-    def travelling(self, unit: str) -> dict[str, Tensor]:
-        """A unit's tensors as a device receives them: with moments only under ``full``."""
-        return pack(unit_state(self.model, self.layout, unit), self.moments if self.handover == "full" else {})
+    def travelling(self, unit: str, *, training: bool = True) -> dict[str, Tensor]:
+        """A unit's tensors as a device receives them: with moments only to train on, and under ``full``."""
+        moments = self.moments if training and self.handover == "full" else {}
+        return pack(unit_state(self.model, self.layout, unit), moments)
 
     def frozen_in(self, units: Iterable[str]) -> list[str]:
         """Parameters of some units that do not train, in the model's order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -219,7 +220,7 @@ class _Turn:
         )
         tensors: dict[str, EncodedTensor] = {}
         for unit in units:
-            self._add_unit(begin, tensors, unit, student.version(unit), lambda unit=unit: student.travelling(unit))
+            self._add_unit(begin, tensors, unit, student.version(unit), partial(student.travelling, unit, training=self._training))
         teacher = self._objective.teacher
         if teacher and self._training:
             begin.teacher_embedding_scale = teacher.embedding_scale

@@ -148,7 +148,7 @@ def test_a_builder_with_its_own_skeleton() -> None:
 
 
 def test_a_builder_that_needs_the_memory() -> None:
-    with pytest.raises(ConfigError, match="model builder failed with .*expected a builder that only builds"):
+    with pytest.raises(ConfigError, match=r"model builder failed with .*expected a builder that only builds"):
         build_skeleton(lambda: nn.Linear(2, 2).to("cpu", torch.float64))
     with pytest.raises(ConfigError, match="returned a str; expected a torch"):
         build_skeleton(lambda: "model")  # type: ignore[arg-type,return-value]

@@ -130,6 +130,13 @@ def test_router_logits_in_the_loss() -> None:
         find_layout(model)
 
 
+def test_layers_that_are_left_out_at_random() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    model.config.layerdrop = 0.1
+    with pytest.raises(UncuttableModelError, match=r"`layerdrop` is 0\.1 .* Set it to 0"):
+        find_layout(model)
+
+
 def test_encoder_decoder() -> None:
     config = BartConfig(
         d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,

@@ -257,6 +257,19 @@ def test_running_statistics_of_the_stem_are_the_devices_business() -> None:
     assert not torch.equal(device.model.stem.running_mean, before["stem.running_mean"])
 
 
+def test_a_block_that_works_in_place_after_the_cut() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 3))
+    layout = find_layout(model, "")
+    device = DeviceHalf(copy.deepcopy(model), 1, layout)
+    inputs = {"input": torch.randn(4, 3)}
+    sent = device(inputs)
+    received = sent.detach().clone().requires_grad_()
+    before = received.detach().clone()
+    EdgeHalf(model, 1, layout)(received, device.edge_inputs(inputs)).sum().backward()
+    assert torch.equal(received, before)
+    assert torch.equal(received.grad != 0, before > 0)
+
+
 def test_shape_of_the_data_must_travel() -> None:
     model = NormedStem()
     edge = EdgeHalf(model, 1, find_layout(model, "blocks"))

@@ -1,0 +1,295 @@
+"""Messages in frames: whatever is sent arrives whole, and whatever is wrong is refused before memory is spent."""
+
+from __future__ import annotations
+
+import re
+import time
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from flwr_splitkd.errors import ProtocolError, TensorError
+from flwr_splitkd.wire.framing import Assembler, Limits, WireMessage, to_frames
+from flwr_splitkd.wire.tensors import ITEM_BYTES, EncodedTensor, payload_bytes
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+TIB = 1 << 40
+DTYPES = sorted(ITEM_BYTES)
+
+
+def _tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: int = pb.DTYPE_UINT8) -> EncodedTensor:
+    return EncodedTensor(dtype, shape, pb.CODEC_NONE, rng.bytes(payload_bytes(dtype, shape, pb.CODEC_NONE)))
+
+
+def _frames(messages: list[tuple[pb.Forward, dict[str, EncodedTensor]]], limits: Limits) -> list[pb.DeviceFrame]:
+    """Serialized, parsed and numbered as on the wire."""
+    frames = []
+    for body, tensors in messages:
+        for frame in to_frames(pb.DeviceFrame, body, tensors, limits):
+            frame.sequence = len(frames)
+            frames.append(pb.DeviceFrame.FromString(frame.SerializeToString()))
+    return frames
+
+
+def _assemble(frames: list[pb.DeviceFrame], limits: Limits | None = None) -> list[WireMessage]:
+    assembler = Assembler(limits or Limits(), "device 3")
+    messages = [message for frame in frames if (message := assembler.feed(frame))]
+    assembler.end()
+    return messages
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3, 7, 64, 1000, 1 << 20])
+def test_random_layouts_survive(chunk_bytes: int) -> None:
+    limits = Limits(chunk_bytes=chunk_bytes)
+    rng = np.random.default_rng(chunk_bytes)
+    for _ in range(30):
+        sent = []
+        for step in range(int(rng.integers(1, 4))):
+            tensors = {}
+            for index in range(int(rng.integers(0, 6))):
+                shape = tuple(int(size) for size in rng.integers(0, 6, size=int(rng.integers(0, 4))))
+                tensors[f"{index}/{rng.integers(9)}"] = _tensor(rng, shape, int(rng.choice(DTYPES)))
+            sent.append((pb.Forward(step=step, num_microbatches=2), tensors))
+        frames = _frames(sent, limits)
+        for frame in frames:
+            assert sum(len(chunk.data) for chunk in frame.chunks) <= chunk_bytes
+        received = _assemble(frames)
+        assert len(received) == len(sent)
+        for message, (body, tensors) in zip(received, sent, strict=True):
+            assert (message.kind, message.body.step) == ("Forward", body.step)
+            assert list(message.tensors) == list(tensors)
+            for name, tensor in tensors.items():
+                got = message.tensors[name]
+                assert (got.dtype, got.shape, got.codec) == (tensor.dtype, tensor.shape, tensor.codec)
+                assert bytes(got.payload) == bytes(tensor.payload)
+
+
+def test_every_body_fits_a_frame_of_its_direction() -> None:
+    for frame_type in (pb.DeviceFrame, pb.EdgeFrame):
+        for field in frame_type.DESCRIPTOR.oneofs_by_name["body"].fields:
+            body = getattr(pb, field.message_type.name)()
+            (frame,) = to_frames(frame_type, body, {}, Limits())
+            assert frame.WhichOneof("body") == field.name
+            message = Assembler(Limits(), "x").feed(frame)
+            assert message is not None and message.kind == field.message_type.name
+
+
+def _two_tensors(chunk_bytes: int = 4) -> list[pb.DeviceFrame]:
+    """One message: "a" of 10 bytes in chunks 0, 1, 2 and "b" of 4 bytes in chunk 0; a frame for each chunk."""
+    rng = np.random.default_rng(0)
+    tensors = {"a": _tensor(rng, (10,)), "b": _tensor(rng, (4,))}
+    frames = _frames([(pb.Forward(step=5), tensors)], Limits(chunk_bytes=chunk_bytes))
+    assert [(c.tensor, c.index) for f in frames for c in f.chunks] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    return frames
+
+
+def _renumber(frames: list[pb.DeviceFrame]) -> list[pb.DeviceFrame]:
+    out = []
+    for sequence, frame in enumerate(frames):
+        copy = pb.DeviceFrame()
+        copy.CopyFrom(frame)
+        copy.sequence = sequence
+        out.append(copy)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([0, 0, 1, 2, 3], "Frame sequence is 0; expected 1: a frame was duplicated"),
+        ([0, 2, 1, 3], "Frame sequence is 2; expected 1: a frame was lost or reordered"),
+        ([0, 1, 3], "Frame sequence is 3; expected 2: a frame was lost or reordered"),
+        ([1], "Frame sequence is 1; expected 0"),
+    ],
+)
+def test_frames_out_of_sequence(order: list[int], message: str) -> None:
+    frames = _two_tensors()
+    with pytest.raises(ProtocolError, match=re.escape(message)) as caught:
+        _assemble([frames[index] for index in order])
+    assert "device 3" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        # Renumbered, so that only the chunks themselves can tell.
+        ([0, 1, 1, 2, 3], "got chunk (0, 1), expected (0, 2); a chunk was duplicated"),
+        ([0, 2, 1, 3], "got chunk (0, 2), expected (0, 1); a chunk was lost or reordered"),
+        ([0, 1, 3, 2], "got chunk (1, 0), expected (0, 2); a chunk was lost or reordered"),
+        ([0, 1, 2, 2], "got chunk (0, 2), expected (1, 0); a chunk was duplicated"),
+        ([0, 1], "Tensor 'a' of Forward (chunk 2 of 3, 8 of 10 bytes) was truncated by the stream's end"),
+        ([0, 1, 2], "Tensor 'b' of Forward (chunk 0 of 1, 0 of 4 bytes) was truncated by the stream's end"),
+        ([0, 1, 0], "Tensor 'a' of Forward (chunk 2 of 3, 8 of 10 bytes) was truncated by a new message"),
+    ],
+)
+def test_chunks_out_of_order(order: list[int], message: str) -> None:
+    frames = _two_tensors()
+    with pytest.raises(TensorError, match=re.escape(message)):
+        _assemble(_renumber([frames[index] for index in order]))
+
+
+def test_a_chunk_beyond_the_last_tensor() -> None:
+    frames = _two_tensors()
+    frames[-1].chunks.add(tensor=1, index=1, data=b"more")
+    with pytest.raises(TensorError, match="chunk 1 of tensor 1 beyond its last tensor"):
+        _assemble(frames)
+
+
+def test_a_frame_too_many() -> None:
+    frames = _two_tensors()
+    extra = pb.DeviceFrame()
+    extra.chunks.add(tensor=1, index=1, data=b"more")
+    with pytest.raises(ProtocolError, match="neither a body nor chunks that were announced"):
+        _assemble(_renumber([*frames, extra]))
+
+
+def test_an_empty_frame_within_a_message_is_no_progress() -> None:
+    frames = _two_tensors()
+    with pytest.raises(ProtocolError, match="neither a body nor chunks"):
+        _assemble(_renumber([frames[0], pb.DeviceFrame()]))
+
+
+@pytest.mark.parametrize(
+    ("frame", "data", "message"),
+    [
+        (0, b"12345", "'a' of Forward (chunk 2 of 3, 9 of 10 bytes) is oversized: 11 bytes arrived"),
+        (2, b"123", "'a' of Forward (chunk 2 of 3, 8 of 10 bytes) is oversized: 11 bytes arrived"),
+        (2, b"1", "'a' of Forward (chunk 3 of 3, 9 of 10 bytes) is truncated: its last chunk has arrived"),
+        (3, b"", "'b' of Forward (chunk 1 of 1, 0 of 4 bytes) is truncated"),
+        (3, b"12345", "'b' of Forward (chunk 0 of 1, 0 of 4 bytes) is oversized: 5 bytes arrived"),
+    ],
+)
+def test_a_chunk_of_another_size(frame: int, data: bytes, message: str) -> None:
+    frames = _two_tensors()
+    frames[frame].chunks[0].data = data
+    with pytest.raises(TensorError, match=re.escape(message)):
+        _assemble(frames)
+
+
+def _header(frame: pb.DeviceFrame) -> pb.TensorHeader:
+    return frame.forward.tensors[0]
+
+
+def _one_tib(header: pb.TensorHeader) -> None:
+    header.shape[:] = [TIB]
+    header.total_bytes, header.num_chunks = TIB, TIB >> 20
+
+
+def _wrong_total(header: pb.TensorHeader) -> None:
+    header.total_bytes = 11
+
+
+def _wrong_shape(header: pb.TensorHeader) -> None:
+    header.shape[:] = [2, 6]
+
+
+def _many_dimensions(header: pb.TensorHeader) -> None:
+    header.shape[:] = [1] * 9
+
+
+def _no_chunks(header: pb.TensorHeader) -> None:
+    header.num_chunks = 0
+
+
+def _chunks_without_end(header: pb.TensorHeader) -> None:
+    header.num_chunks = 11
+
+
+def _impossible_shape(header: pb.TensorHeader) -> None:
+    header.shape[:] = [0, 2**63]
+    header.total_bytes, header.num_chunks = 0, 0
+
+
+def _overflowing_shape(header: pb.TensorHeader) -> None:
+    header.shape[:] = [2**33, 2**33]
+    header.total_bytes, header.num_chunks = 4, 1  # what 32 bits would make of it
+
+
+def _chunks_of_nothing(header: pb.TensorHeader) -> None:
+    header.shape[:] = [0]
+    header.total_bytes, header.num_chunks = 0, 1
+
+
+def _unknown_dtype(header: pb.TensorHeader) -> None:
+    header.dtype = 77  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        (_one_tib, f"Tensor 'a' of Forward from device 3 has shape [{TIB}]; expected at most {64 << 30} values"),
+        (_wrong_total, "Tensor 'a' of Forward from device 3 announces 11 bytes; expected 10 for shape [10]"),
+        (_wrong_shape, "announces 10 bytes; expected 12 for shape [2, 6]"),
+        (_many_dimensions, "has 9 dimensions; expected at most 8"),
+        (_no_chunks, "announces 0 chunks; expected 1..10"),
+        (_chunks_without_end, "announces 11 chunks; expected 1..10"),
+        (_impossible_shape, f"has shape [0, {2**63}]; expected at most"),
+        (_overflowing_shape, f"has shape [{2**33}, {2**33}]; expected at most"),
+        (_chunks_of_nothing, "announces 1 chunks; expected 0..0"),
+        (_unknown_dtype, "dtype code is 77"),
+    ],
+)
+def test_headers_that_lie(lie: Callable[[pb.TensorHeader], None], message: str) -> None:
+    frame = _two_tensors()[0]
+    lie(_header(frame))
+    tracemalloc.start()
+    started_s = time.monotonic()
+    with pytest.raises(TensorError, match=re.escape(message)):
+        _assemble([frame])
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+    assert time.monotonic() - started_s < 1
+
+
+def test_the_sum_of_all_tensors_is_bounded() -> None:
+    limits = Limits(max_message_bytes=100)
+    tensors = {str(index): _tensor(np.random.default_rng(0), (30,)) for index in range(4)}
+    frames = _frames([(pb.Forward(), tensors)], Limits())
+    with pytest.raises(TensorError, match="announces 120 bytes; expected at most 100. Raise `max_message_bytes`"):
+        _assemble(frames, limits)
+
+
+def test_the_number_of_tensors_is_bounded() -> None:
+    tensors = {str(index): _tensor(np.random.default_rng(0), (1,)) for index in range(4)}
+    frames = _frames([(pb.Forward(), tensors)], Limits())
+    with pytest.raises(TensorError, match="announces 4 tensors; expected at most 3"):
+        _assemble(frames, Limits(max_tensors=3))
+
+
+def test_a_name_twice() -> None:
+    frame = _two_tensors()[0]
+    frame.forward.tensors[1].name = "a"
+    with pytest.raises(TensorError, match="'a' of Forward from device 3 is announced twice"):
+        _assemble([frame])
+
+
+def test_a_promise_within_the_bounds_costs_nothing_until_bytes_arrive() -> None:
+    """32 GiB are allowed; whoever announces them and sends one byte must not take 32 GiB of the edge's memory."""
+    frame = _two_tensors()[0]
+    header = _header(frame)
+    header.shape[:] = [32 << 30]
+    header.total_bytes, header.num_chunks = 32 << 30, 32 << 10
+    tracemalloc.start()
+    assert Assembler(Limits(), "device 3").feed(frame) is None
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+def test_a_stranger_may_not_send_tensors() -> None:
+    frames = _two_tensors()
+    stranger = Assembler(Limits(), "a stranger", admitted=False)
+    with pytest.raises(ProtocolError, match="a stranger announces 2 tensors in a Forward; expected none before"):
+        stranger.feed(frames[0])
+    device = Assembler(Limits(), "a stranger", admitted=False)
+    hello = pb.DeviceFrame(hello=pb.Hello(protocol_version=1))
+    assert device.feed(hello) is not None
+    device.admit("device 3")
+    for frame in frames:
+        frame.sequence += 1
+    assert [device.feed(frame) for frame in frames][-1] is not None
+    with pytest.raises(ProtocolError, match="The stream of device 3 was closed"):
+        device.feed(frames[0])
