@@ -39,7 +39,7 @@ from typing import IO, Any
 
 import psutil
 
-__all__ = ["Federation", "FederationError", "Outcome", "Run", "deployment", "simulation"]
+__all__ = ["Federation", "FederationError", "Outcome", "Run", "alive", "deployment", "simulation"]
 
 Value = str | int | float | bool
 
@@ -156,7 +156,7 @@ class Run:
             if time.monotonic() >= deadline:
                 self.stop()
                 break
-            if not self._reader.is_alive():
+            if not self._reader.isalive():
                 time.sleep(1.0)
         self._reader.join(_LOG_GRACE_S)
         seconds = time.monotonic() - self._started_s
@@ -380,7 +380,7 @@ class Federation:
                     found.update({child.pid: child for child in process.children(recursive=True)})
                 except psutil.Error:
                     continue
-        return [process for process in found.values() if _alive(process)]
+        return [process for process in found.values() if alive(process)]
 
     def _owns(self, process: psutil.Process) -> bool:
         try:
@@ -415,7 +415,7 @@ class Federation:
         deadline = time.monotonic() + _KILL_TIMEOUT_S
         while True:
             known.update({process.pid: process for process in self.processes()})
-            left = [process for process in known.values() if _alive(process)]
+            left = [process for process in known.values() if alive(process)]
             if not left:
                 break
             if time.monotonic() >= deadline:
@@ -528,7 +528,8 @@ def _toml(value: Value) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Return whether a process still runs; a zombie that nobody has waited for does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

@@ -20,6 +20,7 @@ from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import DeviceCache
 from flwr_splitkd.tiers.device import DeviceData, TurnReport, run_turn
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
+from flwr_splitkd.tiers.threads import compute_threads, default_threads
 from flwr_splitkd.wire.client import connect
 from flwr_splitkd.wire.codec import supported_codecs
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
@@ -43,6 +44,8 @@ class SplitKDClient:
         when not given. Several nodes may share it.
     compute_device
         A torch device; CUDA if there is one, else the CPU, when not given.
+    num_threads
+        Threads that torch computes with; when not given, one if the edge is on this machine, else torch's own choice.
     connect_timeout_s
         Seconds for reaching the edge.
     begin_timeout_s
@@ -58,6 +61,7 @@ class SplitKDClient:
         data: Iterable[Any],
         cache_folder: str | Path | None = None,
         compute_device: str | None = None,
+        num_threads: int | None = None,
         connect_timeout_s: float = 20.0,
         begin_timeout_s: float = 3600.0,
         step_timeout_s: float = 300.0,
@@ -66,6 +70,7 @@ class SplitKDClient:
         self._data = DeviceData(data)
         self._cache_folder = Path(cache_folder) if cache_folder else _default_cache_folder()
         self._compute_device = torch.device(compute_device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._num_threads = num_threads
         self._connect_timeout_s = connect_timeout_s
         self._begin_timeout_s, self._step_timeout_s = begin_timeout_s, step_timeout_s
 
@@ -96,7 +101,8 @@ class SplitKDClient:
         cache = DeviceCache(self._cache_folder / str(context.node_id) / hello.student.digest[:16])
         for unit, unit_version in cache.versions().items():
             hello.cached_units.add(unit=unit, version=unit_version)
-        with connect(
+        threads = self._num_threads or default_threads(ticket.address)
+        with compute_threads(threads), connect(
             ticket.address, hello, root_certificate=ticket.root_certificate, timeout_s=self._connect_timeout_s
         ) as link:
             return run_turn(

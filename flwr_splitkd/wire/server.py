@@ -100,8 +100,9 @@ class DataPlaneServer:
         self._sessions: dict[str, Session] = {}
         self._model: pb.ModelFingerprint | None = None
         self._codecs: tuple[int, ...] = ()
+        self._pool = futures.ThreadPoolExecutor(max_sessions, thread_name_prefix="splitkd-data-plane")
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(max_sessions, thread_name_prefix="splitkd-data-plane"),
+            self._pool,
             options=channel_options(self._limits),
             maximum_concurrent_rpcs=max_sessions,
         )
@@ -130,12 +131,13 @@ class DataPlaneServer:
             session.link.close()
 
     def stop(self) -> None:
-        """Close every stream and the port."""
+        """Close every stream and the port, and end the threads."""
         with self.changed:
             sessions = list(self._sessions.values())
         for session in sessions:
             self.end(session)
         self._server.stop(_STOP_GRACE_S).wait()
+        self._pool.shutdown(wait=False)  # gRPC leaves that to whoever made the pool
 
     def _bind(self, listen: ListenAddress, tls: TlsFiles | None) -> int:
         for port in listen.ports:

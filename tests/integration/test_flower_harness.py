@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flower_harness import ECHO_APP, MODES, federation, traces_of
-from flower_run import FederationError
+from flower_run import FederationError, alive
 from import_graph import ROOT
 
 
@@ -37,7 +37,7 @@ def test_every_node_answers_and_nothing_is_left(mode: str, tmp_path: Path) -> No
     assert Path(answer["cwd"]) != Path.cwd()
     assert "2 of 2 nodes answered" in lines
     assert "2 of 2 nodes answered" in outcome.log
-    assert [process for process in processes if process.is_running()] == []
+    assert [process for process in processes if alive(process)] == []
 
 
 def test_what_flower_refuses_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""The README's code, verbatim, as an app of two files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from flower_harness import federation
+from import_graph import ROOT
+
+_PYPROJECT = """
+[project]
+name = "my-app"
+version = "1.0.0"
+description = "The README's code"
+license = "Apache-2.0"
+dependencies = ["flwr_splitkd"]
+
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[tool.hatch.build.targets.wheel]
+packages = ["my_app"]
+
+[tool.flwr.app]
+publisher = "me"
+
+[tool.flwr.app.components]
+serverapp = "my_app.server_app:app"
+clientapp = "my_app.client_app:app"
+
+[tool.flwr.app.config]
+"""
+
+
+def readme_app(folder: Path) -> Path:
+    """Write the README's two files, and a pyproject.toml as `flwr new` would."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"`(\w+_app\.py)`:\n\n```python\n(.*?)```", readme, flags=re.DOTALL))
+    assert set(blocks) == {"server_app.py", "client_app.py"}
+    package = folder / "my_app"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for name, code in blocks.items():
+        (package / name).write_text(code)
+    (folder / "pyproject.toml").write_text(_PYPROJECT)
+    return folder
+
+
+def test_the_readme_app_runs(tmp_path: Path) -> None:
+    with federation("simulation", tmp_path / "logs", supernodes=3) as running:
+        outcome = running.run(readme_app(tmp_path / "app"), timeout_s=240.0)
+        assert outcome.completed, outcome.tail()
+        # It writes below the ServerApp's working directory, which ends with the federation.
+        root = Path(str(running.home)).parent
+        metrics = next(root.rglob("metrics.jsonl")).read_text().splitlines()
+        assert list(root.rglob("student/model.safetensors"))
+    turns = [json.loads(line) for line in metrics if json.loads(line)["kind"] == "turn"]
+    assert len(turns) == 9
+    assert {turn["cut"] for turn in turns} == {4}
+    assert all("error" not in turn for turn in turns)
+    assert "9 of 9 turns completed" in outcome.log
