@@ -156,7 +156,7 @@ class Run:
             if time.monotonic() >= deadline:
                 self.stop()
                 break
-            if not self._reader.isalive():
+            if not self._reader.is_alive():
                 time.sleep(1.0)
         self._reader.join(_LOG_GRACE_S)
         seconds = time.monotonic() - self._started_s

@@ -85,6 +85,7 @@ class CallWindow:
         self._connect_timeout_s = connect_timeout_s
         self._waiting: list[Call] = []
         self._exhausted = False
+        self._turn_ended_s = 0.0
         self.replies: dict[str, Message] = {}
 
     def __iter__(self) -> Iterator[Call | GaveUp]:
@@ -115,12 +116,17 @@ class CallWindow:
                 self._waiting.remove(ready)
                 self._fill()  # the next device starts while this one has its turn
                 yield ready
+                self._turn_ended_s = time.monotonic()
                 return
-            lost = [*self._failed(), *self._expired()]
-            for gave_up in lost:
-                self._waiting.remove(gave_up.call)
+            lost: list[GaveUp] = []
+            for find in (self._failed, self._expired):  # one after the other, so that nobody is in both
+                found = find()
+                for gave_up in found:
+                    self._waiting.remove(gave_up.call)
+                lost += found
             yield from lost
-            if lost or sum(not call.overdue for call in self._waiting) < _WINDOW and not self._exhausted:
+            room = sum(not call.overdue for call in self._waiting) < _WINDOW
+            if lost or (room and not self._exhausted):
                 return
 
     def _ready(self, started_s: float) -> Call | None:
@@ -160,6 +166,9 @@ class CallWindow:
             if not call.overdue:
                 call.overdue, call.called_s = True, now_s
                 self._on_overdue(call)
+            # With few simulation actors a device may be late because others were served: its time starts anew then.
+            elif now_s - self._turn_ended_s < self._connect_timeout_s:
+                continue
             elif self._exhausted and all(other.overdue for other in self._waiting):
                 reason = (
                     f"it did not connect within {2 * self._connect_timeout_s:g} s; check that its SuperNode runs and can "

@@ -15,13 +15,13 @@ __all__ = ["CodecName", "codec_code", "decode", "encode", "round_trip", "support
 
 CodecName = Literal["none", "float16", "bfloat16", "int8"]
 
-_CODES: dict[str, int] = {
+_CODES: dict[str, pb.Codec] = {
     "none": pb.CODEC_NONE,
     "float16": pb.CODEC_FLOAT16,
     "bfloat16": pb.CODEC_BFLOAT16,
     "int8": pb.CODEC_INT8_BLOCKWISE,
 }
-_DTYPE_CODES: dict[torch.dtype, int] = {
+_DTYPE_CODES: dict[torch.dtype, pb.DType] = {
     torch.float32: pb.DTYPE_FLOAT32,
     torch.float16: pb.DTYPE_FLOAT16,
     torch.bfloat16: pb.DTYPE_BFLOAT16,
@@ -33,16 +33,16 @@ _DTYPE_CODES: dict[torch.dtype, int] = {
     torch.uint8: pb.DTYPE_UINT8,
     torch.bool: pb.DTYPE_BOOL,
 }
-_DTYPES = {code: dtype for dtype, code in _DTYPE_CODES.items()}
-_HALF = {pb.CODEC_FLOAT16: torch.float16, pb.CODEC_BFLOAT16: torch.bfloat16}
+_DTYPES: dict[int, torch.dtype] = {code: dtype for dtype, code in _DTYPE_CODES.items()}
+_HALF: dict[int, torch.dtype] = {pb.CODEC_FLOAT16: torch.float16, pb.CODEC_BFLOAT16: torch.bfloat16}
 
 
-def supported_codecs() -> tuple[int, ...]:
+def supported_codecs() -> tuple[pb.Codec, ...]:
     """Codec codes that this build encodes and decodes."""
     return tuple(_CODES.values())
 
 
-def codec_code(name: str) -> int:
+def codec_code(name: str) -> pb.Codec:
     """Return the wire code of a codec's name.
 
     Raises
@@ -82,7 +82,7 @@ def encode(tensor: Tensor, codec: int = pb.CODEC_NONE) -> EncodedTensor:
         payload = _quantize(flat)
     else:
         raise TensorError(f"Codec code is {codec}; expected one of {supported_codecs()}.")
-    buffer = memoryview(payload.view(torch.uint8).numpy()).cast("B") if payload.numel() else b""
+    buffer = payload.view(torch.uint8).numpy().data if payload.numel() else b""
     return EncodedTensor(_DTYPE_CODES[tensor.dtype], tuple(tensor.shape), codec, buffer)
 
 

@@ -58,6 +58,8 @@ class AppConfig:
         PEM files of the edge; all three or none.
     insecure
         Allow plaintext on an address that is not loopback.
+    connect_timeout
+        Seconds that a called device has to connect before the next one overtakes it.
     run_dir
         Where ``<id>/`` goes; relative to the ServerApp's working directory.
     seed
@@ -80,10 +82,10 @@ class AppConfig:
     data: str = setting("stdlib")
     text_field: str = setting("text")
     sequence_length: int = setting(128, minimum=2)
-    batch_size: int = setting(8, minimum=1)
-    max_batches: int = setting(12, minimum=0)
+    batch_size: int = setting(4, minimum=1)
+    max_batches: int = setting(24, minimum=0)
     temperature: float = setting(1.0, above=0.0)
-    kd_ratio: float = setting(0.5, minimum=0.0, maximum=1.0)
+    kd_ratio: float = setting(0.9, minimum=0.0, maximum=1.0)
     beta: float = setting(0.0, minimum=0.0, maximum=1.0)
     optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"))
     learning_rate: float = setting(3e-3, above=0.0)
@@ -100,6 +102,7 @@ class AppConfig:
     tls_private_key: str = setting("")
     tls_root_certificate: str = setting("")
     insecure: bool = setting(False)
+    connect_timeout: float = setting(120.0, above=0.0)
     run_dir: str = setting("runs")
     seed: int = setting(0, minimum=0)
 

@@ -91,6 +91,7 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         advertised_address=config.advertised_address or None,
         tls=config.tls,
         insecure=config.insecure,
+        connect_timeout_s=config.connect_timeout,
         run_folder=folder.path,
         seed=config.seed,
     )

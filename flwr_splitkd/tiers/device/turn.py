@@ -181,7 +181,7 @@ class _Turn:
             if gradient.shape != smashed.shape:
                 raise TensorError(f"The gradient of step {header.step} has shape {tuple(gradient.shape)}; expected {tuple(smashed.shape)}.")
             require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
-            smashed.backward(gradient)
+            torch.autograd.backward(smashed, gradient)
         return answer.body.update if answer.body.HasField("update") else None
 
     def _check_answer(self, asked: pb.Forward, answer: WireMessage) -> None:

@@ -316,7 +316,7 @@ class _Turn:
         self._sum(loss)
         if not self._training:
             return {}
-        loss.terms.loss.backward()
+        torch.autograd.backward(loss.terms.loss)
         gradient = smashed.grad if smashed.grad is not None else torch.zeros_like(smashed)
         return {"gradient": encode(gradient, codec_code(self._settings.downlink_codec))}
 

@@ -1,0 +1,265 @@
+"""Starts the processes of the split-step benchmarks, lets them take steps, and reads their clocks. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "Job",
+    "Placement",
+    "Processes",
+    "SplitSteps",
+    "Tensors",
+    "UnsplitSteps",
+    "pinned",
+    "quartile_distance",
+    "start",
+]
+
+_WORKER = Path(__file__).with_name("_step_worker.py")
+
+Event = tuple[str, str, float, float]
+Tensors = dict[str, tuple[list[int], str]]
+"""Shape and dtype of each tensor of a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the processes run.
+
+    Parameters
+    ----------
+    edge_threads, device_threads
+        Torch's threads. The unsplit process has as many as the edge.
+    cores
+        One core for the edge and the unsplit process, one for the device; None leaves both to the system.
+    wait_policy
+        ``OMP_WAIT_POLICY`` of all three; None leaves it unset.
+    """
+
+    edge_threads: int
+    device_threads: int
+    cores: tuple[int, int] | None = None
+    wait_policy: str | None = None
+
+
+def pinned() -> Placement:
+    """Return one thread in each process, each process on a core of its own.
+
+    Raises
+    ------
+    SystemExit
+        If this machine has one core.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise SystemExit(f"This process may use the cores {cores}; expected at least 2, one for each side.")
+    return Placement(edge_threads=1, device_threads=1, cores=(cores[0], cores[1]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to measure.
+
+    Parameters
+    ----------
+    cut
+        Blocks on the device; the unsplit process ignores it.
+    max_grad_norm
+        Bound of the global gradient norm, or None.
+    warmup, steps
+        Steps left out at the start, and steps measured after them.
+    """
+
+    cut: int
+    max_grad_norm: float | None
+    warmup: int
+    steps: int
+
+    def message(self) -> dict[str, Any]:
+        """Return the job as the processes read it."""
+        # One step more than is measured: a step lasts until the next one begins.
+        return {
+            "cut": self.cut,
+            "max_grad_norm": self.max_grad_norm,
+            "steps": self.warmup + self.steps + 1,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsplitSteps:
+    """Seconds of each measured step, and the digest of the student at the end."""
+
+    step_s: list[float]
+    student: str
+
+    @property
+    def mean_s(self) -> float:
+        """Mean seconds of a step."""
+        return statistics.fmean(self.step_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSteps(UnsplitSteps):
+    """The same of split steps, and where the time went.
+
+    Parameters
+    ----------
+    edge_s
+        From a message's arrival at the computing thread to its answer: forward pass, loss, backward pass. The
+        edge's optimiser step comes after the answer, while the device computes.
+    exchange_s
+        What the device waited beyond that: framing, gRPC, threads, both ways.
+    up, down
+        Tensors of a step.
+    """
+
+    edge_s: list[float]
+    exchange_s: list[float]
+    up: Tensors
+    down: Tensors
+
+    @property
+    def device_s(self) -> float:
+        """Mean seconds of a step in which the device computed."""
+        return self.mean_s - statistics.fmean(self.edge_s) - statistics.fmean(self.exchange_s)
+
+
+class Processes:
+    """An edge, a device and an unsplit process, alive until the ``with`` block of `start` ends."""
+
+    def __init__(self, edge: _Worker, device: _Worker, unsplit: _Worker) -> None:
+        self._edge, self._device, self._unsplit = edge, device, unsplit
+        self.about = f"torch {edge.about['torch']}, batch {edge.about['batch']}"
+
+    def split(self, job: Job) -> SplitSteps:
+        """Take steps in a turn of the edge and the device."""
+        with self._edge.awake(), self._device.awake():
+            self._edge.ask(job.message())
+            self._device.ask(job.message() | self._edge.answer())
+            device, edge = self._device.answer(), self._edge.answer()
+        arrivals_s = [end for _, kind, _, end in edge["events"] if kind == "Forward"]
+        waiting_s = _between(device["events"], "send", "receive")
+        answering_s = _between(edge["events"], "receive", "send")
+        measured = slice(job.warmup, job.warmup + job.steps)
+        return SplitSteps(
+            step_s=_differences(arrivals_s)[measured],
+            student=edge["student"],
+            edge_s=answering_s[measured],
+            exchange_s=[w - a for w, a in zip(waiting_s, answering_s, strict=True)][measured],
+            up=device["tensors"]["Forward"],
+            down=edge["tensors"]["Backward"],
+        )
+
+    def unsplit(self, job: Job) -> UnsplitSteps:
+        """Take the same steps in one process."""
+        with self._unsplit.awake():
+            self._unsplit.ask(job.message())
+            answer = self._unsplit.answer()
+        step_s = _differences(answer["starts_s"])[job.warmup : job.warmup + job.steps]
+        return UnsplitSteps(step_s=step_s, student=answer["student"])
+
+
+@contextmanager
+def start(placement: Placement) -> Iterator[Processes]:
+    """Start the three processes and wait until they have imported everything."""
+    edge_core, device_core = placement.cores or (None, None)
+    edge_threads, device_threads = placement.edge_threads, placement.device_threads
+    with ExitStack() as stack:
+        edge = stack.enter_context(_Worker("edge", placement.wait_policy, edge_threads, edge_core))
+        device = stack.enter_context(_Worker("device", placement.wait_policy, device_threads, device_core))
+        unsplit = stack.enter_context(_Worker("unsplit", placement.wait_policy, edge_threads, edge_core))
+        for worker in (edge, device, unsplit):
+            worker.about = worker.answer()
+            worker.rest()
+        yield Processes(edge, device, unsplit)
+
+
+def quartile_distance(values: Sequence[float]) -> float:
+    """Return quartile 3 - quartile 1."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+class _Worker:
+    """A process that does not run at all unless it is `awake`: OpenMP's idle threads may spin for minutes."""
+
+    def __init__(self, role: str, wait_policy: str | None, threads: int, core: int | None) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment.pop("OMP_WAIT_POLICY", None)
+        if wait_policy is not None:
+            environment["OMP_WAIT_POLICY"] = wait_policy
+        self.about: dict[str, Any] = {}
+        self._process = subprocess.Popen(
+            [sys.executable, str(_WORKER), role],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        if core is not None:
+            # Long before torch and gRPC start threads, which inherit it.
+            os.sched_setaffinity(self._process.pid, {core})
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.kill()  # SIGTERM would wait for a stopped process to be continued
+
+    def ask(self, job: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}; see its message above.")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def rest(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        self._process.send_signal(signal.SIGCONT)
+        yield
+        self.rest()
+
+
+def _differences(times_s: Sequence[float]) -> list[float]:
+    return [later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False)]
+
+
+def _between(events: Sequence[Event], begin: str, end: str) -> list[float]:
+    """Seconds of each step from the start of `begin` ("send") or its end ("receive") to the end of `end`.
+
+    A step with clipping has two such spans, which are added.
+    """
+    steps: list[float] = []
+    begun_s: float | None = None
+    for operation, kind, start_s, end_s in events:
+        if operation == begin and kind in ("Forward", "GradientNorms"):
+            begun_s = start_s if begin == "send" else end_s
+            if kind == "Forward":
+                steps.append(0.0)
+        elif operation == end and begun_s is not None:
+            steps[-1] += end_s - begun_s
+            begun_s = None
+    return steps

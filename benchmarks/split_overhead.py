@@ -1,0 +1,181 @@
+"""Time of a training step split between two processes, against the same step in one process.
+
+The step: forward passes of student and teacher, CE + KL, backward pass, AdamW, with the demo app's models, batch
+and settings. Split: one turn of the product's own edge and device, in two processes over loopback gRPC. Unsplit: a
+plain loop over whole models in a third process, which sleeps meanwhile. Both run the same steps, and end with the
+same student.
+
+With one torch thread in each process and each process pinned to a core of its own there is a bound. Beside it, without
+one: two threads each, nothing pinned, under both OpenMP wait policies, and what the product does by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from _report import Row, report
+from _step_processes import (
+    Job,
+    Placement,
+    Processes,
+    SplitSteps,
+    UnsplitSteps,
+    pinned,
+    quartile_distance,
+    start,
+)
+
+from flwr_splitkd.tiers.threads import default_threads
+
+# Of the unsplit step's time at the primary cut (issue 2, "Shows" 5).
+BOUND = 1.10
+PRIMARY_CUT = 4
+# The demo app's bound on the gradient norm.
+MAX_GRAD_NORM = 1.0
+TWO_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    placement: Placement
+    cut: int = PRIMARY_CUT
+    max_grad_norm: float | None = None
+    bounded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The pairs of one case."""
+
+    case: Case
+    split: list[SplitSteps]
+    unsplit: list[UnsplitSteps]
+
+    @property
+    def row(self) -> Row:
+        """Return medians over the pairs."""
+        ratios = [s.mean_s / u.mean_s for s, u in zip(self.split, self.unsplit, strict=True)]
+        return Row(
+            name=self.case.name,
+            value=1e3 * statistics.median(run.mean_s for run in self.split),
+            unit="ms/step",
+            reference=1e3 * statistics.median(run.mean_s for run in self.unsplit),
+            ratio=statistics.median(ratios),
+            spread=quartile_distance(ratios),
+            n=len(ratios),
+        )
+
+    @property
+    def parts(self) -> str:
+        """Say where the split step's time went, and whether both ways trained the same student."""
+        device = statistics.median(run.device_s for run in self.split)
+        edge = statistics.median(statistics.fmean(run.edge_s) for run in self.split)
+        exchange = statistics.median(statistics.fmean(run.exchange_s) for run in self.split)
+        pairs = zip(self.split, self.unsplit, strict=True)
+        same = "equal" if all(s.student == u.student for s, u in pairs) else "NOT equal"
+        return (
+            f"{self.case.name}: device {1e3 * device:.1f} ms, edge {1e3 * edge:.1f} ms, exchange "
+            f"{1e3 * exchange:.1f} ms; the students are {same} bit for bit"
+        )
+
+
+def main() -> None:
+    """Measure every case, print the table, write the JSON."""
+    arguments = _arguments()
+    measured: list[Measured] = []
+    about = ""
+    for placement, cases in _cases():
+        with start(placement) as processes:
+            about = processes.about
+            measured += [_measure(processes, case, arguments) for case in cases]
+    notes = [
+        f"float32, CPU, {about}, AdamW, chunked loss; {arguments.pairs} alternating pairs of turns of "
+        f"{arguments.steps} steps after {arguments.warmup} that do not count.",
+        "ratio: median of the pairs' split / unsplit; spread: their quartile distance. exchange: what the device waits "
+        "beyond the edge's forward pass, loss and backward pass.",
+        "default: what the product sets where device and edge share a machine: "
+        f"{default_threads('127.0.0.1:0')} torch thread on the device, torch's own number on the edge, no wait policy.",
+        *(item.parts for item in measured),
+    ]
+    for item in measured:
+        if item.case.bounded:
+            row = item.row
+            verdict = "met" if row.ratio is not None and row.ratio <= BOUND else "missed"
+            notes.append(f"{row.name}: ratio {row.ratio:.3f}, bound {BOUND:.2f}: {verdict}")
+    name = "split_overhead" + (" (quick: a smoke test, not a measurement)" if arguments.quick else "")
+    report(name, [item.row for item in measured], notes=notes, json_path=arguments.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: two pairs of three steps each")
+    parser.add_argument("--pairs", type=int, default=5, help="alternating pairs per row (5)")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps per run (20)")
+    parser.add_argument("--warmup", type=int, default=4, help="steps before them (4)")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.pairs, arguments.steps, arguments.warmup = 2, 3, 1
+    return arguments
+
+
+def _cases() -> Iterator[tuple[Placement, Sequence[Case]]]:
+    one_each = pinned()
+    yield (
+        one_each,
+        [
+            *(
+                Case(
+                    name=f"1 pinned thread each, cut {cut}",
+                    placement=one_each,
+                    cut=cut,
+                    bounded=cut == PRIMARY_CUT,
+                )
+                for cut in (2, PRIMARY_CUT, 6)
+            ),
+            Case(
+                name=f"1 pinned thread each, cut {PRIMARY_CUT}, clipping",
+                placement=one_each,
+                max_grad_norm=MAX_GRAD_NORM,
+            ),
+        ],
+    )
+    for policy in ("active", "passive", None):
+        placement = Placement(edge_threads=TWO_THREADS, device_threads=TWO_THREADS, wait_policy=policy)
+        said = f"OMP_WAIT_POLICY={policy}" if policy else "no OMP_WAIT_POLICY"
+        yield placement, [Case(name=f"2 threads each, {said}, cut {PRIMARY_CUT}", placement=placement)]
+    threads = default_threads("127.0.0.1:0") or TWO_THREADS
+    by_default = Placement(edge_threads=TWO_THREADS, device_threads=threads)
+    yield (
+        by_default,
+        [Case(name=f"default: edge 2 threads, device {threads}, cut {PRIMARY_CUT}", placement=by_default)],
+    )
+
+
+def _measure(processes: Processes, case: Case, arguments: argparse.Namespace) -> Measured:
+    job = Job(cut=case.cut, max_grad_norm=case.max_grad_norm, warmup=arguments.warmup, steps=arguments.steps)
+    split: list[SplitSteps] = []
+    unsplit: list[UnsplitSteps] = []
+    for pair in range(arguments.pairs):
+        # Whoever goes first changes from pair to pair, so that a machine that slows down favours neither.
+        if pair % 2:
+            unsplit.append(processes.unsplit(job))
+        split.append(processes.split(job))
+        if not pair % 2:
+            unsplit.append(processes.unsplit(job))
+    seconds = {"split": [run.mean_s for run in split], "unsplit": [run.mean_s for run in unsplit]}
+    print(json.dumps({"name": case.name, "seconds": seconds}), file=sys.stderr, flush=True)
+    return Measured(case=case, split=split, unsplit=unsplit)
+
+
+if __name__ == "__main__":
+    main()
