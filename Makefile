@@ -107,6 +107,10 @@ stubs: .venv-stubs/.ready ## generate the gRPC stubs from the proto
 	.venv-stubs/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
 	    flwr_splitkd/wire/v1/dataplane.proto
 
+.PHONY: check-stubs
+check-stubs: stubs ## fail if the committed stubs are not those of the proto
+	git diff --exit-code -- flwr_splitkd/wire/v1
+
 # An environment of its own: the generator's protobuf is older than the one that newer Flowers bring.
 .venv-stubs/.ready: pyproject.toml
 	python=$$($(FIND_PYTHON)); $$python -m venv --clear .venv-stubs

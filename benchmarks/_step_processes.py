@@ -1,4 +1,4 @@
-"""Starts the processes of the split-step benchmarks, lets them take steps, and reads their clocks. Torch-free."""
+"""Start the processes of the split-step benchmarks, let them take steps, read their clocks. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 __all__ = [
     "Job",
@@ -111,7 +112,7 @@ class UnsplitSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSteps(UnsplitSteps):
-    """The same of split steps, and where the time went.
+    """The same of split steps, from one batch's departure at the device to the next, and where the time went.
 
     Parameters
     ----------
@@ -148,12 +149,12 @@ class Processes:
             self._edge.ask(job.message())
             self._device.ask(job.message() | self._edge.answer())
             device, edge = self._device.answer(), self._edge.answer()
-        arrivals_s = [end for _, kind, _, end in edge["events"] if kind == "Forward"]
+        starts_s = [start_s for _, kind, start_s, _ in device["events"] if kind == "Forward"]
         waiting_s = _between(device["events"], "send", "receive")
         answering_s = _between(edge["events"], "receive", "send")
         measured = slice(job.warmup, job.warmup + job.steps)
         return SplitSteps(
-            step_s=_differences(arrivals_s)[measured],
+            step_s=_differences(starts_s)[measured],
             student=edge["student"],
             edge_s=answering_s[measured],
             exchange_s=[w - a for w, a in zip(waiting_s, answering_s, strict=True)][measured],
@@ -209,6 +210,7 @@ class _Worker:
             text=True,
             env=environment,
         )
+        self._stdin, self._stdout = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
         if core is not None:
             # Long before torch and gRPC start threads, which inherit it.
             os.sched_setaffinity(self._process.pid, {core})
@@ -221,13 +223,10 @@ class _Worker:
             self._process.kill()  # SIGTERM would wait for a stopped process to be continued
 
     def ask(self, job: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps(job), file=self._stdin, flush=True)
 
     def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._stdout.readline()
         if not line:
             raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}; see its message above.")
         answer: dict[str, Any] = json.loads(line)
@@ -244,7 +243,7 @@ class _Worker:
 
 
 def _differences(times_s: Sequence[float]) -> list[float]:
-    return [later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(times_s)]
 
 
 def _between(events: Sequence[Event], begin: str, end: str) -> list[float]:

@@ -1,12 +1,13 @@
 """Time of a training step split between two processes, against the same step in one process.
 
-The step: forward passes of student and teacher, CE + KL, backward pass, AdamW, with the demo app's models, batch
-and settings. Split: one turn of the product's own edge and device, in two processes over loopback gRPC. Unsplit: a
-plain loop over whole models in a third process, which sleeps meanwhile. Both run the same steps, and end with the
+The step: forward passes of student and teacher, CE + KL, backward pass, AdamW, with the demo app's models, batch and
+settings. Split: one turn of the product's own edge and device, in two processes over loopback gRPC. Unsplit: a plain
+loop over whole models in a third process, stopped while it is not its turn. Both take the same steps, and end with the
 same student.
 
-With one torch thread in each process and each process pinned to a core of its own there is a bound. Beside it, without
-one: two threads each, nothing pinned, under both OpenMP wait policies, and what the product does by itself.
+There is a bound for one torch thread in each process, each process pinned to a core of its own. Beside it, without a
+bound: two threads each, nothing pinned, under both OpenMP wait policies and without one, and what the product does by
+itself.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ PRIMARY_CUT = 4
 # The demo app's bound on the gradient norm.
 MAX_GRAD_NORM = 1.0
 TWO_THREADS = 2
+LOOPBACK = "127.0.0.1:0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,6 @@ class Case:
     """One row of the table."""
 
     name: str
-    placement: Placement
     cut: int = PRIMARY_CUT
     max_grad_norm: float | None = None
     bounded: bool = False
@@ -102,8 +103,9 @@ def main() -> None:
         f"{arguments.steps} steps after {arguments.warmup} that do not count.",
         "ratio: median of the pairs' split / unsplit; spread: their quartile distance. exchange: what the device waits "
         "beyond the edge's forward pass, loss and backward pass.",
-        "default: what the product sets where device and edge share a machine: "
-        f"{default_threads('127.0.0.1:0')} torch thread on the device, torch's own number on the edge, no wait policy.",
+        "default: what the product sets where device and edge share a machine: device "
+        f"{default_threads(LOOPBACK) or 'as many threads as torch takes'}, edge as many threads as torch takes "
+        f"({TWO_THREADS} here), no wait policy.",
         *(item.parts for item in measured),
     ]
     for item in measured:
@@ -129,36 +131,23 @@ def _arguments() -> argparse.Namespace:
 
 
 def _cases() -> Iterator[tuple[Placement, Sequence[Case]]]:
-    one_each = pinned()
     yield (
-        one_each,
+        pinned(),
         [
             *(
-                Case(
-                    name=f"1 pinned thread each, cut {cut}",
-                    placement=one_each,
-                    cut=cut,
-                    bounded=cut == PRIMARY_CUT,
-                )
+                Case(name=f"1 pinned thread each, cut {cut}", cut=cut, bounded=cut == PRIMARY_CUT)
                 for cut in (2, PRIMARY_CUT, 6)
             ),
-            Case(
-                name=f"1 pinned thread each, cut {PRIMARY_CUT}, clipping",
-                placement=one_each,
-                max_grad_norm=MAX_GRAD_NORM,
-            ),
+            Case(name=f"1 pinned thread each, cut {PRIMARY_CUT}, clipping", max_grad_norm=MAX_GRAD_NORM),
         ],
     )
     for policy in ("active", "passive", None):
         placement = Placement(edge_threads=TWO_THREADS, device_threads=TWO_THREADS, wait_policy=policy)
         said = f"OMP_WAIT_POLICY={policy}" if policy else "no OMP_WAIT_POLICY"
-        yield placement, [Case(name=f"2 threads each, {said}, cut {PRIMARY_CUT}", placement=placement)]
-    threads = default_threads("127.0.0.1:0") or TWO_THREADS
+        yield placement, [Case(name=f"2 threads each, {said}, cut {PRIMARY_CUT}")]
+    threads = default_threads(LOOPBACK) or TWO_THREADS
     by_default = Placement(edge_threads=TWO_THREADS, device_threads=threads)
-    yield (
-        by_default,
-        [Case(name=f"default: edge 2 threads, device {threads}, cut {PRIMARY_CUT}", placement=by_default)],
-    )
+    yield by_default, [Case(name=f"default: edge {TWO_THREADS} threads, device {threads}, cut {PRIMARY_CUT}")]
 
 
 def _measure(processes: Processes, case: Case, arguments: argparse.Namespace) -> Measured:

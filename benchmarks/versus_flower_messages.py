@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from _report import Row, report
 from _step_processes import Job, SplitSteps, Tensors, pinned, quartile_distance, start
 
-from flower_run import deployment
+from flower_run import Value, deployment
 
 # Flower's exchange over ours (issue 2, "Shows" 6).
 BOUND = 50.0
@@ -54,10 +54,10 @@ def main() -> None:
     rows = _rows(ours, flower)
     ratio = rows[0].ratio or 0.0
     notes = [
-        f"{about}, float32, cut {CUT}: {flower.up_bytes / 2**20:.2f} MiB up and {flower.down_bytes / 2**20:.2f} MiB down "
-        f"a step; flwr {version('flwr')}, 1 SuperNode.",
-        f"value: Flower messages, median of {len(flower.seconds)} exchanges after {FLOWER_WARMUP} that does not count, "
-        f"fastest {min(flower.seconds):.2f} s. reference: data plane, median of "
+        f"{about}, float32, cut {CUT}: {flower.up_bytes / 2**20:.2f} MiB up and {flower.down_bytes / 2**20:.2f} MiB "
+        f"down a step; flwr {version('flwr')}, 1 SuperNode.",
+        f"value: Flower messages, median of {len(flower.seconds)} exchanges after {FLOWER_WARMUP} that does not "
+        f"count, fastest {min(flower.seconds):.2f} s. reference: data plane, median of "
         f"{sum(len(run.step_s) for run in ours)} steps, one pinned torch thread on either side.",
         "whole step: the exchange and the compute of the data plane's step. spread: quartile distance of the ratios of "
         "Flower's exchanges.",
@@ -85,7 +85,7 @@ def _flower_exchanges(up: Tensors, down: Tensors, count: int) -> FlowerExchanges
     """Exchange tensors of these shapes in a deployment of one SuperNode."""
     with tempfile.TemporaryDirectory(prefix="flower-messages-") as folder:
         result = Path(folder) / "exchanges.json"
-        settings = {
+        settings: dict[str, Value] = {
             "num-exchanges": count + FLOWER_WARMUP,
             "up": json.dumps(up),
             "down": json.dumps(down),

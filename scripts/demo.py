@@ -104,8 +104,6 @@ def main() -> int:
         print(f"its logs are in {runs / 'logs'}")
         return 1
     summary = _newest_summary(runs, wall_s)
-    if summary is not None:
-        print(summary.read_text(encoding="utf-8"), end="")
     print(f"completed in {seconds:.0f} s; results in {summary.parent if summary is not None else runs}")
     return 0
 

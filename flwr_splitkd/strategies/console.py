@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING
-
-from flwr.common.logger import log
 
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, perplexity
 from flwr_splitkd.strategies.turns import Call
@@ -13,7 +12,10 @@ from flwr_splitkd.strategies.turns import Call
 if TYPE_CHECKING:
     from flwr_splitkd.strategies.split_kd import SplitKD
 
-__all__ = ["log_end", "log_overdue", "log_settings", "log_turn"]
+__all__ = ["log", "log_end", "log_overdue", "log_settings", "log_turn"]
+
+log = logging.getLogger("flwr").log
+"""Flower's own logger, so that a run reads as one."""
 
 _MIB = 1 << 20
 

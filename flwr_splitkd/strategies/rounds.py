@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from flwr_splitkd import records
@@ -17,6 +16,7 @@ from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDErr
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
+from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import scalar_metrics
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp

@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
@@ -34,6 +33,7 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
+from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean
 from flwr_splitkd.strategies.result import SplitKDResult
 from flwr_splitkd.strategies.rounds import EvaluateFn, Mode, RoundRunner, wait_for_nodes

@@ -85,7 +85,7 @@ class CallWindow:
         self._connect_timeout_s = connect_timeout_s
         self._waiting: list[Call] = []
         self._exhausted = False
-        self._turn_ended_s = 0.0
+        self._turn_ended_s = float("-inf")
         self.replies: dict[str, Message] = {}
 
     def __iter__(self) -> Iterator[Call | GaveUp]:

@@ -11,7 +11,7 @@ from flwr_splitkd.errors import NonFiniteError, ProtocolError
 from flwr_splitkd.wire.codec import decode, encode
 from flwr_splitkd.wire.tensors import EncodedTensor
 
-__all__ = ["Moments", "TEACHER_UNIT", "decode_all", "encode_all", "pack", "require_finite", "trained_names", "unpack"]
+__all__ = ["TEACHER_UNIT", "Moments", "decode_all", "encode_all", "pack", "require_finite", "trained_names", "unpack"]
 
 TEACHER_UNIT = "teacher"
 """The teacher's token embedding, which travels like a unit of the student."""

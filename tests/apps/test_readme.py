@@ -6,8 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from flower_harness import federation
 from import_graph import ROOT
+
+pytest.importorskip("torch", reason="the app needs it, in processes of its own")
 
 _PYPROJECT = """
 [project]

@@ -81,11 +81,11 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     assert traces_of(homes.pop()) == []
 
 
-def test_the_demo_prints_the_log_and_the_summary(tmp_path: Path) -> None:
+def test_the_demo_prints_the_log_and_where_the_results_are(tmp_path: Path) -> None:
     done = subprocess.run(_demo(tmp_path), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 nodes answered" in done.stdout
-    assert "summary of the echo" in done.stdout
+    assert f"results in {tmp_path / 'echo'}" in done.stdout
 
 
 def test_the_demo_tells_a_failed_run(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from logging import INFO
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from flwr_splitkd import SplitKD
@@ -109,4 +108,4 @@ def _save(result: SplitKDResult, folder: RunFolder, student: torch.nn.Module, co
     task.load_tokenizer(config.tokenizer).save_pretrained(folder.student)
     summary = summarize(result)
     folder.write_summary(summary)
-    log(INFO, "\n%s", summary)
+    logging.getLogger("flwr").info("\n%s", summary)

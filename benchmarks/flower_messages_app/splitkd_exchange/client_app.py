@@ -13,7 +13,7 @@ app = ClientApp()
 @app.train()
 def train(msg: Message, context: Context) -> Message:
     """Answer one downlink with one uplink."""
-    received = tensors.read(msg.content["arrays"])
+    received = tensors.read(msg.content)
     content = RecordDict(
         {
             "arrays": tensors.make(str(context.run_config["up"])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 
 
 def make(description: str) -> ArrayRecord:
@@ -14,6 +14,6 @@ def make(description: str) -> ArrayRecord:
     return ArrayRecord({name: Array(np.ones(shape, dtype)) for name, (shape, dtype) in described.items()})
 
 
-def read(record: ArrayRecord) -> int:
-    """Decode every array; return their bytes."""
-    return sum(array.numpy().nbytes for array in record.values())
+def read(content: RecordDict) -> int:
+    """Decode every array of a message; return their bytes."""
+    return sum(array.numpy().nbytes for array in content.array_records["arrays"].values())

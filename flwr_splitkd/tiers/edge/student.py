@@ -144,6 +144,8 @@ class EdgeStudent:
             load_unit_state(self.model, weights)
             moments.update(unit_moments)
         self.moments = moments
+        # A step that was cut short has left gradients; the next turn's first step must not add to them.
+        self.model.zero_grad(set_to_none=True)
 
     def _parameters_in(self, units: set[str], *, trainable: bool) -> list[str]:
         return [
