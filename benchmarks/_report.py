@@ -56,9 +56,7 @@ def commit() -> str:
         return "unknown"
 
 
-def report(
-    benchmark: str, rows: Sequence[Row], *, notes: Sequence[str] = (), json_path: Path | None = None
-) -> None:
+def report(benchmark: str, rows: Sequence[Row], *, notes: Sequence[str] = (), json_path: Path | None = None) -> None:
     """Print the rows as a table, with notes below, and write them to ``json_path`` if there is one."""
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     revision = commit()

@@ -105,9 +105,9 @@ class UnsplitSteps:
     student: str
 
     @property
-    def mean_s(self) -> float:
-        """Mean seconds of a step."""
-        return statistics.fmean(self.step_s)
+    def median_s(self) -> float:
+        """Median seconds of a step."""
+        return statistics.median(self.step_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,8 @@ class SplitSteps(UnsplitSteps):
 
     Parameters
     ----------
+    device_s
+        When the device does not wait: backward pass, optimiser step, forward pass.
     edge_s
         From a message's arrival at the computing thread to its answer: forward pass, loss, backward pass. The
         edge's optimiser step comes after the answer, while the device computes.
@@ -125,15 +127,11 @@ class SplitSteps(UnsplitSteps):
         Tensors of a step.
     """
 
+    device_s: list[float]
     edge_s: list[float]
     exchange_s: list[float]
     up: Tensors
     down: Tensors
-
-    @property
-    def device_s(self) -> float:
-        """Mean seconds of a step in which the device computed."""
-        return self.mean_s - statistics.fmean(self.edge_s) - statistics.fmean(self.exchange_s)
 
 
 class Processes:
@@ -153,11 +151,13 @@ class Processes:
         waiting_s = _between(device["events"], "send", "receive")
         answering_s = _between(edge["events"], "receive", "send")
         measured = slice(job.warmup, job.warmup + job.steps)
+        step_s, waiting_s, answering_s = (times[measured] for times in (_differences(starts_s), waiting_s, answering_s))
         return SplitSteps(
-            step_s=_differences(starts_s)[measured],
+            step_s=step_s,
             student=edge["student"],
-            edge_s=answering_s[measured],
-            exchange_s=[w - a for w, a in zip(waiting_s, answering_s, strict=True)][measured],
+            device_s=[step - waiting for step, waiting in zip(step_s, waiting_s, strict=True)],
+            edge_s=answering_s,
+            exchange_s=[waiting - edge for waiting, edge in zip(waiting_s, answering_s, strict=True)],
             up=device["tensors"]["Forward"],
             down=edge["tensors"]["Backward"],
         )

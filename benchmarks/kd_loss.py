@@ -93,9 +93,7 @@ def chunked_step(inputs: Inputs, chunk_size: int) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    parser.add_argument(
-        "--tokens", type=int, nargs="+", default=[512, 2_048], help="tokens per batch (512 2048)"
-    )
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2_048], help="tokens per batch (512 2048)")
     parser.add_argument("--repeats", type=int, default=5, help="alternating pairs per time ratio (5)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (2)")
     parser.add_argument(

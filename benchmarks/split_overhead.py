@@ -64,12 +64,12 @@ class Measured:
     @property
     def row(self) -> Row:
         """Return medians over the pairs."""
-        ratios = [s.mean_s / u.mean_s for s, u in zip(self.split, self.unsplit, strict=True)]
+        ratios = [s.median_s / u.median_s for s, u in zip(self.split, self.unsplit, strict=True)]
         return Row(
             name=self.case.name,
-            value=1e3 * statistics.median(run.mean_s for run in self.split),
+            value=1e3 * statistics.median(run.median_s for run in self.split),
             unit="ms/step",
-            reference=1e3 * statistics.median(run.mean_s for run in self.unsplit),
+            reference=1e3 * statistics.median(run.median_s for run in self.unsplit),
             ratio=statistics.median(ratios),
             spread=quartile_distance(ratios),
             n=len(ratios),
@@ -78,14 +78,15 @@ class Measured:
     @property
     def parts(self) -> str:
         """Say where the split step's time went, and whether both ways trained the same student."""
-        device = statistics.median(run.device_s for run in self.split)
-        edge = statistics.median(statistics.fmean(run.edge_s) for run in self.split)
-        exchange = statistics.median(statistics.fmean(run.exchange_s) for run in self.split)
+        device, edge, exchange = (
+            1e3 * statistics.median(second for run in runs for second in run)
+            for runs in zip(*((run.device_s, run.edge_s, run.exchange_s) for run in self.split), strict=True)
+        )
         pairs = zip(self.split, self.unsplit, strict=True)
         same = "equal" if all(s.student == u.student for s, u in pairs) else "NOT equal"
         return (
-            f"{self.case.name}: device {1e3 * device:.1f} ms, edge {1e3 * edge:.1f} ms, exchange "
-            f"{1e3 * exchange:.1f} ms; the students are {same} bit for bit"
+            f"{self.case.name}: device {device:.1f} ms, edge {edge:.1f} ms, exchange {exchange:.1f} ms; the students are "
+            f"{same} bit for bit"
         )
 
 
@@ -161,7 +162,7 @@ def _measure(processes: Processes, case: Case, arguments: argparse.Namespace) ->
         split.append(processes.split(job))
         if not pair % 2:
             unsplit.append(processes.unsplit(job))
-    seconds = {"split": [run.mean_s for run in split], "unsplit": [run.mean_s for run in unsplit]}
+    seconds = {"split": [run.median_s for run in split], "unsplit": [run.median_s for run in unsplit]}
     print(json.dumps({"name": case.name, "seconds": seconds}), file=sys.stderr, flush=True)
     return Measured(case=case, split=split, unsplit=unsplit)
 

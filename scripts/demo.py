@@ -33,9 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--app", type=Path, default=_ROOT / "apps" / "split_kd", help="the app's folder")
     parser.add_argument("--supernodes", type=int, default=10, help="number of virtual devices")
     parser.add_argument("--runs", type=Path, default=_ROOT / "runs", help="where the run writes its results")
-    parser.add_argument(
-        "--timeout-s", type=float, default=1800.0, help="stop the run after this many seconds"
-    )
+    parser.add_argument("--timeout-s", type=float, default=1800.0, help="stop the run after this many seconds")
     parser.add_argument(
         "--set",
         action="append",
@@ -86,9 +84,7 @@ def main() -> int:
     quiet = {"PYTHONWARNINGS": ",".join(filter(None, filters))}
     try:
         with simulation(runs / "logs", supernodes=arguments.supernodes, environment=quiet) as federation:
-            outcome = federation.run(
-                arguments.app, overrides, timeout_s=arguments.timeout_s, on_line=_print_line
-            )
+            outcome = federation.run(arguments.app, overrides, timeout_s=arguments.timeout_s, on_line=_print_line)
     except _Interrupted as interrupted:
         print(
             f"interrupted by {signal.Signals(interrupted.number).name}; every process has been stopped",

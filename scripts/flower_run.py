@@ -99,17 +99,13 @@ class Outcome:
 class Run:
     """A submitted run, and the thread that collects its log."""
 
-    def __init__(
-        self, federation: Federation, run_id: int, started_s: float, on_line: Callable[[str], None]
-    ) -> None:
+    def __init__(self, federation: Federation, run_id: int, started_s: float, on_line: Callable[[str], None]) -> None:
         self.run_id = run_id
         self.log_path = federation.logs / f"run-{run_id}.log"
         self._federation = federation
         self._started_s = started_s
         self._on_line = on_line
-        self._stream = federation.spawn(
-            ["flwr", "log", str(run_id), _CONNECTION, "--stream"], stdout=subprocess.PIPE
-        )
+        self._stream = federation.spawn(["flwr", "log", str(run_id), _CONNECTION, "--stream"], stdout=subprocess.PIPE)
         self._reader = threading.Thread(target=self._read, args=(self._stream.stdout,), daemon=True)
         self._reader.start()
 
@@ -295,8 +291,7 @@ class Federation:
             process.kill()
             process.communicate()
             raise FederationError(
-                f"`flwr {' '.join(arguments)}` did not return within {_CLI_TIMEOUT_S:g} s; "
-                f"see the logs in {self.logs}"
+                f"`flwr {' '.join(arguments)}` did not return within {_CLI_TIMEOUT_S:g} s; see the logs in {self.logs}"
             ) from None
         text = str(output.decode("utf-8", errors="replace"))
         if process.returncode != 0:
@@ -342,9 +337,7 @@ class Federation:
             # A file, because the command line's `key="value"` form cannot hold quotes, and blanks only with
             # luck.
             file = self.home / "overrides.toml"
-            file.write_text(
-                "".join(f"{key} = {_toml(value)}\n" for key, value in overrides.items()), encoding="utf-8"
-            )
+            file.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in overrides.items()), encoding="utf-8")
             command += ["--run-config", str(file)]
         if self._federation_config:
             pairs = " ".join(f"{key}={_toml(value)}" for key, value in self._federation_config.items())
@@ -451,9 +444,7 @@ def simulation(
 
 
 @contextmanager
-def deployment(
-    logs: Path, *, supernodes: int, environment: Mapping[str, str] | None = None
-) -> Iterator[Federation]:
+def deployment(logs: Path, *, supernodes: int, environment: Mapping[str, str] | None = None) -> Iterator[Federation]:
     """Yield a federation of one SuperLink process and `supernodes` SuperNode processes on loopback.
 
     Parameters

@@ -48,9 +48,7 @@ def imports_of(path: Path) -> Imports:
     on_import: set[str] = set()
     everything: set[str] = set()
     lazy: dict[str, str] = {}
-    for node, inside_function, for_typing in _statements(
-        ast.parse(path.read_text(encoding="utf-8"), str(path))
-    ):
+    for node, inside_function, for_typing in _statements(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         targets = _targets(node)
         if for_typing:
             lazy.update(targets)
@@ -64,9 +62,7 @@ def imports_of(path: Path) -> Imports:
 def _statements(tree: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
     """Yield (statement, is inside a function, is for type checkers only)."""
 
-    def walk(
-        node: ast.AST, inside: bool, typing: bool
-    ) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+    def walk(node: ast.AST, inside: bool, typing: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node, inside, typing
             return
@@ -115,9 +111,7 @@ def _file(module: str) -> Path | None:
 def statements_for_others(path: Path) -> set[str]:
     """Return the import statements that a file executes on import and that name other packages."""
     found = set()
-    for node, inside_function, for_typing in _statements(
-        ast.parse(path.read_text(encoding="utf-8"), str(path))
-    ):
+    for node, inside_function, for_typing in _statements(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         ours = any(name.split(".")[0] == PACKAGE for name in _targets(node).values())
         if not (ours or inside_function or for_typing):
             found.add(ast.unparse(node))

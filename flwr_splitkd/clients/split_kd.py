@@ -102,9 +102,12 @@ class SplitKDClient:
         for unit, unit_version in cache.versions().items():
             hello.cached_units.add(unit=unit, version=unit_version)
         threads = self._num_threads or default_threads(ticket.address)
-        with compute_threads(threads), connect(
-            ticket.address, hello, root_certificate=ticket.root_certificate, timeout_s=self._connect_timeout_s
-        ) as link:
+        with (
+            compute_threads(threads),
+            connect(
+                ticket.address, hello, root_certificate=ticket.root_certificate, timeout_s=self._connect_timeout_s
+            ) as link,
+        ):
             return run_turn(
                 link,
                 model=model,

@@ -30,9 +30,7 @@ class BlockDataset(Dataset[dict[str, Tensor]]):
         1 for a token, 0 for padding.
     """
 
-    def __init__(
-        self, input_ids: Int[Tensor, "blocks sequence"], attention_mask: Int[Tensor, "blocks sequence"]
-    ):
+    def __init__(self, input_ids: Int[Tensor, "blocks sequence"], attention_mask: Int[Tensor, "blocks sequence"]):
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         # Labels follow the mask, not the pad id: many tokenizers pad with their end token, which must stay a
@@ -93,9 +91,7 @@ def text_blocks(
         )
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if not isinstance(pad_id, int):
-        raise DataError(
-            "the tokenizer has neither a pad nor an end token; expected one. Set `tokenizer.pad_token`."
-        )
+        raise DataError("the tokenizer has neither a pad nor an end token; expected one. Set `tokenizer.pad_token`.")
     streams = _token_streams([document.text for document in documents], tokenizer)
     if packed:
         streams = iter([[token for stream in streams for token in stream]])
@@ -106,9 +102,7 @@ def text_blocks(
         if len(stream) - start >= 2
     ]
     if not blocks:
-        raise DataError(
-            "the documents give 0 blocks; expected at least 2 tokens of text. Check the partition."
-        )
+        raise DataError("the documents give 0 blocks; expected at least 2 tokens of text. Check the partition.")
     input_ids = torch.full((len(blocks), sequence_length), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     for row, block in enumerate(blocks):

@@ -52,9 +52,7 @@ def read_files(
         else:
             found = [Document(module=str(file), text=text)] if text.strip() else []
         if not found:
-            raise DataError(
-                f"{file}: the file has no text; expected at least one document. Remove or fill the file."
-            )
+            raise DataError(f"{file}: the file has no text; expected at least one document. Remove or fill the file.")
         documents += found
     return tuple(documents)
 
@@ -66,9 +64,7 @@ def _expand(paths: Sequence[str | Path]) -> Iterator[Path]:
             yield path
         elif path.is_dir():
             suffixes = _TEXT_SUFFIXES | _JSONL_SUFFIXES
-            inside = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
-            )
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
             if not inside:
                 raise DataError(
                     f"directory '{path}' has no data files; expected one of {', '.join(sorted(suffixes))}. "
@@ -83,9 +79,7 @@ def _read(file: Path, encoding: str) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{file}: cannot be read ({error.strerror}). Check the file's permissions."
-        ) from error
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Check the file's permissions.") from error
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -121,11 +115,7 @@ def _jsonl_documents(file: Path, text: str, text_field: str, module_field: str |
                 f"{file}:{number}: field '{text_field}' is a {type(content).__name__}; expected a string. "
                 "Correct the line, or set `text_field`."
             )
-        module = (
-            str(file)
-            if module_field is None
-            else str(_field(file, number, record, module_field, "module_field"))
-        )
+        module = str(file) if module_field is None else str(_field(file, number, record, module_field, "module_field"))
         if content.strip():
             # JSON can name a lone surrogate, which is no text in any encoding.
             yield Document(module=module, text=content.encode("utf-8", "replace").decode("utf-8"))

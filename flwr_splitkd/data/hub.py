@@ -90,8 +90,7 @@ def _open(name: str, subset: str | None, partitioners: dict[str, Any]) -> Any:
         from flwr_datasets import FederatedDataset
     except ImportError as error:
         raise DataError(
-            f"data set 'hf:{name}' needs flwr-datasets, which is not installed. "
-            "Run `pip install 'flwr_splitkd[data]'`."
+            f"data set 'hf:{name}' needs flwr-datasets, which is not installed. Run `pip install 'flwr_splitkd[data]'`."
         ) from error
     return FederatedDataset(dataset=name, subset=subset, partitioners=partitioners)
 
@@ -105,8 +104,7 @@ def _documents(
             if field is not None and field not in row:
                 present = ", ".join(f"'{column}'" for column in row)
                 raise DataError(
-                    f"data set 'hf:{name}' has no column '{field}'; it has {present}. "
-                    f"Set `{setting}` to one of them."
+                    f"data set 'hf:{name}' has no column '{field}'; it has {present}. Set `{setting}` to one of them."
                 )
         text = row[text_field]
         if not isinstance(text, str):
@@ -115,9 +113,7 @@ def _documents(
                 "string. Set `text_field` to another column."
             )
         if text.strip():
-            documents.append(
-                Document(module=name if module_field is None else str(row[module_field]), text=text)
-            )
+            documents.append(Document(module=name if module_field is None else str(row[module_field]), text=text))
     if not documents:
         raise DataError(f"data set 'hf:{name}' gave 0 documents with text; expected some. Check the split.")
     return tuple(documents)

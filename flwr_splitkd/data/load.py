@@ -71,24 +71,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.source or self.source == _HUB_PREFIX:
-            raise ConfigError(
-                f"`source` is {self.source!r}; expected 'stdlib', 'hf:<name>' or paths. Set it."
-            )
+            raise ConfigError(f"`source` is {self.source!r}; expected 'stdlib', 'hf:<name>' or paths. Set it.")
         if self.sequence_length < 2:
             raise ConfigError(f"`sequence_length` is {self.sequence_length}; expected at least 2. Raise it.")
         if self.split_by not in (None, "module", "document"):
-            raise ConfigError(
-                f"`split_by` is '{self.split_by}'; expected 'module' or 'document'. Correct it."
-            )
+            raise ConfigError(f"`split_by` is '{self.split_by}'; expected 'module' or 'document'. Correct it.")
         if self.hub_name is not None:
             for name, value, instead in (
                 ("split_by", self.split_by, "pass a `partitioner` of flwr-datasets to `load_partition`"),
                 ("heldout", self.heldout, "set `hub_heldout_split`"),
             ):
                 if value is not None:
-                    raise ConfigError(
-                        f"`{name}` is {value!r}; expected none for source {self.source!r}: {instead}."
-                    )
+                    raise ConfigError(f"`{name}` is {value!r}; expected none for source {self.source!r}: {instead}.")
 
     @property
     def hub_name(self) -> str | None:
@@ -216,9 +210,7 @@ def load_heldout(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Bloc
             module_field=config.module_field,
         )
     if not documents:
-        raise DataError(
-            f"`heldout` is {config.heldout!r}, so nothing is held out; expected a share above 0. Raise it."
-        )
+        raise DataError(f"`heldout` is {config.heldout!r}, so nothing is held out; expected a share above 0. Raise it.")
     return text_blocks(documents, tokenizer, config.sequence_length, packed=config.packed)
 
 

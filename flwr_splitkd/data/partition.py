@@ -151,9 +151,7 @@ def _choose_share(role: str, share: float, sizes: Counter[str], total: int) -> s
         return set()
     budget = share * total
     chosen: set[str] = set()
-    for name in sorted(
-        sizes, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    ):
+    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()):
         if sizes[name] <= budget:
             chosen.add(name)
             budget -= sizes[name]

@@ -50,9 +50,7 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int = 1024) -> Pr
         )
     texts = [document.text for document in documents]
     if not texts:
-        raise DataError(
-            "there are 0 documents to train a tokenizer on; expected at least 1. Check the data set."
-        )
+        raise DataError("there are 0 documents to train a tokenizer on; expected at least 1. Check the data set.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(

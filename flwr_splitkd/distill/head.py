@@ -167,9 +167,7 @@ def head_logits(
     return out.T
 
 
-def transform_(
-    logits: Float[Tensor, "tokens vocab"], transform: LogitTransform
-) -> Float[Tensor, "tokens vocab"]:
+def transform_(logits: Float[Tensor, "tokens vocab"], transform: LogitTransform) -> Float[Tensor, "tokens vocab"]:
     """Apply ``softcap * tanh(scale * logits / softcap)`` in place.
 
     Parameters

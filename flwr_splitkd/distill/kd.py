@@ -54,9 +54,7 @@ class _HandOut(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         ctx.save_for_backward(*gradients)
         return loss.clone()
@@ -338,6 +336,5 @@ def _check_hidden(model: str, hidden: Tensor, head: Head, labels: Tensor) -> Non
 
 def _missing_teacher(kd_ratio: float) -> ConfigError:
     return ConfigError(
-        f"`kd_ratio` is {kd_ratio} without a teacher; expected 0. "
-        "Pass the teacher's outputs, or set `kd_ratio` to 0."
+        f"`kd_ratio` is {kd_ratio} without a teacher; expected 0. Pass the teacher's outputs, or set `kd_ratio` to 0."
     )

@@ -64,21 +64,14 @@ class DistillationLoss:
             )
         if not 0 <= self.kd_ratio <= 1:
             raise ConfigError(
-                f"`kd_ratio` is {self.kd_ratio}; expected 0 to 1. "
-                "Use 0 for the labels alone, 1 for the teacher alone."
+                f"`kd_ratio` is {self.kd_ratio}; expected 0 to 1. Use 0 for the labels alone, 1 for the teacher alone."
             )
         if not 0 <= self.beta <= 1:
-            raise ConfigError(
-                f"`beta` is {self.beta}; expected 0 to 1. Use 0 for forward KL, 1 for reverse KL."
-            )
+            raise ConfigError(f"`beta` is {self.beta}; expected 0 to 1. Use 0 for forward KL, 1 for reverse KL.")
         if self.chunk_size < 1:
-            raise ConfigError(
-                f"`chunk_size` is {self.chunk_size}; expected at least 1 token. Leave it out if unsure."
-            )
+            raise ConfigError(f"`chunk_size` is {self.chunk_size}; expected at least 1 token. Leave it out if unsure.")
         if self.teacher_vocab not in ("slice", "refuse"):
-            raise ConfigError(
-                f"`teacher_vocab` is {self.teacher_vocab!r}; expected 'slice' or 'refuse'. Use 'refuse'."
-            )
+            raise ConfigError(f"`teacher_vocab` is {self.teacher_vocab!r}; expected 'slice' or 'refuse'. Use 'refuse'.")
 
     def from_hidden(
         self,

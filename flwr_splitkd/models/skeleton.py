@@ -89,8 +89,7 @@ def build_skeleton(builder: Callable[[], nn.Module]) -> nn.Module:
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"the model builder returned a {type(model).__name__}; expected a torch.nn.Module. Return the "
-            "model itself."
+            f"the model builder returned a {type(model).__name__}; expected a torch.nn.Module. Return the model itself."
         )
     twins = _MetaTwins()
     for module in model.modules():  # whatever got its memory after it was registered

@@ -52,14 +52,10 @@ def clip_coefficient(
         `max_norm` is not positive, or a norm has a name that is not in `order`.
     """
     if not max_norm > 0:
-        raise ConfigError(
-            f"`max_norm` is {max_norm}; expected a number > 0. Leave clipping out to disable it."
-        )
+        raise ConfigError(f"`max_norm` is {max_norm}; expected a number > 0. Leave clipping out to disable it.")
     unknown = sorted(set(norms) - set(order))
     if unknown:
-        raise ConfigError(
-            f"`norms` has {unknown[0]!r}; expected only names in `order`. Pass the whole model's names."
-        )
+        raise ConfigError(f"`norms` has {unknown[0]!r}; expected only names in `order`. Pass the whole model's names.")
     ordered = [norms[name] for name in order if name in norms]
     if not ordered:
         total = torch.tensor(0.0)

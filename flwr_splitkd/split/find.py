@@ -64,9 +64,7 @@ def _refuse_by_name(model: nn.Module) -> None:
     name, config = type(model).__name__, surgery.text_config(model)
 
     def refuse(setting: str, why: str) -> None:
-        raise UncuttableModelError(
-            f"{name} cannot be cut: `{setting}` is {getattr(config, setting)!r} and {why}"
-        )
+        raise UncuttableModelError(f"{name} cannot be cut: `{setting}` is {getattr(config, setting)!r} and {why}")
 
     if getattr(model.config, "is_encoder_decoder", False):
         raise UncuttableModelError(
@@ -87,8 +85,7 @@ def _refuse_by_name(model: nn.Module) -> None:
     if getattr(config, "output_router_logits", False):
         refuse(
             "output_router_logits",
-            "the load-balancing loss needs the router logits of both halves. Set it to False to train "
-            "without it.",
+            "the load-balancing loss needs the router logits of both halves. Set it to False to train without it.",
         )
 
 
@@ -97,9 +94,7 @@ def _named_blocks(model: nn.Module, blocks: str | Sequence[str]) -> tuple[str, t
         try:
             container = model.get_submodule(blocks)
         except AttributeError as error:
-            known = [
-                name for name, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)
-            ]
+            known = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
             raise CutError(
                 f"`blocks` is {blocks!r}, which {type(model).__name__} does not have; expected one of "
                 f"{known}, or a list of paths."
@@ -152,9 +147,7 @@ def _names_outside(model: nn.Module, block_names: Sequence[str]) -> list[str]:
     return [name for name in model.state_dict() if not name.startswith(prefixes)]
 
 
-def _read_structure(
-    model: nn.Module, container: str, names: tuple[str, ...], stem: Sequence[str] | None
-) -> Layout:
+def _read_structure(model: nn.Module, container: str, names: tuple[str, ...], stem: Sequence[str] | None) -> Layout:
     outside = _names_outside(model, names)
     if stem is None:
         order = [name for name, _ in model.named_modules()]
@@ -174,9 +167,7 @@ def _read_structure(
     rest = tuple(n for n in outside if n not in set(in_stem))
     argument = next(iter(inspect.signature(model.forward).parameters), None)
     if argument is None:
-        raise CutError(
-            f"{type(model).__name__}.forward takes no argument; expected the data as its first one."
-        )
+        raise CutError(f"{type(model).__name__}.forward takes no argument; expected the data as its first one.")
     return Layout(container, names, tuple(in_stem), rest, data_input=argument)
 
 
@@ -269,8 +260,7 @@ def _observe_blocks(tiny: nn.Module, names: Sequence[str], inputs: dict[str, Ten
     arities = {arity for _, arity in seen}
     if len(arities) != 1:
         raise UncuttableModelError(
-            f"the blocks of {type(tiny).__name__} return {sorted(arities)} values; expected the same from "
-            "each."
+            f"the blocks of {type(tiny).__name__} return {sorted(arities)} values; expected the same from each."
         )
     return arities.pop()
 
@@ -284,9 +274,7 @@ def _device_needs(
     try:
         with touched, torch.no_grad():
             tiny(**surgery.device_arguments(tiny, layout, inputs))
-        raise UncuttableModelError(
-            f"{type(tiny).__name__} finished without running `{name}`; it cannot be cut."
-        )
+        raise UncuttableModelError(f"{type(tiny).__name__} finished without running `{name}`; it cannot be cut.")
     except surgery.ReachedCutSignal as signal:
         smashed = signal.hidden.detach().requires_grad_()
     finally:

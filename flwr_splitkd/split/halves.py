@@ -216,9 +216,7 @@ class EdgeHalf:
         for module in self._stem_with_buffers:
             module.training = False
 
-    def __call__(
-        self, smashed: Float[Tensor, "batch *positions hidden"], inputs: Mapping[str, Tensor]
-    ) -> Any:
+    def __call__(self, smashed: Float[Tensor, "batch *positions hidden"], inputs: Mapping[str, Tensor]) -> Any:
         """Finish the forward pass.
 
         Parameters

@@ -60,9 +60,7 @@ def load_unit_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 "half's units. Send the units that Layout.units(cut) lists."
             )
         if own[name].is_meta:
-            raise TensorError(
-                f"`{name}` is still on the meta device; expected real memory. Call materialize() first."
-            )
+            raise TensorError(f"`{name}` is still on the meta device; expected real memory. Call materialize() first.")
         check_fits(name, tensor, own[name])
     for name, tensor in state.items():
         own[name].copy_(tensor)
@@ -149,8 +147,6 @@ def import_optimizer_state(
         parameter = parameters[name]
         # A step count is a scalar that optimisers keep on the CPU unless they are capturable.
         optimizer.state[parameter] = {
-            key: value.detach()
-            .clone()
-            .to(parameter.device if value.dim() or parameter.dim() == 0 else value.device)
+            key: value.detach().clone().to(parameter.device if value.dim() or parameter.dim() == 0 else value.device)
             for key, value in entries.items()
         }

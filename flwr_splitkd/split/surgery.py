@@ -54,9 +54,7 @@ def _plain_attributes(source: nn.Module) -> dict[str, Any]:
     plain: dict[str, Any] = {
         name: value
         for name, value in vars(source).items()
-        if not name.startswith("_")
-        and name != "training"
-        and (isinstance(value, str | int | float) or value is None)
+        if not name.startswith("_") and name != "training" and (isinstance(value, str | int | float) or value is None)
     }
     for name, child in source.named_children():
         inner = _plain_attributes(child)
@@ -111,8 +109,7 @@ class FeedStub(nn.Module):
         """Return the smashed data in place of whatever came in."""
         if self.smashed is None:
             raise CutError(
-                "the edge half's model was called without smashed data; call the EdgeHalf, or restore() it "
-                "first."
+                "the edge half's model was called without smashed data; call the EdgeHalf, or restore() it first."
             )
         if self._feed_arity == 0:
             return self.smashed
@@ -197,9 +194,7 @@ def edge_inputs(model: nn.Module, layout: Layout, inputs: Mapping[str, Tensor]) 
     return travelling
 
 
-def edge_arguments(
-    model: nn.Module, layout: Layout, smashed: Tensor, inputs: Mapping[str, Tensor]
-) -> dict[str, Any]:
+def edge_arguments(model: nn.Module, layout: Layout, smashed: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Forward arguments of the edge half, with a surrogate in the place of the private data.
 
     Token ids are replaced by one filler token and by padding where the device's token mask says so. That
@@ -239,8 +234,7 @@ def embedding_output(model: nn.Module, embeddings: Tensor) -> Iterator[None]:
     getter = getattr(model, "get_input_embeddings", None)
     if not callable(getter):
         raise CutError(
-            f"`cut` is 0 but {type(model).__name__} has no get_input_embeddings(); expected a cut of 1 or "
-            "more."
+            f"`cut` is 0 but {type(model).__name__} has no get_input_embeddings(); expected a cut of 1 or more."
         )
     pending = [embeddings]  # only the first call is the tokens': GPT-2 embeds token types with the same table
 

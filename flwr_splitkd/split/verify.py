@@ -94,8 +94,7 @@ def verify_cut(
         raise
     except Exception as error:
         raise UncuttableModelError(
-            f"{type(model).__name__} cannot be cut: running it in halves failed with {type(error).__name__}: "
-            f"{error}"
+            f"{type(model).__name__} cannot be cut: running it in halves failed with {type(error).__name__}: {error}"
         ) from error
     for check in checks:
         if not check.worst <= tolerance:
@@ -147,11 +146,7 @@ def _check(model: nn.Module, layout: Layout, cut: int, inputs: Mapping[str, Tens
     _loss(output).backward()  # type: ignore[no-untyped-call]
     sent.backward(smashed.grad)  # type: ignore[no-untyped-call]
     held = set(edge.state_names())
-    on_edge = {
-        n: t
-        for n, t in {**_gradients(edge.model, layout), **_buffers(edge.model)}.items()
-        if _bare(n) in held
-    }
+    on_edge = {n: t for n, t in {**_gradients(edge.model, layout), **_buffers(edge.model)}.items() if _bare(n) in held}
     got = {**_gradients(device.model, layout), **_buffers(device.model)}
     for name, tensor in on_edge.items():
         summed = name in got and name.startswith("gradient")

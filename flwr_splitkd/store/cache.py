@@ -68,5 +68,7 @@ class DeviceCache:
         # Both come from the other side of a stream.
         for name in (unit, version):
             if not _NAME.fullmatch(name):
-                raise StoreError(f"A unit in the cache would be named {name!r}; expected letters, digits, '.', '_' and '-'.")
+                raise StoreError(
+                    f"A unit in the cache would be named {name!r}; expected letters, digits, '.', '_' and '-'."
+                )
         return self._folder / f"{unit}{_VERSION_KEY_SEPARATOR}{version}.safetensors"

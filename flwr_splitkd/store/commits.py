@@ -21,7 +21,14 @@ from typing import Any
 from torch import Tensor
 
 from flwr_splitkd.errors import StoreError
-from flwr_splitkd.store.tensor_file import digest, is_whole, read_tensors, remove_leftovers, write_atomically, write_tensors
+from flwr_splitkd.store.tensor_file import (
+    digest,
+    is_whole,
+    read_tensors,
+    remove_leftovers,
+    write_atomically,
+    write_tensors,
+)
 
 __all__ = ["CommitLog", "Manifest"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -30,9 +31,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], *, durable: bool, file_digest: str | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, durable: bool, file_digest: str | None = None) -> None:
     """Write tensors so that `path` holds all of them or is untouched.
 
     Parameters
@@ -58,7 +57,8 @@ def write_tensors(
         if durable:
             _sync(path.parent)  # the rename itself
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StoreError(
             f"{path} cannot be written: {error}. What was there before is untouched; free some disk space or "
             "check the folder's permissions."
@@ -101,7 +101,8 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StoreError(f"{path} cannot be written: {error}. What was there before is untouched.") from error
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 from logging import INFO, WARNING
-from typing import TYPE_CHECKING
 
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, perplexity
 from flwr_splitkd.strategies.turns import Call
-
-if TYPE_CHECKING:
-    from flwr_splitkd.strategies.split_kd import SplitKD
+from flwr_splitkd.tiers.edge import EdgeSetup
 
 __all__ = ["log", "log_end", "log_overdue", "log_settings", "log_turn"]
 
@@ -20,16 +17,9 @@ log = logging.getLogger("flwr").log
 _MIB = 1 << 20
 
 
-def log_settings(strategy: SplitKD) -> None:
-    """Log the strategy's settings as Flower's own strategies do."""
-    setup, loss = strategy.setup, strategy.setup.loss
-    log(
-        INFO,
-        "\t├──> Nodes: fraction train %.2f, evaluate %.2f; at least %d available",
-        strategy.fraction_train,
-        strategy.fraction_evaluate,
-        strategy.min_available_nodes,
-    )
+def log_settings(setup: EdgeSetup) -> None:
+    """Log how turns are served, as Flower's own strategies log theirs."""
+    loss = setup.loss
     log(INFO, "\t├──> Loss: temperature %g, kd_ratio %g, beta %g", loss.temperature, loss.kd_ratio, loss.beta)
     log(
         INFO,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from logging import INFO, WARNING
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from logging import INFO, WARNING
+from typing import Literal, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -22,10 +22,7 @@ from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
 from flwr_splitkd.tiers.edge import EdgeService
 
-if TYPE_CHECKING:
-    from flwr_splitkd.strategies.split_kd import SplitKD
-
-__all__ = ["EvaluateFn", "Mode", "RoundRunner", "wait_for_nodes"]
+__all__ = ["Director", "EvaluateFn", "Mode", "RoundRunner", "wait_for_nodes"]
 
 Mode = Literal["train", "evaluate"]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -33,6 +30,27 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 _REPLY_POLL_S = 0.2
 _REPLY_TIMEOUT_S = 60.0
 _NODE_POLL_S = 1.0
+
+
+class Director(Protocol):
+    """What a round asks of its strategy."""
+
+    connect_timeout_s: float
+    turns_taken: dict[int, int]
+
+    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: Mode) -> Iterable[Call]:
+        """Yield the round's calls in order."""
+
+    def choose(self, device: DeviceView) -> tuple[int, int]:
+        """Return a turn's cut and local epochs."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate the replies of a round's turns."""
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Aggregate the replies of a round's evaluation."""
 
 
 class RoundRunner:
@@ -54,7 +72,7 @@ class RoundRunner:
 
     def __init__(
         self,
-        strategy: SplitKD,
+        strategy: Director,
         edge: EdgeService,
         grid: Grid,
         result: SplitKDResult,

@@ -324,7 +324,14 @@ class SplitKD(Strategy):
 
     def summary(self) -> None:
         """Log the strategy's settings."""
-        console.log_settings(self)
+        log(
+            INFO,
+            "\t├──> Nodes: fraction train %.2f, evaluate %.2f; at least %d available",
+            self.fraction_train,
+            self.fraction_evaluate,
+            self.min_available_nodes,
+        )
+        console.log_settings(self.setup)
 
     def _aggregate(
         self, server_round: int, replies: Iterable[Message], aggregate: MetricsAggregator
@@ -345,7 +352,9 @@ class SplitKD(Strategy):
 
     def _open_service(self) -> EdgeService:
         if self._edge is None:
-            raise ConfigError("The edge is not open; expected `start` to be running. Call strategy.start(grid=..., ...).")
+            raise ConfigError(
+                "The edge is not open; expected `start` to be running. Call strategy.start(grid=..., ...)."
+            )
         return self._edge
 
 

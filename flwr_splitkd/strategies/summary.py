@@ -31,7 +31,20 @@ def summarize(result: SplitKDResult) -> str:
 
 def _turns(turns: list[TurnRecord]) -> Table:
     table = Table(title="Turns", title_justify="left")
-    for heading in ("round", "turn", "device", "cut", "steps", "loss", "CE", "KL", "tokens/s", "MiB up", "MiB down", "s"):
+    for heading in (
+        "round",
+        "turn",
+        "device",
+        "cut",
+        "steps",
+        "loss",
+        "CE",
+        "KL",
+        "tokens/s",
+        "MiB up",
+        "MiB down",
+        "s",
+    ):
         table.add_column(heading, justify="right")
     for turn in turns:
         head = (f"{turn.server_round}", f"{turn.turn}", turn.device or str(turn.node_id))

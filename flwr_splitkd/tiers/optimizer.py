@@ -68,9 +68,7 @@ class OptimizerSettings:
         """Make the torch optimiser of one half."""
         own = list(parameters)
         if self.name == "sgd":
-            return torch.optim.SGD(
-                own, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
-            )
+            return torch.optim.SGD(own, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         return kind(
             own,
@@ -128,8 +126,6 @@ def warmup_schedule(name: str, *, num_warmup_steps: int, num_training_steps: int
         In optimiser steps over the whole run.
     """
     probe = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_scheduler(
-        name, probe, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps
-    )
+    scheduler = get_scheduler(name, probe, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps)
     factor: LearningRateSchedule = scheduler.lr_lambdas[0]
     return factor

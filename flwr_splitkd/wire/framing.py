@@ -17,8 +17,7 @@ Frame = pb.DeviceFrame | pb.EdgeFrame
 
 _BODY_FIELDS: dict[type[Frame], dict[str, str]] = {
     frame_type: {
-        field_.message_type.name: field_.name
-        for field_ in frame_type.DESCRIPTOR.oneofs_by_name["body"].fields
+        field_.message_type.name: field_.name for field_ in frame_type.DESCRIPTOR.oneofs_by_name["body"].fields
     }
     for frame_type in (pb.DeviceFrame, pb.EdgeFrame)
 }

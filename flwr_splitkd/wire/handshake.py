@@ -41,7 +41,9 @@ def check_ticket(hello: pb.Hello, ticket: Ticket | None, *, used: bool, now_s: f
             "Flower message of this turn.",
         )
     if used:
-        raise Refusal(pb.FAILURE_CODE_TOKEN, f"The token of session {ticket.session_id!r} was used before; expected once.")
+        raise Refusal(
+            pb.FAILURE_CODE_TOKEN, f"The token of session {ticket.session_id!r} was used before; expected once."
+        )
     if now_s > ticket.expires_s:
         raise Refusal(
             pb.FAILURE_CODE_TOKEN,

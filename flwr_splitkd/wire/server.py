@@ -198,9 +198,7 @@ class _Servicer(pb_grpc.DataPlaneServicer):
     ) -> None:
         self._serve = serve
 
-    def Turn(  # noqa: N802 - the name is the proto's
-        self, request_iterator: Iterator[pb.DeviceFrame], context: grpc.ServicerContext
-    ) -> Iterator[pb.EdgeFrame]:
+    def Turn(self, request_iterator: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
         """Serve one turn of one device."""
         return self._serve(request_iterator, context)
 

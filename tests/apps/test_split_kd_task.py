@@ -85,14 +85,10 @@ def test_other_text_is_another_teacher(teacher: types.ModuleType) -> None:
     assert teacher.cached_teacher(other, byte_tokenizer(), recipe=tiny(teacher)) != first
 
 
-def test_training_is_deterministic_and_leaves_torch_as_it_was(
-    teacher: types.ModuleType, tmp_path: Path
-) -> None:
+def test_training_is_deterministic_and_leaves_torch_as_it_was(teacher: types.ModuleType, tmp_path: Path) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     folders = [
-        teacher.cached_teacher(
-            DOCUMENTS, byte_tokenizer(), recipe=tiny(teacher, num_threads=1), root=tmp_path / name
-        )
+        teacher.cached_teacher(DOCUMENTS, byte_tokenizer(), recipe=tiny(teacher, num_threads=1), root=tmp_path / name)
         for name in ("a", "b")
     ]
     one, other = (PretrainedModel(folder)().state_dict() for folder in folders)
@@ -116,9 +112,7 @@ def test_damaged_teacher_is_trained_again_with_a_warning(
     teacher: types.ModuleType, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes | None
 ) -> None:
     warnings: list[str] = []
-    log = types.SimpleNamespace(
-        info=lambda *_: None, warning=lambda text, *rest: warnings.append(text % rest)
-    )
+    log = types.SimpleNamespace(info=lambda *_: None, warning=lambda text, *rest: warnings.append(text % rest))
     monkeypatch.setattr(teacher, "_log", log)
     folder, _ = train(teacher, tiny(teacher))
     if content is None:
@@ -239,9 +233,7 @@ def test_evaluation_is_the_mean_over_predicted_tokens(task: types.ModuleType, tr
 
 def test_progress_is_logged_by_tenths(teacher: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(
-        teacher, "_log", types.SimpleNamespace(info=lambda text, *rest: lines.append(text % rest))
-    )
+    monkeypatch.setattr(teacher, "_log", types.SimpleNamespace(info=lambda text, *rest: lines.append(text % rest)))
     for step in range(1, 251):
         teacher.log_progress(step, 250, 4.0)
     assert len(lines) == 11

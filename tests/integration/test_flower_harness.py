@@ -22,9 +22,7 @@ def test_every_node_answers_and_nothing_is_left(mode: str, tmp_path: Path) -> No
     out = tmp_path / "runs with a blank"
     lines: list[str] = []
     with federation(mode, tmp_path / "logs", supernodes=2) as running:
-        outcome = running.run(
-            ECHO_APP, {"num-nodes": 2, "run-dir": str(out)}, timeout_s=90.0, on_line=lines.append
-        )
+        outcome = running.run(ECHO_APP, {"num-nodes": 2, "run-dir": str(out)}, timeout_s=90.0, on_line=lines.append)
         assert outcome.completed, outcome.tail()
         processes = running.processes()
         assert running.superlink is not None

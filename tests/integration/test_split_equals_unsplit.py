@@ -124,9 +124,7 @@ def open_edge(model: str, task: str, codecs: tuple[str, str], folder: Path) -> E
     return setup.open(setup.build_student(), folder / "commits", ticket_lifetime_s=600)
 
 
-def split_training(
-    model: str, task: str, codecs: tuple[str, str], folder: Path
-) -> tuple[EdgeService, list[object]]:
+def split_training(model: str, task: str, codecs: tuple[str, str], folder: Path) -> tuple[EdgeService, list[object]]:
     edge = open_edge(model, task, codecs, folder)
     try:
         with device_processes(3, folder) as processes:
@@ -178,9 +176,7 @@ def quantized_at(model: nn.Module, layout: Layout, cut: int, codecs: tuple[str, 
         handle.remove()
 
 
-def unsplit_training(
-    model: str, task: str, codecs: tuple[str, str]
-) -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
+def unsplit_training(model: str, task: str, codecs: tuple[str, str]) -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
     """The same 20 steps on whole models in this process, with torch's own clipping and scheduler."""
     student, teacher = MODELS[model][0](), MODELS[model][1]().eval().requires_grad_(False)
     layout, head, teacher_head = find_layout(student), find_head(student), find_head(teacher)
@@ -257,9 +253,7 @@ def test_split_training_equals_unsplit(
     )
     assert list(split) == list(unsplit)
     with capsys.disabled():
-        print(
-            f"\n{model}, codecs {codecs}: edge pid {os.getpid()}, device pids {pids}, {edge.next_step} AdamW steps"
-        )
+        print(f"\n{model}, codecs {codecs}: edge pid {os.getpid()}, device pids {pids}, {edge.next_step} AdamW steps")
     assert len({os.getpid(), *pids}) == 4
     assert edge.next_step == 20
     different = [name for name in unsplit if not torch.equal(split[name], unsplit[name])]

@@ -17,12 +17,9 @@ import pytest
 from import_graph import PACKAGE, ROOT, imports_of, loaded_by, modules, room, statements_for_others
 
 MODULES = modules()
-PROTO = ROOT / PACKAGE / "wire" / "v1" / "dataplane.proto"
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
 IMPORTABLE = {
-    name
-    for name, path in MODULES.items()
-    if HAVE_TORCH or not loaded_by(path) & {"torch", "transformers", "peft"}
+    name for name, path in MODULES.items() if HAVE_TORCH or not loaded_by(path) & {"torch", "transformers", "peft"}
 }
 
 _CLOCKS_AND_LOGS = {"datetime", "logging", "random", "secrets", "time"}
@@ -57,9 +54,7 @@ def _violations(module: str) -> list[str]:
     forbidden = NEVER | FORBIDDEN.get(room(module), set())
     if room(module) == "wire" and module not in TORCH_ON_THE_WIRE:
         forbidden = forbidden | {"torch"}
-    return sorted(
-        f"{module} imports {name}" for name in imports_of(MODULES[module]).all if _within(name, forbidden)
-    )
+    return sorted(f"{module} imports {name}" for name in imports_of(MODULES[module]).all if _within(name, forbidden))
 
 
 def test_the_package_is_found(covered: Callable[[str, object], None]) -> None:
@@ -124,9 +119,7 @@ def test_every_file_is_python_3_10() -> None:
 
 def _exported(path: Path) -> list[str] | None:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
             return list(ast.literal_eval(node.value))
     return None
 

@@ -76,9 +76,7 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
         ),
-        lr_schedule=warmup_schedule(
-            "constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0
-        ),
+        lr_schedule=warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0),
         optimizer_handover=config.optimizer_handover,  # type: ignore[arg-type]  # one of the allowed choices
         max_grad_norm=config.max_grad_norm or None,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

@@ -68,9 +68,7 @@ class TeacherRecipe:
 
     def model(self, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         """Return the untrained teacher."""
-        config = llama_config(
-            tokenizer, self.hidden_size, self.intermediate_size, self.num_layers, self.num_heads
-        )
+        config = llama_config(tokenizer, self.hidden_size, self.intermediate_size, self.num_layers, self.num_heads)
         return seeded_llama(config, self.seed)
 
     def learning_rate_at(self, step: int) -> float:
@@ -163,9 +161,7 @@ def cached_teacher(
     return folder
 
 
-def _describe(
-    recipe: TeacherRecipe, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
-) -> str:
+def _describe(recipe: TeacherRecipe, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> str:
     """Return everything that decides the weights, as JSON."""
     return json.dumps(
         {
@@ -183,9 +179,7 @@ def _is_intact(folder: Path, description: str) -> bool:
         if stored["description"] != json.loads(description):
             return False
         files: dict[str, str] = stored["files"]
-        return bool(files) and all(
-            _sha256((folder / name).read_bytes()) == sha for name, sha in files.items()
-        )
+        return bool(files) and all(_sha256((folder / name).read_bytes()) == sha for name, sha in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -217,9 +211,7 @@ def _train(
     blocks = text_blocks(documents, tokenizer, recipe.sequence_length)
     loader = make_loader(blocks, recipe.batch_size, shuffle=True, seed=recipe.seed)
     model = recipe.model(tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     model.train()
     with _threads(min(recipe.num_threads, os.cpu_count() or 1)):
         for step, batch in zip(range(recipe.steps), _forever(loader), strict=False):
@@ -238,9 +230,7 @@ def _train(
 def next_token_loss(model: nn.Module, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
     """Return the cross entropy of every token given those before it; ignored labels do not count."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), reduction=reduction
-    )
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), reduction=reduction)
 
 
 def _forever(loader: torch.utils.data.DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -93,7 +93,7 @@ def split_labels(batch: Batch, task: int, ignore_index: int) -> tuple[dict[str, 
     return inputs, labels
 
 
-def count_labels(labels: Int[Tensor, "..."], ignore_index: int) -> int:
+def count_labels(labels: Int[Tensor, ...], ignore_index: int) -> int:
     """Labels that count in the loss."""
     return int((labels != ignore_index).sum())
 

@@ -179,7 +179,9 @@ class _Turn:
         if self._training and smashed.requires_grad:
             gradient = decode(answer.tensors["gradient"]).to(self._device)
             if gradient.shape != smashed.shape:
-                raise TensorError(f"The gradient of step {header.step} has shape {tuple(gradient.shape)}; expected {tuple(smashed.shape)}.")
+                raise TensorError(
+                    f"The gradient of step {header.step} has shape {tuple(gradient.shape)}; expected {tuple(smashed.shape)}."
+                )
             require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
             torch.autograd.backward(smashed, gradient)
         return answer.body.update if answer.body.HasField("update") else None
@@ -188,7 +190,9 @@ class _Turn:
         """A gradient is applied once, to the micro-batch that it belongs to; a step's last answer ends the step."""
         got, expected = (answer.body.step, answer.body.microbatch), (asked.step, asked.microbatch)
         if got != expected:
-            raise ProtocolError(f"The edge answered step and micro-batch {got}; expected {expected}. Nothing was applied.")
+            raise ProtocolError(
+                f"The edge answered step and micro-batch {got}; expected {expected}. Nothing was applied."
+            )
         if not self._training:
             return
         if "gradient" not in answer.tensors:

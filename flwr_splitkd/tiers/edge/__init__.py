@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
+from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.service import EdgeService
 from flwr_splitkd.tiers.edge.setup import EdgeSetup
 from flwr_splitkd.tiers.edge.student import EdgeStudent, HandoverName
 from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
-from flwr_splitkd.tiers.edge.turn import TurnOutcome, TurnPlan, TurnSettings, run_turn
+from flwr_splitkd.tiers.edge.turn import run_turn
 
 __all__ = [
     "EdgeService",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -54,9 +53,7 @@ class Objective:
         If the loss needs a teacher and there is none, or the task is unknown.
     """
 
-    def __init__(
-        self, student: nn.Module, teacher: EdgeTeacher | None, loss: DistillationLoss, task: TaskName
-    ) -> None:
+    def __init__(self, student: nn.Module, teacher: EdgeTeacher | None, loss: DistillationLoss, task: TaskName) -> None:
         if task not in TASKS:
             raise ConfigError(f"`task` is {task!r}; expected one of {', '.join(TASKS)}.")
         if loss.kd_ratio > 0 and teacher is None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flwr_splitkd.tiers.edge.objective import Objective
+from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
-from flwr_splitkd.tiers.edge.turn import TurnOutcome, TurnPlan, TurnSettings, run_turn
+from flwr_splitkd.tiers.edge.turn import run_turn
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
 from flwr_splitkd.wire.codec import codec_code
 from flwr_splitkd.wire.credentials import new_ticket
@@ -94,4 +95,3 @@ class EdgeService:
     def close(self) -> None:
         """Close every stream and the port."""
         self.server.stop()
-

@@ -16,10 +16,10 @@ from flwr_splitkd.models import set_tied_embeddings
 from flwr_splitkd.split import find_layout, verify_cut
 from flwr_splitkd.store import CommitLog
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
+from flwr_splitkd.tiers.edge.plan import TurnSettings
 from flwr_splitkd.tiers.edge.service import EdgeService
 from flwr_splitkd.tiers.edge.student import EdgeStudent, HandoverName
 from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
-from flwr_splitkd.tiers.edge.turn import TurnSettings
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.wire.credentials import TlsFiles
 from flwr_splitkd.wire.server import DataPlaneServer

@@ -43,7 +43,7 @@ class EdgeTeacher:
     @torch.no_grad()
     def outputs(
         self, embeddings: Float[Tensor, "batch sequence hidden"], inputs: Mapping[str, Tensor]
-    ) -> Float[Tensor, "..."]:
+    ) -> Float[Tensor, ...]:
         """Final hidden states ``[batch, sequence, hidden]`` when the teacher has a head, else class logits."""
         embeddings = embeddings.to(self._device)
         with ExitStack() as stack:

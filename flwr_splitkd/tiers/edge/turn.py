@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,98 +25,20 @@ from flwr_splitkd.split import (
 )
 from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
+from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
-from flwr_splitkd.tiers.optimizer import LearningRateSchedule, constant, set_learning_rate
+from flwr_splitkd.tiers.optimizer import set_learning_rate
 from flwr_splitkd.tiers.units import TEACHER_UNIT, Moments, decode_all, encode_all, require_finite
-from flwr_splitkd.wire.codec import CodecName, codec_code, decode, encode
+from flwr_splitkd.wire.codec import codec_code, decode, encode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["TurnOutcome", "TurnPlan", "TurnSettings", "run_turn"]
+__all__ = ["run_turn"]
 
 _DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
 _LOSS_REMEDY = "The turn is undone; lower the learning rate, clip gradients, or check the labels."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnSettings:
-    """What is the same for every turn of a run.
-
-    Parameters
-    ----------
-    seed
-        Of dropout and the order of the data.
-    max_grad_norm
-        Bound on the global L2 norm of the gradients of both halves; None to leave them as they are.
-    gradient_accumulation_steps
-        Micro-batches in one optimiser step.
-    max_batches
-        At most so many batches of each local epoch; 0 for all.
-    uplink_codec, downlink_codec
-        For smashed data and teacher embeddings, and for gradients.
-    lr_schedule
-        Factor on the base learning rate by step.
-    step_timeout_s
-        Seconds that a device may take for one answer.
-    """
-
-    seed: int = 0
-    max_grad_norm: float | None = None
-    gradient_accumulation_steps: int = 1
-    max_batches: int = 0
-    uplink_codec: CodecName = "none"
-    downlink_codec: CodecName = "none"
-    lr_schedule: LearningRateSchedule = constant
-    step_timeout_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnPlan:
-    """What was decided for one turn.
-
-    Parameters
-    ----------
-    mode
-        Whether the turn trains.
-    cut
-        Blocks on the device.
-    local_epochs
-        Passes over the device's data.
-    first_step
-        Number of the turn's first optimiser step, over the whole run.
-    info
-        What the commit shall remember beside it.
-    """
-
-    mode: Literal["train", "evaluate"]
-    cut: int
-    local_epochs: int
-    first_step: int
-    info: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnOutcome:
-    """A completed turn. Losses are means over its counted labels; bytes are those of the data plane.
-
-    `loss` is what was minimised; `kl_divergence` is without the factor temperature squared.
-    """
-
-    cut: int
-    commit_id: str
-    num_steps: int
-    num_examples: int
-    num_tokens: int
-    loss: float
-    cross_entropy: float
-    kl_divergence: float
-    num_correct: int
-    duration_s: float
-    uplink_bytes: int
-    downlink_bytes: int
-    handover_bytes: int
 
 
 def run_turn(
@@ -220,7 +140,9 @@ class _Turn:
         )
         tensors: dict[str, EncodedTensor] = {}
         for unit in units:
-            self._add_unit(begin, tensors, unit, student.version(unit), partial(student.travelling, unit, training=self._training))
+            self._add_unit(
+                begin, tensors, unit, student.version(unit), partial(student.travelling, unit, training=self._training)
+            )
         teacher = self._objective.teacher
         if teacher and self._training:
             begin.teacher_embedding_scale = teacher.embedding_scale

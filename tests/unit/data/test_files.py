@@ -64,9 +64,7 @@ def test_another_encoding(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": " "}\n', ": the file has no text"),
     ],
 )
-def test_bad_file_is_named_with_its_line(
-    tmp_path: Path, name: str, content: str | bytes, message: str
-) -> None:
+def test_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=re.escape(f"{path}{message}")):
         read_files([path])

@@ -47,11 +47,7 @@ def test_split_is_read_whole(hub: type[FakeFederatedDataset]) -> None:
 
 
 def test_partitions_are_disjoint_and_complete(hub: type[FakeFederatedDataset]) -> None:
-    texts = [
-        document.text
-        for index in range(3)
-        for document in read_hub_partition("books", index, 3, split="train")
-    ]
+    texts = [document.text for index in range(3) for document in read_hub_partition("books", index, 3, split="train")]
     assert sorted(texts) == [row["text"] for row in ROWS]
     assert hub.opened["partitioners"] == {"train": 3}
 

@@ -25,11 +25,7 @@ AUTHORS = ("ann", "bob", "cid", "dan", "eve")
 @pytest.fixture
 def letters(tmp_path: Path) -> Path:
     path = tmp_path / "letters.jsonl"
-    lines = [
-        f'{{"text": "{author} {number} writes", "by": "{author}"}}'
-        for number in range(4)
-        for author in AUTHORS
-    ]
+    lines = [f'{{"text": "{author} {number} writes", "by": "{author}"}}' for number in range(4) for author in AUTHORS]
     path.write_text("\n".join(lines))
     return path
 
@@ -42,13 +38,10 @@ def decoded(blocks: Any) -> str:
 def test_every_device_reads_its_own_modules(letters: Path) -> None:
     config = DataConfig(source=letters, module_field="by", sequence_length=8, heldout=("eve",))
     texts = [
-        decoded(load_partition(config, byte_tokenizer(), partition_id=index, num_partitions=4))
-        for index in range(4)
+        decoded(load_partition(config, byte_tokenizer(), partition_id=index, num_partitions=4)) for index in range(4)
     ]
     texts.append(decoded(load_heldout(config, byte_tokenizer())))
-    assert [{author for author in AUTHORS if author in text} for text in texts] == [
-        {name} for name in AUTHORS
-    ]
+    assert [{author for author in AUTHORS if author in text} for text in texts] == [{name} for name in AUTHORS]
 
 
 def test_documents_are_dealt_where_modules_are_too_few(letters: Path) -> None:

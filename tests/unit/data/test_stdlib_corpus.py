@@ -88,7 +88,9 @@ def test_the_real_library_is_large_and_has_the_modules_that_we_name() -> None:
 
 
 def test_another_process_reads_the_same_corpus() -> None:
-    code = "from flwr_splitkd.data import documents_digest, stdlib_documents; print(documents_digest(stdlib_documents()))"
+    code = (
+        "from flwr_splitkd.data import documents_digest, stdlib_documents; print(documents_digest(stdlib_documents()))"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "1234"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment

@@ -41,9 +41,7 @@ def test_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.decode([0, *encode(tokenizer, "ab"), 2], skip_special_tokens=True) == "ab"
 
 
-def test_saved_folder_loads_as_a_hugging_face_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_saved_folder_loads_as_a_hugging_face_tokenizer(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert len(loaded) == len(tokenizer)

@@ -97,9 +97,7 @@ class Case:
         student, teacher = self.transforms
         kept = self.labels != IGNORE
         logits = _model(wide(self.hidden), wide(self.weight), wide(self.bias), student)[kept]
-        target = _model(
-            wide(self.teacher_hidden), wide(self.teacher_weight), wide(self.teacher_bias), teacher
-        )
+        target = _model(wide(self.teacher_hidden), wide(self.teacher_weight), wide(self.teacher_bias), teacher)
         ce, kl = _dense_sums(logits, target[kept, :VOCAB], self.labels[kept], self.settings)
         ratio, temperature = self.settings["kd_ratio"], self.settings["temperature"]
         total = (1 - ratio) * ce + ratio * temperature**2 * kl
@@ -113,9 +111,7 @@ def _model(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Logit
     return logits if transform.softcap is None else torch.tanh(logits / transform.softcap) * transform.softcap
 
 
-def _dense_sums(
-    logits: Tensor, target: Tensor, labels: Tensor, settings: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
+def _dense_sums(logits: Tensor, target: Tensor, labels: Tensor, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     ce = F.cross_entropy(logits, labels, reduction="sum")
     q = F.softmax(logits / settings["temperature"], dim=-1)
     p = F.softmax(target / settings["temperature"], dim=-1)
@@ -161,18 +157,14 @@ def test_settings_and_chunks(temperature: float, beta: float, kd_ratio: float, c
 @pytest.mark.parametrize("student", [PLAIN, CAPPED, SCALED, LogitTransform(scale=0.7, softcap=5.0)])
 @pytest.mark.parametrize("teacher", [PLAIN, CAPPED, SCALED])
 @pytest.mark.parametrize("bias", [False, True])
-def test_transforms_and_bias(
-    beta: float, student: LogitTransform, teacher: LogitTransform, bias: bool
-) -> None:
+def test_transforms_and_bias(beta: float, student: LogitTransform, teacher: LogitTransform, bias: bool) -> None:
     _assert_equal(Case(beta=beta, student=student, teacher=teacher, bias=bias, temperature=2.0))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    ("tokens", "ignored"), [(1, "none"), (13, "none"), (13, "some"), (13, "all"), (1, "all")]
-)
+@pytest.mark.parametrize(("tokens", "ignored"), [(1, "none"), (13, "none"), (13, "some"), (13, "all"), (1, "all")])
 def test_batches_and_heads(beta: float, trainable: bool, bias: bool, tokens: int, ignored: str) -> None:
     _assert_equal(Case(beta=beta, trainable=trainable, bias=bias, tokens=tokens, ignored=ignored))
 

@@ -33,9 +33,7 @@ def gemma3() -> nn.Module:
 
 def xglm() -> nn.Module:
     return XGLMForCausalLM(
-        XGLMConfig(
-            d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, vocab_size=96, scale_embedding=True
-        )
+        XGLMConfig(d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, vocab_size=96, scale_embedding=True)
     )
 
 
@@ -68,9 +66,7 @@ class Shifted(nn.Embedding):
 def test_anything_else_is_refused() -> None:
     model = BertForMaskedLM(BertConfig(**TINY))
     model.set_input_embeddings(Shifted(96, 32))
-    with pytest.raises(
-        UncuttableModelError, match=r"BertForMaskedLM \(Shifted\) is not a scaled table look-up"
-    ):
+    with pytest.raises(UncuttableModelError, match=r"BertForMaskedLM \(Shifted\) is not a scaled table look-up"):
         token_embedding(model)
     model.set_input_embeddings(nn.EmbeddingBag(96, 32).requires_grad_(False))
     model.get_input_embeddings().weight = nn.Parameter(torch.zeros(96))

@@ -24,9 +24,7 @@ TINY = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=False)).save_pretrained(
-        tmp_path, max_shard_size="40kB"
-    )
+    LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=False)).save_pretrained(tmp_path, max_shard_size="40kB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     return tmp_path
 

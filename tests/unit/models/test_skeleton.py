@@ -130,9 +130,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes() -> None:
 def test_a_missing_tensor() -> None:
     state = llama().state_dict()
     del state["model.layers.3.mlp.up_proj.weight"]
-    with pytest.raises(
-        TensorError, match=r"`model\.layers\.3\.mlp\.up_proj\.weight` .* not received \(1 missing"
-    ):
+    with pytest.raises(TensorError, match=r"`model\.layers\.3\.mlp\.up_proj\.weight` .* not received \(1 missing"):
         materialize(build_skeleton(llama), state)
 
 

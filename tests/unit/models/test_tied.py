@@ -110,7 +110,5 @@ def test_nothing_happens_to_an_untied_model(policy: str) -> None:
 
 
 def test_unknown_policy() -> None:
-    with pytest.raises(
-        ConfigError, match="`tied_embeddings` is 'share'; expected 'refuse', 'untie' or 'freeze'"
-    ):
+    with pytest.raises(ConfigError, match="`tied_embeddings` is 'share'; expected 'refuse', 'untie' or 'freeze'"):
         set_tied_embeddings(build("llama"), "share")  # type: ignore[arg-type]

@@ -12,9 +12,7 @@ from flwr_splitkd.schedulers import CutCycle, CutTable, DeviceView, FixedCut, Ra
 
 
 def _device(node_id: int = 7, name: str = "0") -> DeviceView:
-    return DeviceView(
-        node_id=node_id, name=name, server_round=1, turn=0, num_blocks=8, num_examples=10, num_batches=5
-    )
+    return DeviceView(node_id=node_id, name=name, server_round=1, turn=0, num_blocks=8, num_examples=10, num_batches=5)
 
 
 def test_fixed() -> None:

@@ -248,9 +248,7 @@ def compare(
     if not differing:
         row.verdicts[mode] = "equal"
         return
-    relative = {
-        n: float((got[n] - expected[n]).double().norm() / expected[n].double().norm()) for n in differing
-    }
+    relative = {n: float((got[n] - expected[n]).double().norm() / expected[n].double().norm()) for n in differing}
     worst = max(relative, key=relative.__getitem__)
     row.verdicts[mode] = f"{relative[worst]:.1e}"
     assert case.partition(":")[2] in KERNELS, (
@@ -310,9 +308,7 @@ class SmallCNN(nn.Module):
 
     @staticmethod
     def _block(width: int, out: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(0.1)
-        )
+        return nn.Sequential(nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(0.1))
 
     def forward(self, image: Tensor) -> Tensor:
         hidden = self.fourth(self.third(self.second(self.first(self.stem(image)))))

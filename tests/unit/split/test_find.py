@@ -87,9 +87,7 @@ def test_probing_leaves_the_model_and_the_generator_alone() -> None:
 
 def test_layers_that_share_weights() -> None:
     model = AlbertForMaskedLM(AlbertConfig(**TINY, embedding_size=16))
-    with pytest.raises(
-        UncuttableModelError, match=r"AlbertForMaskedLM cannot be cut: `num_hidden_groups` is 1"
-    ):
+    with pytest.raises(UncuttableModelError, match=r"AlbertForMaskedLM cannot be cut: `num_hidden_groups` is 1"):
         find_layout(model)
 
 
@@ -109,9 +107,7 @@ def test_layers_that_read_token_ids() -> None:
                 altup_num_inputs=2,
             )
         )
-    with pytest.raises(
-        UncuttableModelError, match=r"Gemma3nForCausalLM .* `hidden_size_per_layer_input` is 8"
-    ):
+    with pytest.raises(UncuttableModelError, match=r"Gemma3nForCausalLM .* `hidden_size_per_layer_input` is 8"):
         find_layout(model)
 
 
@@ -184,9 +180,7 @@ def test_a_model_that_leaves_blocks_out() -> None:
 def test_a_class_that_cannot_be_built_from_its_config() -> None:
     model = LlamaForCausalLM(LlamaConfig(**TINY))
     model.config.hidden_act = "no_such_activation"
-    with pytest.raises(
-        UncuttableModelError, match=r"LlamaForCausalLM cannot be probed: .*no_such_activation"
-    ):
+    with pytest.raises(UncuttableModelError, match=r"LlamaForCausalLM cannot be probed: .*no_such_activation"):
         find_layout(model)
 
 

@@ -93,9 +93,7 @@ def test_trainable_tied_embeddings_are_refused_by_both_halves() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=4, n_head=4, vocab_size=96))
     layout = find_layout(model)
     for half in (DeviceHalf, EdgeHalf):
-        with pytest.raises(
-            CutError, match=r"`transformer\.wte\.weight` of GPT2LMHeadModel .* 'untie' or 'freeze'"
-        ):
+        with pytest.raises(CutError, match=r"`transformer\.wte\.weight` of GPT2LMHeadModel .* 'untie' or 'freeze'"):
             half(model, 2, layout)
     model.transformer.wte.requires_grad_(False)
     refuse_trainable_shared(model, layout)
@@ -128,9 +126,7 @@ def test_restore_brings_back_the_same_objects_bit_for_bit() -> None:
     before = {n: t.clone() for n, t in model.state_dict().items()}
     tensors = {n: t.data_ptr() for n, t in model.state_dict().items()}
     with EdgeHalf(model, 3, layout) as half:
-        assert {n for n, _ in half.named_parameters()} == {
-            n for n in before if layout.unit_of(n) in layout.units(3)[1]
-        }
+        assert {n for n, _ in half.named_parameters()} == {n for n in before if layout.unit_of(n) in layout.units(3)[1]}
         loss = half(torch.randn(2, 10, 32, requires_grad=True), batch()).logits.sum()
         loss.backward()
     after = model.state_dict()
@@ -170,9 +166,7 @@ def test_cut_zero_takes_input_embeddings(classifier: bool) -> None:
     inputs = batch()
     expected = model(**inputs).logits
     half = EdgeHalf(model, 0, layout)
-    got = half(
-        model.get_input_embeddings()(inputs["input_ids"]), {"attention_mask": inputs["attention_mask"]}
-    )
+    got = half(model.get_input_embeddings()(inputs["input_ids"]), {"attention_mask": inputs["attention_mask"]})
     assert torch.equal(got.logits, expected)
     assert "model.embed_tokens.weight" not in {n for n, _ in half.named_parameters()}
 
@@ -223,9 +217,7 @@ def test_token_types_travel() -> None:
     inputs = {**batch(), "token_type_ids": (torch.arange(10) > 4).long().expand(2, 10)}
     expected = model(**inputs).logits
     device = DeviceHalf(copy.deepcopy(model), 2, layout)
-    assert torch.equal(
-        EdgeHalf(model, 2, layout)(device(inputs), device.edge_inputs(inputs)).logits, expected
-    )
+    assert torch.equal(EdgeHalf(model, 2, layout)(device(inputs), device.edge_inputs(inputs)).logits, expected)
 
 
 class NormedStem(nn.Module):

@@ -39,9 +39,7 @@ def test_shared_unit_is_on_both_sides() -> None:
 
 @pytest.mark.parametrize("cut", [16, 17])
 def test_cut_too_high(cut: int) -> None:
-    with pytest.raises(
-        CutError, match=rf"`cut` is {cut}; expected 1\.\.15 for a 16-layer model\. Lower `cut`"
-    ):
+    with pytest.raises(CutError, match=rf"`cut` is {cut}; expected 1\.\.15 for a 16-layer model\. Lower `cut`"):
         LAYOUT.check_cut(cut)
 
 

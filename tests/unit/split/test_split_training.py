@@ -114,9 +114,7 @@ def test_imported_state_is_a_copy() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = adamw([parameter])
     moment = torch.ones(2)
-    import_optimizer_state(
-        optimizer, [("w", parameter)], {"w": {"exp_avg": moment, "step": torch.tensor(3.0)}}
-    )
+    import_optimizer_state(optimizer, [("w", parameter)], {"w": {"exp_avg": moment, "step": torch.tensor(3.0)}})
     moment.zero_()
     assert torch.equal(optimizer.state[parameter]["exp_avg"], torch.ones(2))
 

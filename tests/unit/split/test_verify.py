@@ -48,9 +48,7 @@ def test_the_named_difference_of_shared_position_embeddings() -> None:
 
 def test_a_convolution_between_two_blocks_is_found_out() -> None:
     config = DebertaV2Config(**TINY, relative_attention=True, pos_att_type=["c2p"], conv_kernel_size=3)
-    with pytest.raises(
-        UncuttableModelError, match=r"DebertaV2ForMaskedLM cannot be cut: at cut 1 .* differs"
-    ):
+    with pytest.raises(UncuttableModelError, match=r"DebertaV2ForMaskedLM cannot be cut: at cut 1 .* differs"):
         verify_cut(DebertaV2ForMaskedLM(config))
 
 

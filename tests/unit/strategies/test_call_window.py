@@ -135,7 +135,9 @@ class _World:
 class _Round:
     """A round over a world: serves whoever is yielded for some seconds, and writes down what happened."""
 
-    def __init__(self, world: _World, monkeypatch: pytest.MonkeyPatch, nodes: Iterable[int], turn_s: float = 5.0) -> None:
+    def __init__(
+        self, world: _World, monkeypatch: pytest.MonkeyPatch, nodes: Iterable[int], turn_s: float = 5.0
+    ) -> None:
         monkeypatch.setattr(turns, "time", world)
         self.world, self.turn_s = world, turn_s
         self.served: list[int] = []
@@ -347,9 +349,7 @@ def test_a_device_that_connects_and_is_lost_before_its_turn(monkeypatch: pytest.
     world.at(2.0, lose)
     round_ = _Round(world, monkeypatch, [1, 2, 3]).run()
     assert round_.served == [1, 3]
-    assert round_.gave_up == {
-        2: "it connected and was lost before its turn: device 2 reported: out of memory"
-    }
+    assert round_.gave_up == {2: "it connected and was lost before its turn: device 2 reported: out of memory"}
     assert world.now_s < CONNECT_TIMEOUT_S
 
 

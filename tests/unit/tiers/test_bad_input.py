@@ -250,7 +250,7 @@ def _one(value: float) -> Callable[[Tensor], Tensor]:
     """The same tensor with one value changed."""
 
     def make(tensor: Tensor) -> Tensor:
-        tensor.view(-1)[5] = value
+        tensor.view(-1)[4] = value
         return tensor
 
     return make
@@ -323,7 +323,9 @@ def _twice(kind: str) -> Meddle:
 
 
 def test_a_forward_twice(tmp_path: Path) -> None:
-    message = "sent step 0, micro-batch 0; expected step 1, micro-batch 0: one was duplicated. Nothing of it was applied"
+    message = (
+        "sent step 0, micro-batch 0; expected step 1, micro-batch 0: one was duplicated. Nothing of it was applied"
+    )
     _refused(tmp_path, ProtocolError, message, uplink=_twice("Forward"))
 
 
@@ -377,7 +379,11 @@ def _extra(name: str, tensor: Tensor) -> Callable[[Any, Tensors], None]:
             _extra("weight/lm_head.weight", torch.zeros(VOCAB, 16)),
         ),
         (ProtocolError, "first that differs is 'zebra'", _extra("weight/zebra", torch.zeros(2))),
-        (ProtocolError, "has a tensor 'zebra'; expected weight/<name> or moment/<key>/<name>", _extra("zebra", torch.zeros(2))),
+        (
+            ProtocolError,
+            "has a tensor 'zebra'; expected weight/<name> or moment/<key>/<name>",
+            _extra("zebra", torch.zeros(2)),
+        ),
         (TensorError, rf"`{_NAME}` has shape \(16, 24\); expected \(24, 16\)", _put(f"weight/{_NAME}", lambda t: t.T)),
         (TensorError, f"`{_NAME}`.*torch.float64", _put(f"weight/{_NAME}", Tensor.double)),
         (
@@ -415,7 +421,11 @@ def test_a_half_that_is_not_taken_back(
 @pytest.mark.parametrize(
     ("kind", "message", "change"),
     [
-        (ProtocolError, r"sent 1 gradient norms for step 1; expected \d+ for step 1", lambda b, t: b.norms.__delitem__(slice(1, None))),
+        (
+            ProtocolError,
+            r"sent 1 gradient norms for step 1; expected \d+ for step 1",
+            lambda b, t: b.norms.__delitem__(slice(1, None)),
+        ),
         (ProtocolError, r"gradient norms for step 7; expected \d+ for step 1", _set(step=7)),
         (NonFiniteError, "gradient norm of step 1", lambda b, t: b.norms.__setitem__(0, float("nan"))),
         (NonFiniteError, "gradient norm of step 1", lambda b, t: b.norms.__setitem__(0, float("inf"))),

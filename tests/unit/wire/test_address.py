@@ -25,7 +25,9 @@ def test_parse(text: str, host: str, ports: list[int]) -> None:
     assert (parsed.host, list(parsed.ports)) == (host, ports)
 
 
-@pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:abc", "host:1-", "host:-1", "host:1-2-3", "host:1.5"])
+@pytest.mark.parametrize(
+    "text", ["", "host", ":80", "host:", "host:abc", "host:1-", "host:-1", "host:1-2-3", "host:1.5"]
+)
 def test_malformed(text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"`data_address` is {text!r}; expected host:port")):
         parse_listen_address(text)

@@ -107,9 +107,7 @@ def test_integers_never_lose_anything(code: int, codec: int) -> None:
     assert torch.equal(round_trip(tensor, codec), tensor)
 
 
-@pytest.mark.parametrize(
-    ("codec", "half"), [(pb.CODEC_FLOAT16, torch.float16), (pb.CODEC_BFLOAT16, torch.bfloat16)]
-)
+@pytest.mark.parametrize(("codec", "half"), [(pb.CODEC_FLOAT16, torch.float16), (pb.CODEC_BFLOAT16, torch.bfloat16)])
 def test_half_precision_is_one_rounding(codec: int, half: torch.dtype) -> None:
     tensor = _random((64, 33), torch.float32) * 100
     assert torch.equal(round_trip(tensor, codec), tensor.to(half).to(torch.float32))

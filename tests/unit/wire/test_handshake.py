@@ -6,8 +6,18 @@ import re
 
 import pytest
 
-from flwr_splitkd.errors import DataError, HandshakeError, NonFiniteError, PeerLostError, ProtocolError, SplitKDError
-from flwr_splitkd.errors import ConfigError, CutError, StoreError, TensorError
+from flwr_splitkd.errors import (
+    ConfigError,
+    CutError,
+    DataError,
+    HandshakeError,
+    NonFiniteError,
+    PeerLostError,
+    ProtocolError,
+    SplitKDError,
+    StoreError,
+    TensorError,
+)
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.credentials import Ticket
 from flwr_splitkd.wire.failures import error_from, failure_from

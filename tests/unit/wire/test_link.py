@@ -205,9 +205,7 @@ def _forget_body(frame: Frame) -> list[Frame]:
         (_forget_body, ProtocolError, "A frame has neither a body nor chunks that were announced"),
     ],
 )
-def test_tampering_is_noticed_and_both_sides_are_told(
-    tamper: Tamper, kind: type[ProtocolError], message: str
-) -> None:
+def test_tampering_is_noticed_and_both_sides_are_told(tamper: Tamper, kind: type[ProtocolError], message: str) -> None:
     with connected_links(limits=SMALL, tamper_uplink=tamper) as (edge, device):
         device.send(pb.Forward(step=1), {"smashed": _bytes(bytes(30))})
         with pytest.raises(kind, match=re.escape(message)):

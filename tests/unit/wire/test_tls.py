@@ -140,8 +140,9 @@ def test_a_certificate_of_another_host(tmp_path: Path, authority: _Authority) ->
 
 
 def test_plaintext_does_not_pass(server: DataPlaneServer) -> None:
-    with pytest.raises(PeerLostError, match=server.address), connect(
-        server.address, _hello(_expect(server)), timeout_s=1
+    with (
+        pytest.raises(PeerLostError, match=server.address),
+        connect(server.address, _hello(_expect(server)), timeout_s=1),
     ):
         pytest.fail("plaintext came in")
 

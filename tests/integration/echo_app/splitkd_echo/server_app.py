@@ -26,9 +26,7 @@ def main(grid: Grid, context: Context) -> None:
         raise ValueError("told to fail")
     asked = time.monotonic()
     messages = [
-        Message(
-            content=RecordDict({"config": ConfigRecord({"n": i})}), message_type="train", dst_node_id=node
-        )
+        Message(content=RecordDict({"config": ConfigRecord({"n": i})}), message_type="train", dst_node_id=node)
         for i, node in enumerate(nodes)
     ]
     replies = list(grid.send_and_receive(messages, timeout=60))

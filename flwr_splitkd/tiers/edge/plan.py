@@ -1,0 +1,91 @@
+"""What a turn is served with, what was decided for it, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flwr_splitkd.tiers.optimizer import LearningRateSchedule, constant
+from flwr_splitkd.wire.codec import CodecName
+
+__all__ = ["TurnOutcome", "TurnPlan", "TurnSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnSettings:
+    """What is the same for every turn of a run.
+
+    Parameters
+    ----------
+    seed
+        Of dropout and the order of the data.
+    max_grad_norm
+        Bound on the global L2 norm of the gradients of both halves; None to leave them as they are.
+    gradient_accumulation_steps
+        Micro-batches in one optimiser step.
+    max_batches
+        At most so many batches of each local epoch; 0 for all.
+    uplink_codec, downlink_codec
+        For smashed data and teacher embeddings, and for gradients.
+    lr_schedule
+        Factor on the base learning rate by step.
+    step_timeout_s
+        Seconds that a device may take for one answer.
+    """
+
+    seed: int = 0
+    max_grad_norm: float | None = None
+    gradient_accumulation_steps: int = 1
+    max_batches: int = 0
+    uplink_codec: CodecName = "none"
+    downlink_codec: CodecName = "none"
+    lr_schedule: LearningRateSchedule = constant
+    step_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnPlan:
+    """What was decided for one turn.
+
+    Parameters
+    ----------
+    mode
+        Whether the turn trains.
+    cut
+        Blocks on the device.
+    local_epochs
+        Passes over the device's data.
+    first_step
+        Number of the turn's first optimiser step, over the whole run.
+    info
+        What the commit shall remember beside it.
+    """
+
+    mode: Literal["train", "evaluate"]
+    cut: int
+    local_epochs: int
+    first_step: int
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnOutcome:
+    """A completed turn. Losses are means over its counted labels; bytes are those of the data plane.
+
+    `loss` is what was minimised; `kl_divergence` is without the factor temperature squared.
+    """
+
+    cut: int
+    commit_id: str
+    num_steps: int
+    num_examples: int
+    num_tokens: int
+    loss: float
+    cross_entropy: float
+    kl_divergence: float
+    num_correct: int
+    duration_s: float
+    uplink_bytes: int
+    downlink_bytes: int
+    handover_bytes: int

@@ -1,0 +1,43 @@
+"""What a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flwr_splitkd.errors import StoreError
+from flwr_splitkd.store import RunFolder
+
+
+def test_metrics_config_and_summary(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "1")
+    folder.append_metrics({"kind": "turn", "loss": 1.5})
+    folder.append_metrics({"kind": "round"})
+    assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [
+        {"kind": "turn", "loss": 1.5},
+        {"kind": "round"},
+    ]
+    folder.write_config({"seed": 1, "path": Path("x")})
+    folder.write_config({"seed": 2, "path": Path("x")})
+    assert json.loads((folder.path / "config.json").read_text()) == {"seed": 2, "path": "x"}
+    folder.write_summary("the table\n")
+    assert (folder.path / "summary.txt").read_text() == "the table\n"
+    assert {path.name for path in folder.path.iterdir()} == {"config.json", "metrics.jsonl", "summary.txt"}
+    assert folder.commits.parent == folder.student.parent == folder.path
+
+
+def test_a_relative_path_does_not_follow_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("runs"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder.append_metrics({})
+    assert (tmp_path / "runs" / "metrics.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=f"`run_folder` is {tmp_path / 'file' / 'x'}; it cannot be created"):
+        RunFolder(tmp_path / "file" / "x")
