@@ -77,7 +77,7 @@ class Measured:
 
     @property
     def parts(self) -> str:
-        """Say where the split step's time went, and whether both ways trained the same student."""
+        """Where the split step's time went, and whether both ways trained the same student."""
         device, edge, exchange = (
             1e3 * statistics.median(second for run in runs for second in run)
             for runs in zip(*((run.device_s, run.edge_s, run.exchange_s) for run in self.split), strict=True)
@@ -85,8 +85,8 @@ class Measured:
         pairs = zip(self.split, self.unsplit, strict=True)
         same = "equal" if all(s.student == u.student for s, u in pairs) else "NOT equal"
         return (
-            f"{self.case.name}: device {device:.1f} ms, edge {edge:.1f} ms, exchange {exchange:.1f} ms; the students are "
-            f"{same} bit for bit"
+            f"{self.case.name}: device {device:.1f} ms, edge {edge:.1f} ms, exchange {exchange:.1f} ms; "
+            f"the students are {same} bit for bit"
         )
 
 
@@ -102,8 +102,8 @@ def main() -> None:
     notes = [
         f"float32, CPU, {about}, AdamW, chunked loss; {arguments.pairs} alternating pairs of turns of "
         f"{arguments.steps} steps after {arguments.warmup} that do not count.",
-        "ratio: median of the pairs' split / unsplit; spread: their quartile distance. exchange: what the device waits "
-        "beyond the edge's forward pass, loss and backward pass.",
+        "value, reference: median step, split and unsplit. ratio: median of the pairs' ratios; spread: their quartile "
+        "distance. exchange: what the device waits beyond the edge's forward pass, loss and backward pass.",
         "default: what the product sets where device and edge share a machine: device "
         f"{default_threads(LOOPBACK) or 'as many threads as torch takes'}, edge as many threads as torch takes "
         f"({TWO_THREADS} here), no wait policy.",

@@ -362,7 +362,7 @@ def test_a_frame_beyond_the_limit() -> None:
         session = server.expect(_ticket())
         with connect(server.address, _hello(session.ticket)) as device:  # whose own limits are wider
             device.send(pb.GradientNorms(norms=[1.0] * 5_000))
-            with pytest.raises(PeerLostError, match="device seven is lost"):
+            with pytest.raises(PeerLostError, match="device seven (is lost|ended the stream)"):
                 _edge_of(session).receive("GradientNorms", WAIT_S)
             with pytest.raises(PeerLostError, match="RESOURCE_EXHAUSTED"):
                 device.receive("Update", WAIT_S)
