@@ -75,6 +75,10 @@ class EdgeStudent:
         """Cut the student for a turn; `EdgeHalf.restore` makes it whole again."""
         return EdgeHalf(self.model, cut, self.layout)
 
+    def device_units(self, cut: int) -> list[str]:
+        """Units that a device holds at a cut; one without tensors, such as a ReLU, is none."""
+        return [unit for unit in self.layout.units(cut)[0] if unit in self._versions]
+
     def version(self, unit: str) -> str:
         """Version of a unit as of the last commit."""
         return self._versions[unit]

@@ -85,7 +85,7 @@ class _Turn:
         self._cached = {item.unit: item.version for item in hello.cached_units}
         self._device = next(student.model.parameters()).device
         # Asked while the student is whole: its half knows nothing of the device's blocks.
-        self._device_trainable = student.trainable_in(student.layout.units(plan.cut)[0])
+        self._device_trainable = student.trainable_in(student.device_units(plan.cut))
         self._step, self._microbatch, self._step_microbatches = plan.first_step, 0, 0
         self._num_tokens, self._num_correct = 0, 0
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
@@ -120,7 +120,7 @@ class _Turn:
 
     def _send_begin(self) -> None:
         plan, settings, student = self._plan, self._settings, self._student
-        units, _ = student.layout.units(plan.cut)
+        units = student.device_units(plan.cut)
         begin = pb.Begin(
             mode=pb.MODE_TRAIN if self._training else pb.MODE_EVALUATE,
             task=self._objective.task,
@@ -322,7 +322,7 @@ class _Turn:
             num_tokens=self._num_tokens,
             num_correct=self._num_correct,
         )
-        for unit in self._student.layout.units(self._plan.cut)[0]:
+        for unit in self._student.device_units(self._plan.cut):
             result.units.add(unit=unit, version=self._student.version(unit))
         return result
 

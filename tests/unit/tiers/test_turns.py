@@ -1,0 +1,322 @@
+"""Whole turns over the in-memory transport: hand-over modes, the cache, evaluation, and tasks beside language models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.models import build_skeleton
+from flwr_splitkd.split import Layout, find_layout
+from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
+from flwr_splitkd.testing import connected_links
+from flwr_splitkd.tiers import device as device_tier
+from flwr_splitkd.tiers.device import DeviceData
+from flwr_splitkd.tiers.edge import (
+    EdgeStudent,
+    EdgeTeacher,
+    HandoverName,
+    Objective,
+    TaskName,
+    TurnOutcome,
+    TurnPlan,
+    TurnSettings,
+    run_turn,
+)
+from flwr_splitkd.tiers.optimizer import OptimizerSettings
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+CPU = torch.device("cpu")
+OPTIMIZER = OptimizerSettings(learning_rate=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tensor_file, "_sync", lambda path: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def llama(hidden_size: int = 16) -> nn.Module:
+    torch.manual_seed(hidden_size)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=hidden_size,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def bert(hidden_size: int = 16) -> nn.Module:
+    torch.manual_seed(hidden_size)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=hidden_size,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_labels=4,
+        pad_token_id=0,
+    )
+    return BertForSequenceClassification(config)
+
+
+class Cnn(nn.Module):
+    """A small image classifier with state beside its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.third = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = self.third(self.second(self.first(image)))
+        return self.classifier(hidden.mean((2, 3)))
+
+
+CNN_BLOCKS = ("first", "second", "third")
+
+
+def sentences(count: int = 3, classes: int | None = None) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    made = []
+    for _ in range(count):
+        ids = torch.randint(1, 40, (2, 6), generator=generator)
+        labels = torch.randint(classes, (2,), generator=generator) if classes else ids.clone()
+        made.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+    return made
+
+
+def images(count: int = 3) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(8)
+    return [
+        {
+            "image": torch.randn(4, 1, 6, 6, generator=generator),
+            "labels": torch.randint(3, (4,), generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+@dataclass
+class Federation:
+    """An edge, and devices that share nothing but it."""
+
+    folder: Path
+    build: Callable[[], nn.Module] = llama
+    teacher: nn.Module | None = None
+    task: TaskName = "causal-lm"
+    handover: HandoverName = "full"
+    blocks: Sequence[str] | None = None
+    settings: TurnSettings = field(default_factory=TurnSettings)
+    next_step: int = 0
+
+    def __post_init__(self) -> None:
+        model = self.build()
+        self.student = EdgeStudent(
+            model,
+            self.layout(model),
+            optimizer=OPTIMIZER,
+            handover=self.handover,
+            log=CommitLog(self.folder / "commits"),
+        )
+        has_head = self.task != "classification"
+        teacher = EdgeTeacher(self.teacher, has_head=has_head, compute_device=CPU) if self.teacher else None
+        loss = DistillationLoss(kd_ratio=0.5 if teacher else 0.0)
+        self.objective = Objective(model, teacher, loss, self.task)
+
+    def layout(self, model: nn.Module) -> Layout:
+        return find_layout(model, list(self.blocks) if self.blocks else None)
+
+    def turn(
+        self, device: int, cut: int, data: list[Any], mode: Literal["train", "evaluate"] = "train"
+    ) -> tuple[TurnOutcome, device_tier.TurnReport]:
+        cache = DeviceCache(self.folder / f"device-{device}")
+        hello = pb.Hello(cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()])
+        reports: list[device_tier.TurnReport] = []
+
+        def serve() -> None:
+            skeleton = build_skeleton(self.build)
+            reports.append(
+                device_tier.run_turn(
+                    device_link,
+                    model=skeleton,
+                    layout=self.layout(skeleton),
+                    data=DeviceData(data),
+                    cache=cache,
+                    compute_device=CPU,
+                    begin_timeout_s=20,
+                    step_timeout_s=20,
+                )
+            )
+
+        plan = TurnPlan(mode=mode, cut=cut, local_epochs=1, first_step=self.next_step, info={})
+        with connected_links() as (edge_link, device_link):
+            thread = threading.Thread(target=serve)
+            thread.start()
+            outcome = run_turn(
+                edge_link, hello, student=self.student, objective=self.objective, settings=self.settings, plan=plan
+            )
+            thread.join(20)
+        if mode == "train":
+            self.next_step += outcome.num_steps
+        return outcome, reports[0]
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.student.model.state_dict().items()}
+
+
+def unsplit(build: Callable[[], nn.Module], data: list[Any], turns: int, *, reset: bool = False) -> dict[str, Tensor]:
+    """Labels only, all turns on the same data."""
+    model = build().train()
+    optimizer = OPTIMIZER.build(model.parameters())
+    for turn in range(turns):
+        if reset and turn:
+            optimizer = OPTIMIZER.build(model.parameters())
+        for batch in data:
+            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+            output = model(**inputs)
+            logits = output if isinstance(output, Tensor) else output.logits
+            labels = batch["labels"]
+            if labels.dim() == 2:
+                nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).backward()
+            else:
+                DistillationLoss(kd_ratio=0.0).from_logits(logits, None, labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.state_dict()
+
+
+def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Equal but for the last bits: torch's dense cross-entropy sums in another order than the chunked loss."""
+    return all(torch.allclose(one[name].double(), other[name].double(), rtol=1e-4, atol=2e-5) for name in other)
+
+
+@pytest.mark.parametrize("handover", ["full", "reset"])
+def test_moments_travel_or_start_again(handover: HandoverName, tmp_path: Path) -> None:
+    federation = Federation(tmp_path, handover=handover)
+    for device, cut in ((0, 1), (1, 3), (0, 2)):
+        federation.turn(device, cut, sentences())
+    expected = unsplit(llama, sentences(), 3, reset=handover == "reset")
+    assert close(federation.weights(), expected)
+    assert not close(federation.weights(), unsplit(llama, sentences(), 3, reset=handover == "full"))
+    assert bool(federation.student.moments) == (handover == "full")
+
+
+def test_moments_can_stay_on_their_device(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, handover="device")
+    first, _ = federation.turn(0, 2, sentences())
+    federation.turn(0, 2, sentences())
+    # One device at one cut: every layer finds its own moments again, wherever it lives.
+    assert close(federation.weights(), unsplit(llama, sentences(), 2))
+    kept = DeviceCache(tmp_path / "device-0").versions()
+    assert any(name.startswith("moments.model.layers.0.") for name in kept)
+    full, _ = Federation(tmp_path / "full").turn(0, 2, sentences())
+    assert first.handover_bytes < full.handover_bytes  # nothing but weights went up
+
+
+def test_only_what_changed_travels(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    first, _ = federation.turn(0, 2, sentences())
+    again, _ = federation.turn(0, 2, sentences())
+    other, _ = federation.turn(1, 2, sentences())
+    back, _ = federation.turn(0, 2, sentences())
+    up = other.handover_bytes - back.handover_bytes
+    assert again.handover_bytes < first.handover_bytes  # nothing had to come down: the cache had it all
+    assert back.handover_bytes > again.handover_bytes  # another device trained these layers since
+    assert up == 0, "a newcomer and a device that lags behind receive the same"
+
+
+def test_a_damaged_cache_costs_bytes_only(tmp_path: Path) -> None:
+    federation, clean = Federation(tmp_path / "damaged"), Federation(tmp_path / "clean")
+    for one in (federation, clean):
+        one.turn(0, 2, sentences())
+    for file in (tmp_path / "damaged" / "device-0").glob("*.safetensors"):
+        file.unlink()
+    for one in (federation, clean):
+        one.turn(0, 2, sentences())
+    assert all(torch.equal(tensor, clean.weights()[name]) for name, tensor in federation.weights().items())
+
+
+def test_evaluation_changes_nothing(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, teacher=llama(20))
+    federation.turn(0, 1, sentences())
+    before, commit = federation.weights(), federation.student.last_commit
+    outcome, report = federation.turn(1, 3, sentences(), mode="evaluate")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in federation.weights().items())
+    assert federation.student.last_commit == commit
+    model = llama()
+    model.load_state_dict(before)
+    model.train(False)
+    losses = []
+    for batch in sentences():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        losses.append(nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()))
+    assert outcome.cross_entropy == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert outcome.kl_divergence == 0.0
+    assert (report.num_examples, report.num_steps, outcome.num_tokens) == (6, 3, 30)
+
+
+def test_a_short_last_group_is_a_step_of_its_own(tmp_path: Path) -> None:
+    settings = TurnSettings(gradient_accumulation_steps=2, max_grad_norm=1.0)
+    outcome, _ = Federation(tmp_path, settings=settings).turn(0, 2, sentences(5))
+    assert outcome.num_steps == 3
+    assert outcome.num_examples == 10
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_batch_without_labels_that_count(clip: float | None, tmp_path: Path) -> None:
+    data = sentences()
+    data[1]["labels"] = torch.full_like(data[1]["labels"], -100)
+    federation = Federation(tmp_path, settings=TurnSettings(max_grad_norm=clip))
+    outcome, _ = federation.turn(0, 2, data)
+    assert outcome.num_tokens == 20
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in federation.weights().values())
+
+
+def test_a_classifier_with_a_teacher(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, build=bert, teacher=bert(20), task="classification")
+    outcome, report = federation.turn(0, 1, sentences(classes=4))
+    assert outcome.kl_divergence > 0
+    assert outcome.num_tokens == 6
+    assert 0 <= outcome.num_correct <= 6
+    assert report.task == pb.TASK_CLASSIFICATION
+
+
+@pytest.mark.parametrize("cuts", [(1, 2), (2, 1)])
+def test_a_cnn_with_running_statistics(cuts: tuple[int, int], tmp_path: Path) -> None:
+    federation = Federation(tmp_path, build=Cnn, task="classification", blocks=CNN_BLOCKS)
+    for device, cut in enumerate(cuts):
+        federation.turn(device, cut, images())
+    # Bit for bit: a convolution's bias before a normalisation has nothing but rounding errors for a gradient.
+    expected = unsplit(Cnn, images(), 2)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in federation.weights().items())
+    assert federation.weights()["first.1.num_batches_tracked"] == 6
+
+
+def test_a_sequential_model(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(6)
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    data = [{"input": batch["image"], "labels": batch["labels"]} for batch in images()]
+    federation = Federation(tmp_path, build=build, task="classification", blocks=[str(i) for i in range(6)])
+    federation.turn(0, 2, data)
+    federation.turn(1, 4, data)
+    assert close(federation.weights(), unsplit(build, data, 2))
