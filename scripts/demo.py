@@ -81,9 +81,13 @@ def main() -> int:
     overrides = {"run-dir": str(runs), **dict(arguments.set)}
     # Ray's hint to its own developers, once per process.
     filters = ["ignore:Tip:FutureWarning", os.environ.get("PYTHONWARNINGS", "")]
-    quiet = {"PYTHONWARNINGS": ",".join(filter(None, filters))}
+    environment = {
+        "PYTHONWARNINGS": ",".join(filter(None, filters)),
+        # All devices and the edge share this machine: whoever waits must not spin on the others' cores.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
     try:
-        with simulation(runs / "logs", supernodes=arguments.supernodes, environment=quiet) as federation:
+        with simulation(runs / "logs", supernodes=arguments.supernodes, environment=environment) as federation:
             outcome = federation.run(arguments.app, overrides, timeout_s=arguments.timeout_s, on_line=_print_line)
     except _Interrupted as interrupted:
         print(
