@@ -93,7 +93,7 @@ class TurnTicket:
         Raises
         ------
         ProtocolError
-            If the message was not made by a split strategy.
+            If the message was not made by a split strategy, or by one of another version.
         """
         record = content.config_records.get(_TICKET)
         if record is None:
@@ -101,16 +101,22 @@ class TurnTicket:
                 f"The message has the config records {sorted(content.config_records)}; expected {_TICKET!r} among them. "
                 "SplitKDClient answers messages of the SplitKD strategy only: use it in server_app.py."
             )
-        blocks = record["blocks"]
-        return cls(
-            session_id=str(record["session-id"]),
-            token=bytes(record["token"]),  # type: ignore[arg-type]
-            address=str(record["address"]),
-            root_certificate=bytes(record["root-certificate"]),  # type: ignore[arg-type]
-            server_round=int(record[SERVER_ROUND]),  # type: ignore[arg-type]
-            tied_embeddings=str(record["tied-embeddings"]),
-            blocks=tuple(str(block) for block in blocks) if isinstance(blocks, Sequence) else (),
-        )
+        try:
+            blocks = record["blocks"]
+            return cls(
+                session_id=str(record["session-id"]),
+                token=bytes(record["token"]),  # type: ignore[arg-type]
+                address=str(record["address"]),
+                root_certificate=bytes(record["root-certificate"]),  # type: ignore[arg-type]
+                server_round=int(record[SERVER_ROUND]),  # type: ignore[arg-type]
+                tied_embeddings=str(record["tied-embeddings"]),
+                blocks=tuple(str(block) for block in blocks) if isinstance(blocks, Sequence) else (),
+            )
+        except KeyError as error:
+            raise ProtocolError(
+                f"The ticket has the keys {sorted(record)}; expected {error} among them. "
+                "Install the same flwr_splitkd on the device and on the edge."
+            ) from None
 
 
 def arrays_from_state(state: Mapping[str, Tensor]) -> ArrayRecord:

@@ -10,7 +10,7 @@ How to read this room::
 
 from __future__ import annotations
 
-from flwr_splitkd.distill.head import Head, LogitTransform
+from flwr_splitkd.distill.head import Head, LogitTransform, match_vocabulary
 from flwr_splitkd.distill.kd import LossTerms, distillation_loss, distillation_loss_from_logits
 from flwr_splitkd.distill.settings import DistillationLoss
 
@@ -21,4 +21,5 @@ __all__ = [
     "LossTerms",
     "distillation_loss",
     "distillation_loss_from_logits",
+    "match_vocabulary",
 ]

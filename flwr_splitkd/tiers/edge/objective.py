@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flwr_splitkd.distill import DistillationLoss, Head, LossTerms
+from flwr_splitkd.distill import DistillationLoss, Head, LossTerms, match_vocabulary
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import HeadTap, find_head
 from flwr_splitkd.split import EdgeHalf
@@ -50,7 +50,7 @@ class Objective:
     Raises
     ------
     ConfigError
-        If the loss needs a teacher and there is none, or the task is unknown.
+        If the loss needs a teacher and there is none, the vocabularies do not fit, or the task is unknown.
     """
 
     def __init__(self, student: nn.Module, teacher: EdgeTeacher | None, loss: DistillationLoss, task: TaskName) -> None:
@@ -66,6 +66,9 @@ class Objective:
         self.teacher = teacher if loss.kd_ratio > 0 else None
         self._student = student
         self._head: Head | None = None if task == "classification" else find_head(student)
+        if self._head is not None and self.teacher is not None and self.teacher.head is not None:
+            # Asked again in each step, but a run that cannot work should end before the first device is called.
+            match_vocabulary(self.teacher.head.vocab_size, self._head.vocab_size, loss.teacher_vocab)
 
     def __call__(
         self,

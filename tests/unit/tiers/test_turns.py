@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import build_skeleton
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
@@ -145,7 +146,7 @@ class Federation:
         return find_layout(model, list(self.blocks) if self.blocks else None)
 
     def turn(
-        self, device: int, cut: int, data: list[Any], mode: Literal["train", "evaluate"] = "train"
+        self, device: int, cut: int, data: list[Any], mode: Literal["train", "evaluate"] = "train", epochs: int = 1
     ) -> tuple[TurnOutcome, device_tier.TurnReport]:
         cache = DeviceCache(self.folder / f"device-{device}")
         hello = pb.Hello(cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()])
@@ -166,7 +167,7 @@ class Federation:
                 )
             )
 
-        plan = TurnPlan(mode=mode, cut=cut, local_epochs=1, first_step=self.next_step, info={})
+        plan = TurnPlan(mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={})
         with connected_links() as (edge_link, device_link):
             thread = threading.Thread(target=serve)
             thread.start()
@@ -271,6 +272,30 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
     assert outcome.cross_entropy == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
     assert outcome.kl_divergence == 0.0
     assert (report.num_examples, report.num_steps, outcome.num_tokens) == (6, 3, 30)
+
+
+def test_several_local_epochs(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    outcome, _ = federation.turn(0, 2, sentences(), epochs=3)
+    assert (outcome.num_steps, outcome.num_examples) == (9, 18)
+    assert close(federation.weights(), unsplit(llama, sentences(), 3))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "numbers"), [(40, 30, "30; expected at least 40"), (40, 50, "50; expected 40")]
+)
+def test_vocabularies_that_do_not_fit(student: int, teacher: int, numbers: str) -> None:
+    models = [
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+            )
+        )
+        for size in (student, teacher)
+    ]
+    frozen = EdgeTeacher(models[1], has_head=True, compute_device=CPU)
+    with pytest.raises(ConfigError, match=f"the teacher's vocabulary is {numbers}"):
+        Objective(models[0], frozen, DistillationLoss(kd_ratio=0.5), "causal-lm")
 
 
 def test_a_short_last_group_is_a_step_of_its_own(tmp_path: Path) -> None:
