@@ -25,6 +25,7 @@ from flwr_splitkd.data import (
     text_blocks,
 )
 from flwr_splitkd.models import PretrainedModel
+from import_graph import ROOT
 
 DOCUMENTS = [Document(module="m", text="wait for the future to complete, with a timeout. " * 40)]
 
@@ -32,7 +33,7 @@ DOCUMENTS = [Document(module="m", text="wait for the future to complete, with a 
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "apps" / "split_kd")
+    monkeypatch.syspath_prepend(ROOT / "apps" / "split_kd")
     return importlib.import_module("split_kd_app.teacher")
 
 
