@@ -33,7 +33,7 @@ def log_settings(setup: EdgeSetup) -> None:
 
 def log_turn(turn: TurnRecord) -> None:
     """Log one line for a turn."""
-    who = f"round {turn.server_round} turn {turn.turn}: device {turn.device or turn.node_id}"
+    who = f"round {turn.server_round} turn {turn.turn} of {turn.num_turns}: device {turn.device or turn.node_id}"
     outcome = turn.outcome
     if outcome is None:
         log(WARNING, "\t%s was left out: %s", who, turn.error)

@@ -24,6 +24,8 @@ class TurnRecord:
         From 1.
     turn
         Position within the round, from 1, in the order in which turns were served.
+    num_turns
+        Devices that were called in this round.
     node_id, device
         Flower's identifier and the device's name; the name is empty for a device that never connected.
     mode
@@ -40,6 +42,7 @@ class TurnRecord:
 
     server_round: int
     turn: int
+    num_turns: int
     node_id: int
     device: str
     mode: str

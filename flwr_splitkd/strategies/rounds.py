@@ -144,6 +144,7 @@ class RoundRunner:
                 turn = TurnRecord(
                     server_round=server_round,
                     turn=len(turns) + 1,
+                    num_turns=item.call.num_turns,
                     node_id=item.call.node_id,
                     device="",
                     mode=mode,
@@ -176,6 +177,7 @@ class RoundRunner:
         base = TurnRecord(
             server_round=server_round,
             turn=turn,
+            num_turns=call.num_turns,
             node_id=call.node_id,
             device=device.name,
             mode=mode,

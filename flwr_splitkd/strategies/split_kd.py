@@ -304,7 +304,7 @@ class SplitKD(Strategy):
                 tied_embeddings=self.setup.tied_embeddings,
                 blocks=self.setup.blocks,
             ).into(content)
-            yield Call(Message(content=content, message_type=kind, dst_node_id=node_id), session)
+            yield Call(Message(content=content, message_type=kind, dst_node_id=node_id), session, len(order))
 
     def choose(self, device: DeviceView) -> tuple[int, int]:
         """Ask the policies for a turn's cut and local epochs."""

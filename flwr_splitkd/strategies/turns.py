@@ -32,10 +32,14 @@ such a pair from waiting for each other.
 
 @dataclass(slots=True)
 class Call:
-    """A message that asked a device to come, and the session that it will open."""
+    """A message that asked a device to come, and the session that it will open.
+
+    `num_turns` is how many calls the round has.
+    """
 
     message: Message
     session: Session
+    num_turns: int = 0
     called_s: float = 0.0
     message_id: str = ""
     overdue: bool = False

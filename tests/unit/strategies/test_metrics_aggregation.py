@@ -59,7 +59,7 @@ def test_perplexity() -> None:
 
 
 def test_a_turn_that_came_to_nothing_as_json() -> None:
-    line = TurnRecord(server_round=2, turn=3, node_id=4, device="", mode="train", error="why").to_json()
+    line = TurnRecord(server_round=2, turn=3, num_turns=5, node_id=4, device="", mode="train", error="why").to_json()
     assert line == {
         "kind": "turn", "server_round": 2, "turn": 3, "node_id": 4, "device": "", "mode": "train", "error": "why",
     }  # fmt: skip
