@@ -6,6 +6,7 @@ Runs on the caller's thread: torch never runs on gRPC's.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,6 +37,8 @@ from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["run_turn"]
+
+_log = logging.getLogger(__name__)
 
 _DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
 _LOSS_REMEDY = "The turn is undone; lower the learning rate, clip gradients, or check the labels."
@@ -99,7 +102,7 @@ class _Turn:
             done, moments = self._run_steps(half)
         commit_id = self._commit(done, moments) if self._training else self._student.last_commit
         result = self._result(commit_id)
-        self._link.send(result)
+        self._tell(result)
         return TurnOutcome(
             cut=self._plan.cut,
             commit_id=commit_id,
@@ -115,6 +118,13 @@ class _Turn:
             downlink_bytes=self._link.bytes_sent,
             handover_bytes=self._handover_bytes,
         )
+
+    def _tell(self, result: pb.TurnResult) -> None:
+        try:
+            self._link.send(result)
+        except SplitKDError as error:
+            # The turn is durable whether the device hears of it or not; its cache lags behind, which costs bytes.
+            _log.warning("%s did not hear of its commit %s: %s", self._link.peer, result.commit_id, error)
 
     # ---- the plan, and what the device lacks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.errors import ConfigError, PeerLostError
 from flwr_splitkd.models import build_skeleton
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
@@ -147,28 +148,30 @@ class Federation:
 
     def turn(
         self, device: int, cut: int, data: list[Any], mode: Literal["train", "evaluate"] = "train", epochs: int = 1
-    ) -> tuple[TurnOutcome, device_tier.TurnReport]:
+    ) -> tuple[TurnOutcome, device_tier.TurnReport | None]:
         cache = DeviceCache(self.folder / f"device-{device}")
         hello = pb.Hello(cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()])
         reports: list[device_tier.TurnReport] = []
 
         def serve() -> None:
             skeleton = build_skeleton(self.build)
-            reports.append(
-                device_tier.run_turn(
-                    device_link,
-                    model=skeleton,
-                    layout=self.layout(skeleton),
-                    data=DeviceData(data),
-                    cache=cache,
-                    compute_device=CPU,
-                    begin_timeout_s=20,
-                    step_timeout_s=20,
+            with suppress(PeerLostError):
+                reports.append(
+                    device_tier.run_turn(
+                        device_link,
+                        model=skeleton,
+                        layout=self.layout(skeleton),
+                        data=DeviceData(data),
+                        cache=cache,
+                        compute_device=CPU,
+                        begin_timeout_s=20,
+                        step_timeout_s=20,
+                    )
                 )
-            )
 
         plan = TurnPlan(mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={})
         with connected_links() as (edge_link, device_link):
+            self.edge_link = edge_link
             thread = threading.Thread(target=serve)
             thread.start()
             outcome = run_turn(
@@ -177,7 +180,7 @@ class Federation:
             thread.join(20)
         if mode == "train":
             self.next_step += outcome.num_steps
-        return outcome, reports[0]
+        return outcome, reports[0] if reports else None
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.student.model.state_dict().items()}
@@ -271,7 +274,27 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
         losses.append(nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()))
     assert outcome.cross_entropy == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
     assert outcome.kl_divergence == 0.0
+    assert report is not None
     assert (report.num_examples, report.num_steps, outcome.num_tokens) == (6, 3, 30)
+
+
+def test_a_device_lost_after_the_commit_has_taken_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation, clean = Federation(tmp_path / "lost"), Federation(tmp_path / "clean")
+    commit = federation.student.commit
+
+    def commit_and_lose(*args: Any) -> Any:
+        manifest = commit(*args)
+        federation.edge_link.lost("its battery is empty")
+        return manifest
+
+    monkeypatch.setattr(federation.student, "commit", commit_and_lose)
+    outcome, report = federation.turn(0, 2, sentences())
+    monkeypatch.undo()
+    clean.turn(0, 2, sentences())
+    assert (report, outcome.commit_id, federation.next_step) == (None, "000001", 3)
+    for one in (federation, clean):
+        one.turn(0, 2, sentences())
+    assert all(torch.equal(tensor, clean.weights()[name]) for name, tensor in federation.weights().items())
 
 
 def test_several_local_epochs(tmp_path: Path) -> None:
@@ -321,6 +344,7 @@ def test_a_classifier_with_a_teacher(tmp_path: Path) -> None:
     assert outcome.kl_divergence > 0
     assert outcome.num_tokens == 6
     assert 0 <= outcome.num_correct <= 6
+    assert report is not None
     assert report.task == pb.TASK_CLASSIFICATION
 
 
