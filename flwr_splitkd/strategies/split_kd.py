@@ -1,4 +1,8 @@
-"""SplitKD: split knowledge distillation as a Flower strategy (paper 1, section IV.B)."""
+"""SplitKD: split knowledge distillation as a Flower strategy.
+
+The workflow is that of Li et al., "Split Knowledge Distillation for Large Models in IoT: Architecture, Challenges, and
+Solutions", section IV.B: devices one after another, a cut layer for each, cross-entropy and KL divergence on the edge.
+"""
 
 from __future__ import annotations
 
