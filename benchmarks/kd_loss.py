@@ -30,7 +30,7 @@ from flwr_splitkd.distill import DistillationLoss, Head
 
 VOCAB, STUDENT_WIDTH, TEACHER_WIDTH = 128_256, 2_048, 4_096
 TEMPERATURE, KD_RATIO = 2.0, 0.5
-# Of dense's, by whether the student's head is trainable (issue 2, "Shows" 4).
+# Of dense's, by whether the student's head is trainable; see benchmarks/README.md.
 MEMORY_BOUND = {False: 0.30, True: 1.0}
 TIME_BOUND = 1.6
 

@@ -34,7 +34,7 @@ from _step_processes import (
 
 from flwr_splitkd.tiers.threads import default_threads
 
-# Of the unsplit step's time at the primary cut (issue 2, "Shows" 5).
+# Of the unsplit step's time at the primary cut; see benchmarks/README.md.
 BOUND = 1.10
 PRIMARY_CUT = 4
 # The demo app's bound on the gradient norm.

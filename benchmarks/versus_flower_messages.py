@@ -25,7 +25,7 @@ from _step_processes import Job, SplitSteps, Tensors, pinned, quartile_distance,
 
 from flower_run import Value, deployment
 
-# Flower's exchange over ours (issue 2, "Shows" 6).
+# Flower's exchange over ours; see benchmarks/README.md.
 BOUND = 50.0
 CUT = 4
 APP = Path(__file__).with_name("flower_messages_app")

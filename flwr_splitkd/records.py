@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from flwr_splitkd.errors import ConfigError, ProtocolError
+from flwr_splitkd.models import embeddings_are_tied, set_tied_embeddings
 
 __all__ = [
     "ACCURACY",
@@ -24,6 +25,7 @@ __all__ = [
     "SERVER_ROUND",
     "TurnTicket",
     "arrays_from_state",
+    "load_arrays",
     "state_from_arrays",
 ]
 
@@ -151,3 +153,22 @@ def state_from_arrays(arrays: ArrayRecord, like: Mapping[str, Tensor]) -> dict[s
             )
         state[name] = tensor.to(reference.dtype)
     return state
+
+
+def load_arrays(model: nn.Module, arrays: ArrayRecord) -> nn.Module:
+    """Load a run's arrays into a model of the student's kind, and return it.
+
+    A model whose input and output embeddings are one matrix is untied first if the arrays hold two: loaded as it is, it
+    would keep the last one for both, and `load_state_dict` would not say so.
+
+    Raises
+    ------
+    ConfigError
+        If names or shapes differ.
+    """
+    state = state_from_arrays(arrays, model.state_dict())
+    model.load_state_dict(state)
+    if embeddings_are_tied(model) and any(not torch.equal(model.state_dict()[name], state[name]) for name in state):
+        set_tied_embeddings(model, "untie")
+        model.load_state_dict(state)
+    return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,7 +32,8 @@ def token_embedding(model: nn.Module) -> tuple[Float[Tensor, "vocab hidden"], fl
     UncuttableModelError
         The embedding module does something else.
     """
-    module = model.get_input_embeddings()  # type: ignore[operator]
+    getter = getattr(model, "get_input_embeddings", None)
+    module: Any = getter() if callable(getter) else None
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UncuttableModelError(

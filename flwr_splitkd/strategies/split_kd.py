@@ -104,7 +104,8 @@ class SplitKD(Strategy):
     tls, insecure
         Certificate files for the data plane; or plaintext on an address that is not loopback.
     connect_timeout_s
-        Seconds that a called device has to connect before the next one overtakes it.
+        Seconds after which a called device that has not connected no longer holds up the next call; twice that, at the
+        round's end, and it is given up. (A device that is ready waits 10 s for those before it, then goes first.)
     step_timeout_s
         Seconds that a device may take for one answer within its turn.
     node_timeout_s
@@ -112,7 +113,7 @@ class SplitKD(Strategy):
     run_folder
         Where metrics and commits go; ``runs/<time>-<run id>`` when not given.
     seed
-        Of dropout and the order of the devices' data.
+        Of dropout, and of the order of data loaders that draw it from torch's own generator.
     compute_device
         A torch device for both models; CUDA if there is one, else the CPU, when not given.
 
@@ -351,7 +352,7 @@ class SplitKD(Strategy):
     def _open_edge(self, initial_arrays: ArrayRecord, folder: RunFolder, ticket_lifetime_s: float) -> EdgeService:
         student = self.setup.build_student()
         if initial_arrays:
-            student.load_state_dict(records.state_from_arrays(initial_arrays, student.state_dict()))
+            records.load_arrays(student, initial_arrays)
         return self.setup.open(student, folder.commits, ticket_lifetime_s=ticket_lifetime_s)
 
     def _open_service(self) -> EdgeService:

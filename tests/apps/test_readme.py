@@ -13,34 +13,9 @@ from import_graph import ROOT
 
 pytest.importorskip("torch", reason="the app needs it, in processes of its own")
 
-_PYPROJECT = """
-[project]
-name = "my-app"
-version = "1.0.0"
-description = "The README's code"
-license = "Apache-2.0"
-dependencies = ["flwr_splitkd"]
-
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[tool.hatch.build.targets.wheel]
-packages = ["my_app"]
-
-[tool.flwr.app]
-publisher = "me"
-
-[tool.flwr.app.components]
-serverapp = "my_app.server_app:app"
-clientapp = "my_app.client_app:app"
-
-[tool.flwr.app.config]
-"""
-
 
 def readme_app(folder: Path) -> Path:
-    """Write the README's two files, and a pyproject.toml as `flwr new` would."""
+    """Write the README's files."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = dict(re.findall(r"`(\w+_app\.py)`:\n\n```python\n(.*?)```", readme, flags=re.DOTALL))
     assert set(blocks) == {"server_app.py", "client_app.py"}
@@ -49,7 +24,9 @@ def readme_app(folder: Path) -> Path:
     (package / "__init__.py").write_text("")
     for name, code in blocks.items():
         (package / name).write_text(code)
-    (folder / "pyproject.toml").write_text(_PYPROJECT)
+    project = re.search(r"```toml\n(.*?)```", readme, flags=re.DOTALL)
+    assert project is not None
+    (folder / "pyproject.toml").write_text(project[1])
     return folder
 
 

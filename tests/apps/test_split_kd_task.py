@@ -24,6 +24,7 @@ from flwr_splitkd.data import (
     split_documents,
     text_blocks,
 )
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import PretrainedModel
 from import_graph import ROOT
 
@@ -240,3 +241,17 @@ def test_progress_is_logged_by_tenths(teacher: types.ModuleType, monkeypatch: py
     assert len(lines) == 11
     assert lines[0] == "teacher [..........] step 1/250, loss 4.00"
     assert lines[-1] == "teacher [##########] step 250/250, loss 4.00"
+
+
+def test_every_mistake_in_the_run_config_is_reported_with_its_value(teacher: types.ModuleType) -> None:
+    config = importlib.import_module("split_kd_app.config")
+    with pytest.raises(ConfigError) as wrong:
+        config.read_config({"kd-ratio": 1.5, "batch-size": "4", "cut": "2", "optimizer": "lion"})
+    for part in ("`kd-ratio` is 1.5; expected", "`batch-size` is '4'", "did you mean `cuts`", "`optimizer` is 'lion'"):
+        assert part in str(wrong.value)
+    with pytest.raises(ConfigError) as wrong:
+        config.read_config({"cuts": "2,0", "tls-certificate": "server.pem"})
+    for part in ("`cuts` is 0; expected at least 1", "'server.pem'"):
+        assert part in str(wrong.value)
+    with pytest.raises(ConfigError, match="`cuts` is 'two'; expected whole numbers"):
+        config.read_config({"cuts": "two"})

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from flwr_splitkd.errors import ConfigError, ProtocolError
-from flwr_splitkd.records import TurnTicket, arrays_from_state, state_from_arrays
+from flwr_splitkd.models import embeddings_are_tied, set_tied_embeddings
+from flwr_splitkd.records import TurnTicket, arrays_from_state, load_arrays, state_from_arrays
 
 TICKET = TurnTicket(
     session_id="s1",
@@ -97,3 +99,28 @@ def test_arrays_of_another_shape() -> None:
     arrays = ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})
     with pytest.raises(ConfigError, match=re.escape("has 'w' with shape (2, 3); expected (3, 2)")):
         state_from_arrays(arrays, {"w": torch.zeros(3, 2)})
+
+
+def test_two_matrices_do_not_go_into_one_tied_one() -> None:
+    def tied() -> LlamaForCausalLM:
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=20,
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                tie_word_embeddings=True,
+            )
+        )
+
+    trained = tied()
+    set_tied_embeddings(trained, "untie")
+    with torch.no_grad():
+        trained.lm_head.weight.add_(1.0)
+    arrays = arrays_from_state(trained.state_dict())
+    loaded = load_arrays(tied(), arrays)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    still_tied = load_arrays(tied(), arrays_from_state(tied().state_dict()))
+    assert embeddings_are_tied(still_tied)

@@ -6,6 +6,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from flwr_splitkd.clients import SplitKDClient
+from flwr_splitkd.errors import DataError
 from split_kd_app import task
 from split_kd_app.config import read_config
 
@@ -28,8 +29,8 @@ def _client(msg: Message, context: Context) -> SplitKDClient:
     config = read_config(context.run_config)
     server_round = int(msg.content["config"]["server-round"])
     data = task.load_partition(
-        int(context.node_config["partition-id"]),
-        int(context.node_config["num-partitions"]),
+        _partition(context, "partition-id"),
+        _partition(context, "num-partitions"),
         config=config.text,
         tokenizer=task.load_tokenizer(config.tokenizer),
         batch_size=config.batch_size,
@@ -37,3 +38,12 @@ def _client(msg: Message, context: Context) -> SplitKDClient:
         seed=config.seed * 1_000_003 + server_round,  # every round in another order
     )
     return SplitKDClient(student=task.student_builder(config.student, **config.model_options), data=data)
+
+
+def _partition(context: Context, key: str) -> int:
+    if key not in context.node_config:
+        raise DataError(
+            f"The node config has the keys {sorted(context.node_config)}; expected `{key}` among them. Start the SuperNode "
+            "with --node-config 'partition-id=0 num-partitions=2'."
+        )
+    return int(context.node_config[key])

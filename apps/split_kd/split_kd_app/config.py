@@ -9,6 +9,7 @@ from typing import Any
 from flwr_splitkd.config import parse_run_config, setting
 from flwr_splitkd.data import DataConfig
 from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.schedulers import CutCycle
 from flwr_splitkd.wire.credentials import TlsFiles
 
 
@@ -25,7 +26,7 @@ class AppConfig:
     local_epochs
         Passes over a device's data in one turn.
     cuts
-        Blocks on the device, separated by commas: device i gets the entry i modulo their number.
+        Blocks on the device, separated by commas: each new device gets the next entry, over and over, and keeps it.
     selection
         Who is next: round-robin, random or fewest-turns-first.
     target_perplexity
@@ -44,8 +45,8 @@ class AppConfig:
         Field of a JSONL line or column of a data set that holds the text.
     sequence_length, batch_size, max_batches
         Tokens in a block, blocks in a batch, batches of a pass at most (0 for all).
-    temperature, kd_ratio, beta
-        Of the distillation loss.
+    temperature, kd_ratio, beta, teacher_vocab
+        Of the distillation loss; a larger teacher vocabulary is refused, or sliced.
     optimizer, learning_rate, weight_decay, warmup_steps, max_grad_norm, gradient_accumulation_steps
         Of training; warm-up is linear in optimiser steps over the whole run, a norm of 0 does not clip.
     optimizer_handover
@@ -59,7 +60,7 @@ class AppConfig:
     insecure
         Allow plaintext on an address that is not loopback.
     connect_timeout
-        Seconds that a called device has to connect before the next one overtakes it.
+        Seconds after which a called device that has not connected no longer holds up the next call.
     run_dir
         Where ``<id>/`` goes; relative to the ServerApp's working directory.
     seed
@@ -87,6 +88,7 @@ class AppConfig:
     temperature: float = setting(1.0, above=0.0)
     kd_ratio: float = setting(0.9, minimum=0.0, maximum=1.0)
     beta: float = setting(0.0, minimum=0.0, maximum=1.0)
+    teacher_vocab: str = setting("refuse", choices=("refuse", "slice"))
     optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"))
     learning_rate: float = setting(3e-3, above=0.0)
     weight_decay: float = setting(0.01, minimum=0.0)
@@ -141,5 +143,14 @@ class AppConfig:
 
 
 def read_config(run_config: Mapping[str, Any]) -> AppConfig:
-    """Parse the run config; every mistake is reported at once."""
-    return parse_run_config(AppConfig, run_config)
+    """Parse the run config; every mistake in a single key is reported at once, then those between keys."""
+    config = parse_run_config(AppConfig, run_config)
+    errors = []
+    for check in (lambda: CutCycle(config.cut_list), lambda: config.tls, lambda: config.text):
+        try:
+            check()
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n  ".join(["The run config has mistakes:", *errors]))
+    return config

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr_splitkd import SplitKD
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.models import set_tied_embeddings
-from flwr_splitkd.records import arrays_from_state, state_from_arrays
+from flwr_splitkd.records import arrays_from_state, load_arrays
 from flwr_splitkd.schedulers import (
     CutCycle,
     FewestTurnsFirst,
@@ -46,8 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     heldout = task.heldout_loader(config=config.text, tokenizer=task.load_tokenizer(config.tokenizer))
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        whole.load_state_dict(state_from_arrays(arrays, whole.state_dict()))
-        return MetricRecord(task.evaluate(whole, heldout))
+        return MetricRecord(task.evaluate(load_arrays(whole, arrays), heldout))
 
     result = _strategy(config, folder).start(
         grid=grid,
@@ -63,7 +62,10 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         student=task.student_builder(config.student, **config.model_options),
         teacher=task.teacher_builder(config.teacher, **config.model_options),
         loss=DistillationLoss(
-            temperature=config.temperature, kd_ratio=config.kd_ratio, beta=config.beta, teacher_vocab="slice"
+            temperature=config.temperature,
+            kd_ratio=config.kd_ratio,
+            beta=config.beta,
+            teacher_vocab=config.teacher_vocab,  # type: ignore[arg-type]  # one of the allowed choices
         ),
         cut=CutCycle(config.cut_list),
         selection=_selection(config),
@@ -101,8 +103,7 @@ def _selection(config: AppConfig) -> SelectionPolicy:
 
 
 def _save(result: SplitKDResult, folder: RunFolder, student: torch.nn.Module, config: AppConfig) -> None:
-    student.load_state_dict(state_from_arrays(result.arrays, student.state_dict()))
-    student.save_pretrained(folder.student)  # type: ignore[operator]  # every builder of this app makes a transformers model
+    load_arrays(student, result.arrays).save_pretrained(folder.student)  # type: ignore[operator]  # every builder of this app makes a transformers model
     task.load_tokenizer(config.tokenizer).save_pretrained(folder.student)
     summary = summarize(result)
     folder.write_summary(summary)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import ProtocolError, StoreError, TensorError
+from flwr_splitkd.errors import DataError, ProtocolError, StoreError, TensorError
 from flwr_splitkd.models import materialize
 from flwr_splitkd.split import (
     DeviceHalf,
@@ -170,6 +170,7 @@ class _Turn:
         self._step += 1
 
     def _run_microbatch(self, header: pb.Forward, inputs: dict[str, Tensor], labels: Tensor) -> pb.Update | None:
+        self._check_token_ids(inputs)
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         with torch.set_grad_enabled(self._training):
             smashed = self._half(inputs)
@@ -185,6 +186,18 @@ class _Turn:
             require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
             torch.autograd.backward(smashed, gradient)
         return answer.body.update if answer.body.HasField("update") else None
+
+    def _check_token_ids(self, inputs: dict[str, Tensor]) -> None:
+        """A token id beyond the table would end in torch's own words, which name neither the id nor the bound."""
+        ids, table = inputs.get("input_ids"), self._half.input_embedding()
+        if ids is None or table is None or not ids.numel():
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= table.shape[0]:
+            raise DataError(
+                f"`input_ids` has {low if low < 0 else high}; expected 0..{table.shape[0] - 1}, the student's vocabulary. "
+                "Tokenize with the tokenizer that belongs to the student."
+            )
 
     def _check_answer(self, asked: pb.Forward, answer: WireMessage) -> None:
         """A gradient is applied once, to the micro-batch that it belongs to; a step's last answer ends the step."""

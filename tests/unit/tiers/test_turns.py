@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.errors import ConfigError, PeerLostError
+from flwr_splitkd.errors import ConfigError, DataError, SplitKDError, UncuttableModelError
 from flwr_splitkd.models import build_skeleton
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
@@ -155,19 +154,21 @@ class Federation:
 
         def serve() -> None:
             skeleton = build_skeleton(self.build)
-            with suppress(PeerLostError):
-                reports.append(
-                    device_tier.run_turn(
-                        device_link,
-                        model=skeleton,
-                        layout=self.layout(skeleton),
-                        data=DeviceData(data),
-                        cache=cache,
-                        compute_device=CPU,
-                        begin_timeout_s=20,
-                        step_timeout_s=20,
-                    )
+            try:
+                report = device_tier.run_turn(
+                    device_link,
+                    model=skeleton,
+                    layout=self.layout(skeleton),
+                    data=DeviceData(data),
+                    cache=cache,
+                    compute_device=CPU,
+                    begin_timeout_s=20,
+                    step_timeout_s=20,
                 )
+            except SplitKDError as error:
+                device_link.fail(error)
+            else:
+                reports.append(report)
 
         plan = TurnPlan(mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={})
         with connected_links() as (edge_link, device_link):
@@ -369,3 +370,19 @@ def test_a_sequential_model(tmp_path: Path) -> None:
     federation.turn(0, 2, data)
     federation.turn(1, 4, data)
     assert close(federation.weights(), unsplit(build, data, 2))
+
+
+@pytest.mark.parametrize("token", [-1, 40])
+def test_a_token_that_the_student_does_not_know(token: int, tmp_path: Path) -> None:
+    data = sentences()
+    data[1]["input_ids"][0, 2] = token
+    federation = Federation(tmp_path)
+    before = federation.weights()
+    with pytest.raises(DataError, match=f"`input_ids` has {token}; expected 0..39, the student's vocabulary"):
+        federation.turn(0, 2, data)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in federation.weights().items())
+
+
+def test_a_teacher_without_a_token_embedding() -> None:
+    with pytest.raises(UncuttableModelError, match="the input embedding of Cnn"):
+        EdgeTeacher(Cnn(), has_head=False, compute_device=CPU)
