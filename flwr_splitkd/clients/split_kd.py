@@ -18,7 +18,7 @@ from flwr_splitkd.models import build_skeleton, fingerprint, set_tied_embeddings
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import DeviceCache
-from flwr_splitkd.tiers.device import DeviceData, TurnReport, run_turn
+from flwr_splitkd.tiers.device import OWN_MOMENTS, DeviceData, TurnReport, run_turn
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
 from flwr_splitkd.tiers.threads import compute_threads, default_threads
 from flwr_splitkd.wire.client import connect
@@ -100,7 +100,8 @@ class SplitKDClient:
         hello = self._hello(ticket, context, model, layout)
         cache = DeviceCache(self._cache_folder / str(context.node_id) / hello.student.digest[:16])
         for unit, unit_version in cache.versions().items():
-            hello.cached_units.add(unit=unit, version=unit_version)
+            if not unit.startswith(OWN_MOMENTS):
+                hello.cached_units.add(unit=unit, version=unit_version)
         threads = self._num_threads or default_threads(ticket.address)
         with (
             compute_threads(threads),
@@ -117,6 +118,7 @@ class SplitKDClient:
                 compute_device=self._compute_device,
                 begin_timeout_s=self._begin_timeout_s,
                 step_timeout_s=self._step_timeout_s,
+                run=str(context.run_id),
             )
 
     def _build(self, ticket: TurnTicket) -> tuple[nn.Module, Layout]:

@@ -45,7 +45,7 @@ class CutTable:
     cuts
         Cut by device name; the name of a simulated device is its partition id, e.g. ``{"0": 2, "1": 4}``.
     default
-        For devices that are not in the table; without it such a device is refused.
+        For devices that are not in the table; without it such a device ends the run.
     """
 
     def __init__(self, cuts: Mapping[str, int], default: int | None = None) -> None:

@@ -151,8 +151,9 @@ class RoundRunner:
                     error=item.reason,
                 )
             else:
-                served.append(item)
                 turn = self._serve(item, server_round, len(turns) + 1, mode, wait_s)
+                if turn.outcome is not None:  # of a lost device Flower says so only a minute later
+                    served.append(item)
             turns.append(turn)
             self._record(turn)
             waiting_since_s = time.monotonic()

@@ -185,7 +185,7 @@ class SplitKD(Strategy):
             task=task,
             tied_embeddings=tied_embeddings,
             train_embeddings=train_embeddings,
-            blocks=tuple(blocks) if blocks else (),
+            blocks=_block_paths(blocks),
             optimizer=optimizer or OptimizerSettings(),
             optimizer_handover=optimizer_handover,
             turn=TurnSettings(
@@ -205,6 +205,7 @@ class SplitKD(Strategy):
             compute_device=torch.device(compute_device or ("cuda" if torch.cuda.is_available() else "cpu")),
         )
         self._edge: EdgeService | None = None
+        self._message_ttl_s: float | None = None
         self.turns_taken: dict[int, int] = {}
 
     # ---- the loop
@@ -221,8 +222,8 @@ class SplitKD(Strategy):
     ) -> SplitKDResult:
         """Run the rounds; parameters as in Flower's `Strategy.start`.
 
-        `timeout` bounds, in seconds, how long a device may wait for its turn and how long the end of a round waits
-        for Flower's replies.
+        `timeout` is, in seconds, the life of a message and its ticket: how long after its call a device may still
+        connect. It also bounds how long the end of a round waits for Flower's replies.
 
         Raises
         ------
@@ -238,6 +239,7 @@ class SplitKD(Strategy):
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         started_s = time.monotonic()
         self.turns_taken = {}
+        self._message_ttl_s = timeout
         self._edge = self._open_edge(initial_arrays, folder, ticket_lifetime_s=timeout)
         try:
             log(INFO, "\t└──> Data plane at %s, run folder %s", self._edge.server.address, folder.path)
@@ -309,7 +311,8 @@ class SplitKD(Strategy):
                 tied_embeddings=self.setup.tied_embeddings,
                 blocks=self.setup.blocks,
             ).into(content)
-            yield Call(Message(content=content, message_type=kind, dst_node_id=node_id), session, len(order))
+            message = Message(content=content, message_type=kind, dst_node_id=node_id, ttl=self._message_ttl_s)
+            yield Call(message, session, len(order))
 
     def choose(self, device: DeviceView) -> tuple[int, int]:
         """Ask the policies for a turn's cut and local epochs."""
@@ -373,6 +376,12 @@ def _with_round(config: ConfigRecord, server_round: int) -> ConfigRecord:
 def _default_run_folder(grid: Grid) -> Path:
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{stamp}-{grid.run.run_id}"
+
+
+def _block_paths(blocks: Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(blocks, str):  # a sequence too, of letters
+        raise ConfigError(f"`blocks` is {blocks!r}; expected a list with the path of each block, in running order.")
+    return tuple(blocks or ())
 
 
 def _check_fractions(**fractions: float) -> None:

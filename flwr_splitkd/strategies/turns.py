@@ -100,9 +100,9 @@ class CallWindow:
                 return
             yield from self._next()
 
-    def _fill(self) -> None:
-        """Keep two calls on their way; an overdue one does not count."""
-        while not self._exhausted and sum(not call.overdue for call in self._waiting) < _WINDOW:
+    def _fill(self, limit: int = _WINDOW) -> None:
+        """Keep `limit` calls on their way; an overdue one does not count."""
+        while not self._exhausted and sum(not call.overdue for call in self._waiting) < limit:
             call = next(self._calls, None)
             if call is None:
                 self._exhausted = True
@@ -118,7 +118,7 @@ class CallWindow:
             self._wait_for(lambda: self._ready(started_s) is not None, _POLL_S)
             if (ready := self._ready(started_s)) is not None:
                 self._waiting.remove(ready)
-                self._fill()  # the next device starts while this one has its turn
+                self._fill(_WINDOW - 1)  # the next device starts while this one has its turn
                 yield ready
                 self._turn_ended_s = time.monotonic()
                 return
@@ -146,7 +146,8 @@ class CallWindow:
     def _failed(self) -> list[GaveUp]:
         """Devices that cannot come any more: not called, gone again, or whose ClientApp has answered instead."""
         gave_up = [GaveUp(call, reason) for call in self._waiting if (reason := _lost(call))]
-        by_id = {call.message_id: call for call in self._waiting if call.message_id}
+        # Asked again for a reply that was pulled, Flower would say that there is none.
+        by_id = {call.message_id: call for call in self._waiting if call.message_id not in {"", *self.replies}}
         lost = {gone.call.message_id for gone in gave_up}
         for reply in self._grid.pull_messages(list(by_id)) if by_id else ():
             # Not by source node: the SuperLink answers in its own name for a node that is gone.
@@ -165,7 +166,7 @@ class CallWindow:
         now_s = time.monotonic()
         gave_up = []
         for call in self._waiting:
-            if now_s - call.called_s < self._connect_timeout_s:
+            if call.session.connected or now_s - call.called_s < self._connect_timeout_s:
                 continue
             if not call.overdue:
                 call.overdue, call.called_s = True, now_s

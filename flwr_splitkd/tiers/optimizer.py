@@ -64,6 +64,13 @@ class OptimizerSettings:
                 f"`weight_decay` is {self.weight_decay} and `eps` is {self.eps}; expected at least 0 and above 0."
             )
 
+    @property
+    def moment_keys(self) -> frozenset[str]:
+        """What torch keeps for each parameter that has had a gradient."""
+        if self.name == "sgd":
+            return frozenset({"momentum_buffer"} if self.momentum else ())
+        return frozenset({"step", "exp_avg", "exp_avg_sq"})
+
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the torch optimiser of one half."""
         own = list(parameters)

@@ -48,7 +48,7 @@ def check_ticket(hello: pb.Hello, ticket: Ticket | None, *, used: bool, now_s: f
         raise Refusal(
             pb.FAILURE_CODE_TOKEN,
             f"The token of session {ticket.session_id!r} expired {now_s - ticket.expires_s:.0f} s ago; "
-            "the turn was given up. Raise `connect_timeout_s` if this device needs longer to start.",
+            "the turn was given up. Raise `timeout` of `strategy.start` if this device needs longer to start.",
         )
     for name in ("run_id", "node_id", "server_round"):
         got, expected = getattr(hello, name), getattr(ticket, name)

@@ -153,7 +153,8 @@ class DataPlaneServer:
                 return int(bound)
         raise ConfigError(
             f"`data_address` is {listen.host} with the ports {listen.ports[0]}-{listen.ports[-1]}; none can be bound. "
-            "Choose a free port, a range such as 9095-9105, or 0; check that the host is this machine's."
+            "Choose a free port, a range such as 9095-9105, or 0; check that the host is this machine's"
+            + (", and that certificate and private key are PEM files of one pair." if tls else ".")
         )
 
     def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
@@ -184,9 +185,12 @@ class DataPlaneServer:
             handshake.check_model(hello.student, self._model)
             handshake.check_codecs(hello.codecs, self._codecs)
             session.used = True
-            link.admit(f"device {hello.device_name[:_MAX_NAME] or hello.node_id}")
+            # It goes into logs and files, and comes from outside.
+            printable = "".join(char for char in hello.device_name if char.isprintable())
+            hello.device_name = printable[:_MAX_NAME] or str(hello.node_id)
+            link.admit(f"device {hello.device_name}")
             link.send(pb.Welcome(protocol_version=handshake.PROTOCOL_VERSION, software=self._software))
-            session.link, session.hello = link, hello
+            session.hello, session.link = hello, link  # in this order: a link means connected
             self.changed.notify_all()
 
 

@@ -77,7 +77,7 @@ class AppConfig:
     teacher: str = setting("builtin")
     student: str = setting("builtin")
     tokenizer: str = setting("builtin")
-    dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))
+    dtype: str = setting("float32", choices=("float32", "bfloat16"))
     tied_embeddings: str = setting("refuse", choices=("refuse", "untie", "freeze"))
     train_embeddings: bool = setting(True)
     data: str = setting("stdlib")

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from flwr_splitkd.tiers.device.batches import Batch, DeviceData
-from flwr_splitkd.tiers.device.turn import TurnReport, run_turn
+from flwr_splitkd.tiers.device.turn import OWN_MOMENTS, TurnReport, run_turn
 
-__all__ = ["Batch", "DeviceData", "TurnReport", "run_turn"]
+__all__ = ["OWN_MOMENTS", "Batch", "DeviceData", "TurnReport", "run_turn"]

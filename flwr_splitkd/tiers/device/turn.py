@@ -43,14 +43,14 @@ from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["TurnReport", "run_turn"]
+__all__ = ["OWN_MOMENTS", "TurnReport", "run_turn"]
 
 _log = logging.getLogger(__name__)
 
 NO_GRADIENT = -1.0
 """In GradientNorms: this parameter took no part in the step."""
 
-_OWN_MOMENTS = "moments."
+OWN_MOMENTS = "moments."
 """Cache prefix of the moments that stay with the device under ``optimizer_handover = device``."""
 
 
@@ -86,6 +86,7 @@ def run_turn(
     compute_device: torch.device,
     begin_timeout_s: float,
     step_timeout_s: float,
+    run: str = "",
 ) -> TurnReport:
     """Serve one turn.
 
@@ -105,9 +106,13 @@ def run_turn(
         Seconds to wait for the turn to begin, while other devices have theirs.
     step_timeout_s
         Seconds to wait for each answer of the edge.
+    run
+        Name of the run, in letters, digits and "-": moments that stay with the device are of no use to another run.
     """
-    begin = link.receive("Begin", begin_timeout_s)
-    turn = _Turn(link, begin, model, layout, cache, compute_device, step_timeout_s)
+    # Begin is not kept by a name here: its payloads are as large as the half and its moments.
+    turn = _Turn(
+        link, link.receive("Begin", begin_timeout_s), model, layout, cache, compute_device, step_timeout_s, f"own-{run}"
+    )
     return turn.run(data)
 
 
@@ -123,8 +128,10 @@ class _Turn:
         cache: DeviceCache,
         compute_device: torch.device,
         step_timeout_s: float,
+        own_version: str,
     ) -> None:
         self._link, self._layout, self._cache = link, layout, cache
+        self._own_version = own_version
         self._plan: pb.Begin = begin.body
         self._device, self._timeout_s = compute_device, step_timeout_s
         self._training = self._plan.mode == pb.MODE_TRAIN
@@ -311,9 +318,17 @@ class _Turn:
         if self._plan.optimizer_handover != pb.OPTIMIZER_HANDOVER_DEVICE or self._optimizer is None:
             return
         for name, entries in export_optimizer_state(self._optimizer, self._trainable).items():
-            self._keep(_OWN_MOMENTS + name, "own", entries)
+            self._keep(OWN_MOMENTS + name, self._own_version, entries)
 
     def _own_moments(self) -> Moments:
+        """What this device kept in this run; a damaged file is as if it had kept nothing."""
         kept = self._cache.versions()
-        names = [name for name, _ in self._trainable if _OWN_MOMENTS + name in kept]
-        return {name: self._cache.get(_OWN_MOMENTS + name, "own") for name in names}
+        moments: Moments = {}
+        for name, _ in self._trainable:
+            if kept.get(OWN_MOMENTS + name) != self._own_version:
+                continue
+            try:
+                moments[name] = self._cache.get(OWN_MOMENTS + name, self._own_version)
+            except StoreError as error:
+                _log.warning("The moments of %s start from zero: %s", name, error)
+        return moments

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, constant
-from flwr_splitkd.wire.codec import CodecName
+from flwr_splitkd.wire.codec import CodecName, codec_code
 
 __all__ = ["TurnOutcome", "TurnPlan", "TurnSettings"]
 
@@ -42,6 +43,22 @@ class TurnSettings:
     downlink_codec: CodecName = "none"
     lr_schedule: LearningRateSchedule = constant
     step_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises
+        ------
+        ConfigError
+            If a setting is out of range.
+        """
+        for name, minimum in (("seed", 0), ("gradient_accumulation_steps", 1), ("max_batches", 0)):
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least {minimum}.")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ConfigError(f"`max_grad_norm` is {self.max_grad_norm}; expected more than 0, or None not to clip.")
+        codec_code(self.uplink_codec)
+        codec_code(self.downlink_codec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import set_tied_embeddings
 from flwr_splitkd.split import find_layout, verify_cut
 from flwr_splitkd.store import CommitLog
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnSettings
 from flwr_splitkd.tiers.edge.service import EdgeService
-from flwr_splitkd.tiers.edge.student import EdgeStudent, HandoverName
+from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent, HandoverName
 from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.wire.credentials import TlsFiles
@@ -46,6 +47,19 @@ class EdgeSetup:
     tls: TlsFiles | None
     insecure: bool
     compute_device: torch.device
+
+    def __post_init__(self) -> None:
+        """Check the choices.
+
+        Raises
+        ------
+        ConfigError
+            If one is unknown.
+        """
+        if self.optimizer_handover not in HANDOVERS:
+            raise ConfigError(
+                f"`optimizer_handover` is {self.optimizer_handover!r}; expected one of {', '.join(HANDOVERS)}."
+            )
 
     def build_student(self) -> nn.Module:
         """Build the whole student, its embeddings as `tied_embeddings` says.
@@ -76,8 +90,31 @@ class EdgeSetup:
         ConfigError, CutError
             If the settings or the models cannot be used.
         StoreError
-            If the commit log cannot be written.
+            If the commit log cannot be written, or holds another run.
         """
+        # The cheap checks come first: a teacher may take minutes.
+        log = CommitLog(commits)
+        if log.latest is not None:
+            raise StoreError(
+                f"{commits} holds commit {log.latest.commit_id} of an earlier run; expected an empty folder, because a new run "
+                "would replace its student. Give this run another `run_folder`."
+            )
+        server = DataPlaneServer(
+            data_address=self.data_address,
+            advertised_address=self.advertised_address,
+            tls=self.tls,
+            insecure=self.insecure,
+            software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+        )
+        try:
+            return self._open(student, log, server, ticket_lifetime_s)
+        except BaseException:
+            server.stop()
+            raise
+
+    def _open(
+        self, student: nn.Module, log: CommitLog, server: DataPlaneServer, ticket_lifetime_s: float
+    ) -> EdgeService:
         layout = find_layout(student, list(self.blocks) or None)
         if not self.train_embeddings:
             _freeze_input_embeddings(student)
@@ -92,16 +129,9 @@ class EdgeSetup:
             layout,
             optimizer=self.optimizer,
             handover=self.optimizer_handover,
-            log=CommitLog(commits),
+            log=log,
         )
         objective = Objective(edge_student.model, teacher, self.loss, self.task)
-        server = DataPlaneServer(
-            data_address=self.data_address,
-            advertised_address=self.advertised_address,
-            tls=self.tls,
-            insecure=self.insecure,
-            software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
-        )
         return EdgeService(
             server,
             student=edge_student,

@@ -192,8 +192,13 @@ class EdgeStudent:
         for name, entries in moments.items():
             for key, tensor in entries.items():
                 fits = name in expected and name in parameters
-                if not fits or tensor.shape not in (parameters[name].shape, torch.Size([])):
+                if not fits or tensor.shape != (torch.Size([]) if key == "step" else parameters[name].shape):
                     raise ProtocolError(
                         f"The device handed back the moment {key!r} of {name!r} with shape {tuple(tensor.shape)}; "
                         "expected only moments of its trainable parameters, in their shape."
                     )
+            if set(entries) != self.optimizer.moment_keys:
+                raise ProtocolError(
+                    f"The device handed back the moments {sorted(entries)} of {name!r}; expected "
+                    f"{sorted(self.optimizer.moment_keys)}. Install the same torch on the device and on the edge."
+                )

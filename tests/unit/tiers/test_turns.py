@@ -146,7 +146,13 @@ class Federation:
         return find_layout(model, list(self.blocks) if self.blocks else None)
 
     def turn(
-        self, device: int, cut: int, data: list[Any], mode: Literal["train", "evaluate"] = "train", epochs: int = 1
+        self,
+        device: int,
+        cut: int,
+        data: list[Any],
+        mode: Literal["train", "evaluate"] = "train",
+        epochs: int = 1,
+        run: str = "",
     ) -> tuple[TurnOutcome, device_tier.TurnReport | None]:
         cache = DeviceCache(self.folder / f"device-{device}")
         hello = pb.Hello(cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()])
@@ -164,6 +170,7 @@ class Federation:
                     compute_device=CPU,
                     begin_timeout_s=20,
                     step_timeout_s=20,
+                    run=run,
                 )
             except SplitKDError as error:
                 device_link.fail(error)
@@ -386,3 +393,26 @@ def test_a_token_that_the_student_does_not_know(token: int, tmp_path: Path) -> N
 def test_a_teacher_without_a_token_embedding() -> None:
     with pytest.raises(UncuttableModelError, match="the input embedding of Cnn"):
         EdgeTeacher(Cnn(), has_head=False, compute_device=CPU)
+
+
+def test_moments_of_another_run_stay_unused(tmp_path: Path) -> None:
+    first = Federation(tmp_path, handover="device")
+    first.turn(0, 2, sentences(), run="1")
+    (tmp_path / "commits").rename(tmp_path / "commits of run 1")
+    second = Federation(tmp_path, handover="device")
+    second.turn(0, 2, sentences(), run="2")
+    assert all(torch.equal(tensor, first.weights()[name]) for name, tensor in second.weights().items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_batches": -1}, "`max_batches` is -1; expected at least 0"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` is 0; expected at least 1"),
+        ({"max_grad_norm": 0.0}, "`max_grad_norm` is 0.0; expected more than 0"),
+        ({"uplink_codec": "zip"}, "`codec` is 'zip'; expected one of none"),
+    ],
+)
+def test_settings_out_of_range(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TurnSettings(**setting)
