@@ -30,6 +30,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ _KILL_TIMEOUT_S = 20.0
 # The log stream ends by itself some polls after its run; on a busy machine that takes a while.
 _LOG_GRACE_S = 30.0
 _POLL_S = 0.1
+_RAY_DID_NOT_START = "The current node timed out during startup"
 # Each `flwr ls` costs most of a second of CPU, so the end of the log stream tells that a run is over and this
 # is only the safety net.
 _STATUS_POLL_S = 20.0
@@ -353,8 +355,17 @@ class Federation:
         timeout_s: float,
         on_line: Callable[[str], None] | None = None,
     ) -> Outcome:
-        """Submit an app and wait for its end; see `submit` and `Run.wait`."""
-        return self.submit(app, overrides, on_line).wait(timeout_s)
+        """Submit an app and wait for its end; see `submit` and `Run.wait`.
+
+        A simulation whose Ray did not start is submitted once more, and says so: Ray gives its own processes 30 s,
+        a limit that cannot be set and that a busy machine now and then exceeds. No device has been called then.
+        """
+        outcome = self.submit(app, overrides, on_line).wait(timeout_s)
+        if not outcome.completed and _RAY_DID_NOT_START in outcome.details + outcome.log:
+            note = f"run {outcome.run_id}: Ray did not start within its 30 s; submitting the app again"
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
+            outcome = self.submit(app, overrides, on_line).wait(timeout_s)
+        return outcome
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flower_harness import ECHO_APP, MODES, federation, traces_of
-from flower_run import FederationError, alive
+from flower_run import Federation, FederationError, Outcome, alive
 from import_graph import ROOT
 
 
@@ -42,6 +42,34 @@ def test_what_flower_refuses_is_an_error(tmp_path: Path) -> None:
     with federation("simulation", tmp_path, supernodes=1) as running:
         with pytest.raises(FederationError, match=r"(?i)invalid run config|no-such-key"):
             running.submit(ECHO_APP, {"no-such-key": 1})
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_run_whose_ray_did_not_start_is_submitted_once_more(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = ["Exception: The current node timed out during startup. This could"] * failures + [""] * 2
+    submitted: list[str] = []
+
+    class _Submitted:
+        def wait(self, timeout_s: float) -> Outcome:
+            log = submitted[-1]
+            status = "finished:failed" if log else "finished:completed"
+            return Outcome(run_id=len(submitted), status=status, details="", seconds=timeout_s, log=log)
+
+    def submit(self: Federation, *_arguments: object) -> _Submitted:
+        submitted.append(ends[len(submitted)])
+        return _Submitted()
+
+    monkeypatch.setattr(Federation, "submit", submit)
+    federation = Federation(tmp_path)
+    try:
+        with pytest.warns(RuntimeWarning, match="run 1: Ray did not start"):
+            outcome = federation.run(ECHO_APP, timeout_s=1.0)
+    finally:
+        federation.close()
+    assert len(submitted) == 2
+    assert outcome.completed == (failures == 1)
 
 
 @pytest.mark.deployment
