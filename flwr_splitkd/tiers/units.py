@@ -1,4 +1,8 @@
-"""Units as they travel and as they are stored: weights and optimiser moments in one flat mapping of tensors."""
+"""Units as they travel and as they are stored: weights and optimiser moments in one flat mapping of tensors.
+
+What trains in a unit of the layout and what does not are versioned apart, as ``blocks.3`` and ``blocks.3.frozen``: under
+LoRA, or beside a frozen embedding, a turn changes little, and only what changed travels.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from flwr_splitkd.errors import NonFiniteError, ProtocolError
+from flwr_splitkd.split import Layout
 from flwr_splitkd.wire.codec import decode, encode
 from flwr_splitkd.wire.tensors import EncodedTensor
 
-__all__ = ["TEACHER_UNIT", "Moments", "decode_all", "encode_all", "pack", "require_finite", "trained_names", "unpack"]
+__all__ = [
+    "FROZEN",
+    "TEACHER_UNIT",
+    "Moments",
+    "decode_all",
+    "encode_all",
+    "pack",
+    "require_finite",
+    "trained_names",
+    "unpack",
+    "versioned_units",
+]
+
+FROZEN = ".frozen"
+"""Ends the name of what does not train in a unit."""
 
 TEACHER_UNIT = "teacher"
 """The teacher's token embedding, which travels like a unit of the student."""
@@ -63,8 +82,17 @@ def decode_all(tensors: Mapping[str, EncodedTensor], prefix: str = "") -> dict[s
 
 def trained_names(model: nn.Module) -> set[str]:
     """State-dict names that training changes: trainable parameters and persistent buffers."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     return {name for name in model.state_dict() if name not in parameters or parameters[name].requires_grad}
+
+
+def versioned_units(model: nn.Module, layout: Layout) -> dict[str, list[str]]:
+    """State-dict names of a whole model by the unit that they are versioned with; see this module's docstring."""
+    trained = trained_names(model)
+    units: dict[str, list[str]] = {}
+    for name in model.state_dict():
+        units.setdefault(layout.unit_of(name) + ("" if name in trained else FROZEN), []).append(name)
+    return units
 
 
 def require_finite(tensor: Tensor, what: str, remedy: str) -> Tensor:

@@ -28,6 +28,7 @@ from flwr_splitkd.store import DeviceCache
 from flwr_splitkd.tiers.device.batches import Batch, DeviceData, count_labels, split_labels
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
 from flwr_splitkd.tiers.units import (
+    FROZEN,
     TEACHER_UNIT,
     Moments,
     decode_all,
@@ -258,7 +259,7 @@ class _Turn:
         units: dict[str, dict[str, Tensor]] = {}
         for item in self._plan.units:
             received = decode_all(begin.tensors, f"{item.unit}|")
-            if received and self._training:  # to evaluate, units come without their moments
+            if received and (self._training or item.unit.endswith(FROZEN)):  # to evaluate, moments stay behind
                 self._keep(item.unit, item.version, received)
             units[item.unit] = received or self._cache.get(item.unit, item.version)
         return units
@@ -300,13 +301,10 @@ class _Turn:
         if not self._training:
             return
         self._keep_own_moments()
-        moments: Moments = {}
-        if self._optimizer is not None and self._plan.optimizer_handover == pb.OPTIMIZER_HANDOVER_FULL:
-            moments = export_optimizer_state(self._optimizer, self._trainable)
-        state = self._half.model.state_dict()
+        trained = self._trained_units()
         for item in result.units:
-            weights = {n: t for n, t in state.items() if self._layout.unit_of(n) == item.unit}
-            self._keep(item.unit, item.version, pack(weights, moments))
+            if item.unit in trained:
+                self._keep(item.unit, item.version, trained[item.unit])
 
     def _keep(self, unit: str, version: str, tensors: dict[str, Tensor]) -> None:
         try:

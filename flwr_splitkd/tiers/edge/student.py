@@ -10,11 +10,19 @@ from torch import Tensor, nn
 
 from flwr_splitkd.errors import ProtocolError
 from flwr_splitkd.models import Fingerprint, fingerprint
-from flwr_splitkd.split import EdgeHalf, Layout, load_unit_state, unit_state
+from flwr_splitkd.split import EdgeHalf, Layout, load_unit_state
 from flwr_splitkd.store import CommitLog, Manifest
 from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
-from flwr_splitkd.tiers.units import Moments, pack, require_finite, trained_names, unpack
+from flwr_splitkd.tiers.units import (
+    FROZEN,
+    Moments,
+    pack,
+    require_finite,
+    trained_names,
+    unpack,
+    versioned_units,
+)
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["HANDOVERS", "EdgeStudent", "HandoverName"]
@@ -63,8 +71,9 @@ class EdgeStudent:
         self.parameter_order = [name for name, _ in model.named_parameters()]
         self.moments: Moments = {}
         self._log = log
+        self._names = versioned_units(model, layout)
         self._versions: dict[str, str] = {}
-        self._commit_units(self._all_units(), {"event": "start"})
+        self._commit_units(self._names, {"event": "start"})
 
     @property
     def last_commit(self) -> str:
@@ -76,8 +85,9 @@ class EdgeStudent:
         return EdgeHalf(self.model, cut, self.layout)
 
     def device_units(self, cut: int) -> list[str]:
-        """Units that a device holds at a cut; one without tensors, such as a ReLU, is none."""
-        return [unit for unit in self.layout.units(cut)[0] if unit in self._versions]
+        """Versioned units that a device holds at a cut; one without tensors, such as a ReLU, is none."""
+        units = (name for unit in self.layout.units(cut)[0] for name in (unit, unit + FROZEN))
+        return [unit for unit in units if unit in self._names]
 
     def version(self, unit: str) -> str:
         """Version of a unit as of the last commit."""
@@ -86,15 +96,15 @@ class EdgeStudent:
     def travelling(self, unit: str, *, training: bool = True) -> dict[str, Tensor]:
         """A unit's tensors as a device receives them: with moments only to train on, and under ``full``."""
         moments = self.moments if training and self.handover == "full" else {}
-        return pack(unit_state(self.model, self.layout, unit), moments)
+        return pack(self._weights(unit), moments)
 
     def frozen_in(self, units: Iterable[str]) -> list[str]:
-        """Parameters of some units that do not train, in the model's order."""
-        return self._parameters_in(set(units), trainable=False)
+        """Parameters of some versioned units that do not train, in the model's order."""
+        return self._parameters_in(units, trainable=False)
 
     def trainable_in(self, units: Iterable[str]) -> list[str]:
-        """Parameters of some units that train, in the model's order."""
-        return self._parameters_in(set(units), trainable=True)
+        """Parameters of some versioned units that train, in the model's order."""
+        return self._parameters_in(units, trainable=True)
 
     def moments_of_half(self, half: EdgeHalf) -> Moments:
         """Moments that the edge's optimiser starts a turn with."""
@@ -121,18 +131,16 @@ class EdgeStudent:
         StoreError
             If the disk is full; roll back then.
         """
-        device_units, edge_units = self.layout.units(cut)
+        device_units = set(self.layout.units(cut)[0])
         weights, moments = unpack(from_device)
-        self._check_names(set(device_units), weights, moments)
-        self._check_finite(set(edge_units) - set(device_units), weights, moments)
+        self._check_names(device_units, weights, moments)
+        self._check_finite(device_units, weights, moments)
         load_unit_state(self.model, weights)
         if self.handover != "reset":
             self.moments.update(own_moments)
         if self.handover == "full":
             self.moments.update(moments)
-        changed = trained_names(self.model)
-        units = {self.layout.unit_of(name) for name in changed} & {*device_units, *edge_units}
-        return self._commit_units(sorted(units), info)
+        return self._commit_units((unit for unit in self._names if not unit.endswith(FROZEN)), info)
 
     def roll_back(self) -> None:
         """Restore the last commit. The model must be whole.
@@ -143,7 +151,7 @@ class EdgeStudent:
             If the commit's files are damaged.
         """
         moments: Moments = {}
-        for unit in self._all_units():
+        for unit in self._names:
             weights, unit_moments = unpack(self._log.read(unit))
             load_unit_state(self.model, weights)
             moments.update(unit_moments)
@@ -151,15 +159,16 @@ class EdgeStudent:
         # A step that was cut short has left gradients; the next turn's first step must not add to them.
         self.model.zero_grad(set_to_none=True)
 
-    def _parameters_in(self, units: set[str], *, trainable: bool) -> list[str]:
-        return [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad == trainable and self.layout.unit_of(name) in units
-        ]
+    def _parameters_in(self, units: Iterable[str], *, trainable: bool) -> list[str]:
+        names = {name for unit in units for name in self._names[unit]}
+        return [n for n, p in self.model.named_parameters() if p.requires_grad == trainable and n in names]
+
+    def _weights(self, unit: str) -> dict[str, Tensor]:
+        state = self.model.state_dict()
+        return {name: state[name].detach() for name in self._names[unit]}
 
     def _commit_units(self, units: Iterable[str], info: Mapping[str, Any]) -> Manifest:
-        states = {unit: pack(unit_state(self.model, self.layout, unit), self.moments) for unit in units}
+        states = {unit: pack(self._weights(unit), self.moments) for unit in units}
         manifest = self._log.commit(states, info)
         for unit in states:
             full = self.handover == "full"
@@ -167,14 +176,14 @@ class EdgeStudent:
             self._versions[unit] = manifest.units[unit] if full else digest(self.travelling(unit))
         return manifest
 
-    def _all_units(self) -> list[str]:
-        units = {self.layout.unit_of(name) for name in self.model.state_dict()}
-        return sorted(units)
-
-    def _check_finite(self, edge_units: set[str], weights: Mapping[str, Tensor], moments: Moments) -> None:
+    def _check_finite(self, device_units: set[str], weights: Mapping[str, Tensor], moments: Moments) -> None:
         """The last look before the turn is durable: its last step's outcome has met no loss yet."""
         own = dict(self.model.named_parameters())
-        ended: dict[str, Tensor] = {name: own[name] for name in self.trainable_in(edge_units)}
+        ended: dict[str, Tensor] = {
+            name: parameter
+            for name, parameter in own.items()
+            if parameter.requires_grad and self.layout.unit_of(name) not in device_units
+        }
         ended.update((name, tensor) for name, tensor in weights.items() if name in own)
         ended.update((f"{key} of {name}", t) for name, entries in moments.items() for key, t in entries.items())
         for name, tensor in ended.items():
