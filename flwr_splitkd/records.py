@@ -11,7 +11,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor, nn
 
 from flwr_splitkd.errors import ConfigError, ProtocolError
-from flwr_splitkd.models import embeddings_are_tied, set_tied_embeddings
+from flwr_splitkd.models import (
+    embeddings_are_tied,
+    exchanged_state,
+    inner_model,
+    load_exchanged_state,
+    set_tied_embeddings,
+)
 
 __all__ = [
     "ACCURACY",
@@ -24,6 +30,7 @@ __all__ = [
     "PERPLEXITY",
     "SERVER_ROUND",
     "TurnTicket",
+    "arrays_from_model",
     "arrays_from_state",
     "load_arrays",
     "state_from_arrays",
@@ -64,6 +71,9 @@ class TurnTicket:
         The edge's choice for a student with tied embeddings.
     blocks
         Dotted paths of the student's blocks, when the edge was told them.
+    peft
+        The student's adapters, as `flwr_splitkd.models.peft_to_json` writes them; empty for none, or when the student
+        brings its own.
     """
 
     session_id: str
@@ -73,6 +83,7 @@ class TurnTicket:
     server_round: int
     tied_embeddings: str
     blocks: tuple[str, ...] = ()
+    peft: str = ""
 
     def into(self, content: RecordDict) -> None:
         """Add the ticket to a message's content."""
@@ -85,6 +96,7 @@ class TurnTicket:
                 SERVER_ROUND: self.server_round,
                 "tied-embeddings": self.tied_embeddings,
                 "blocks": list(self.blocks),
+                "peft": self.peft,
             }
         )
 
@@ -113,6 +125,7 @@ class TurnTicket:
                 server_round=int(record[SERVER_ROUND]),  # type: ignore[arg-type]
                 tied_embeddings=str(record["tied-embeddings"]),
                 blocks=tuple(str(block) for block in blocks) if isinstance(blocks, Sequence) else (),
+                peft=str(record["peft"]),
             )
         except KeyError as error:
             raise ProtocolError(
@@ -155,8 +168,15 @@ def state_from_arrays(arrays: ArrayRecord, like: Mapping[str, Tensor]) -> dict[s
     return state
 
 
+def arrays_from_model(model: nn.Module) -> ArrayRecord:
+    """A student's weights as Flower arrays; of a `PeftModel`, those of its adapters under PEFT's names."""
+    return arrays_from_state(exchanged_state(model))
+
+
 def load_arrays(model: nn.Module, arrays: ArrayRecord) -> nn.Module:
     """Load a run's arrays into a model of the student's kind, and return it.
+
+    A `PeftModel` takes its adapters' weights, under PEFT's names.
 
     A model whose input and output embeddings are one matrix is untied first if the arrays hold two: loaded as it is, it
     would keep the last one for both, and `load_state_dict` would not say so.
@@ -166,8 +186,10 @@ def load_arrays(model: nn.Module, arrays: ArrayRecord) -> nn.Module:
     ConfigError
         If names or shapes differ.
     """
-    state = state_from_arrays(arrays, model.state_dict())
-    model.load_state_dict(state)
+    state = state_from_arrays(arrays, exchanged_state(model))
+    load_exchanged_state(model, state)
+    if inner_model(model) is not model:
+        return model
     if embeddings_are_tied(model) and any(not torch.equal(model.state_dict()[name], state[name]) for name in state):
         set_tied_embeddings(model, "untie")
         model.load_state_dict(state)

@@ -14,7 +14,13 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
 from flwr_splitkd import records
-from flwr_splitkd.models import build_skeleton, fingerprint, set_tied_embeddings
+from flwr_splitkd.models import (
+    build_skeleton,
+    fingerprint,
+    inner_model,
+    peft_from_json,
+    set_tied_embeddings,
+)
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import DeviceCache
@@ -122,7 +128,7 @@ class SplitKDClient:
             )
 
     def _build(self, ticket: TurnTicket) -> tuple[nn.Module, Layout]:
-        model = build_skeleton(self._student)
+        model = inner_model(build_skeleton(self._student, peft_from_json(ticket.peft)))
         set_tied_embeddings(model, ticket.tied_embeddings)  # type: ignore[arg-type]  # checked by the function
         return model, find_layout(model, list(ticket.blocks) or None)
 

@@ -1,8 +1,9 @@
-"""Load models whole or in part, and make them fit to be cut (torch, transformers).
+"""Load models whole or in part, and make them fit to be cut (torch, transformers, peft).
 
 =================  ======================================================================================
 ``pretrained``     a model by name or path: whole, as a skeleton, or only some of its tensors
 ``skeleton``       structure without memory, and filling it with received tensors
+``adapters``       PEFT adapters on a student
 ``tied``           tied embeddings: refuse, untie or freeze
 ``head``           the output projection outside the forward pass
 ``embedding``      the token embedding as data
@@ -12,6 +13,14 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.models.adapters import (
+    add_adapters,
+    exchanged_state,
+    inner_model,
+    load_exchanged_state,
+    peft_from_json,
+    peft_to_json,
+)
 from flwr_splitkd.models.embedding import token_embedding
 from flwr_splitkd.models.fingerprint import Fingerprint, fingerprint
 from flwr_splitkd.models.head import HeadTap, find_head
@@ -24,11 +33,17 @@ __all__ = [
     "HeadTap",
     "PretrainedModel",
     "TiedEmbeddings",
+    "add_adapters",
     "build_skeleton",
     "embeddings_are_tied",
+    "exchanged_state",
     "find_head",
     "fingerprint",
+    "inner_model",
+    "load_exchanged_state",
     "materialize",
+    "peft_from_json",
+    "peft_to_json",
     "set_tied_embeddings",
     "token_embedding",
 ]

@@ -25,6 +25,12 @@ def _projection(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no output projection with a [vocab, hidden] weight; expected a "
             "causal or masked language model. Use an AutoModelForCausalLM or AutoModelForMaskedLM class."
         )
+    if hasattr(module, "base_layer") or hasattr(module, "original_module"):
+        # Its weight is only a part of what it computes.
+        raise UncuttableModelError(
+            f"the output projection of {type(model).__name__} is a {type(module).__name__} with adapters; expected a plain "
+            "one, because the loss is computed from its weight. Leave it out of `target_modules` and `modules_to_save`."
+        )
     return module
 
 

@@ -6,12 +6,17 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from flwr_splitkd.errors import ConfigError, TensorError
+from flwr_splitkd.models.adapters import add_adapters
 from flwr_splitkd.split import DeviceHalf, EdgeHalf
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 __all__ = ["build_skeleton", "materialize", "parameters_on_meta"]
 
@@ -59,7 +64,7 @@ def parameters_on_meta() -> Iterator[None]:
             nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
-def build_skeleton(builder: Callable[[], nn.Module]) -> nn.Module:
+def build_skeleton(builder: Callable[[], nn.Module], peft: PeftConfig | None = None) -> nn.Module:
     """Build a model whose parameters are on the meta device and whose buffers are real.
 
     Parameters
@@ -68,11 +73,13 @@ def build_skeleton(builder: Callable[[], nn.Module]) -> nn.Module:
         Builds the whole model on the CPU. If it has a ``skeleton()`` method, as :class:`PretrainedModel` has,
         that is called instead. A builder that reads weights would hold them all for a moment: use
         `PretrainedModel`.
+    peft
+        Adapters to add.
 
     Raises
     ------
     ConfigError
-        The builder returns no module, or cannot run without memory for its parameters.
+        The adapters do not fit, or the builder returns no module, or cannot run without memory for its parameters.
     """
     own = getattr(builder, "skeleton", None)
     try:
@@ -91,6 +98,9 @@ def build_skeleton(builder: Callable[[], nn.Module]) -> nn.Module:
         raise ConfigError(
             f"the model builder returned a {type(model).__name__}; expected a torch.nn.Module. Return the model itself."
         )
+    if peft is not None:
+        with parameters_on_meta():
+            model = add_adapters(model, peft)
     twins = _MetaTwins()
     for module in model.modules():  # whatever got its memory after it was registered
         for name, parameter in module._parameters.items():

@@ -37,23 +37,22 @@ def set_tied_embeddings(model: nn.Module, policy: TiedEmbeddings) -> None:
     model
         The whole model or its skeleton; changed in place. Nothing happens when its embeddings are not tied.
     policy
-        ``"refuse"`` raises. ``"untie"`` gives the output projection its own copy, so that each side trains
-        its own matrix: one more matrix in memory and on disk, and two more optimiser moments, and from the
-        first step on it is a different model than tied training gives. ``"freeze"`` keeps one matrix that
-        does not train: no cost in memory, and neither side moves it, but the vocabulary's vectors stay as
-        they are.
+        ``"refuse"`` raises, unless the matrix does not train anyway, as under LoRA. ``"untie"`` gives the output
+        projection its own copy, so that each side trains its own matrix: one more matrix in memory and on disk, two more
+        optimiser moments, and from the first step on another model than tied training gives. ``"freeze"`` keeps one matrix
+        that does not train: no cost in memory, and neither side moves it, but the vocabulary's vectors stay as they are.
 
     Raises
     ------
     CutError
-        The embeddings are tied and `policy` is ``"refuse"``.
+        The embeddings are tied and train, and `policy` is ``"refuse"``.
     ConfigError
         `policy` is unknown.
     """
     if policy not in ("refuse", "untie", "freeze"):
         raise ConfigError(f"`tied_embeddings` is {policy!r}; expected 'refuse', 'untie' or 'freeze'.")
     weight = _tied_weight(model)
-    if weight is None:
+    if weight is None or (policy == "refuse" and not weight.requires_grad):
         return
     if policy == "refuse":
         mebibytes = weight.numel() * weight.element_size() / 2**20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -207,9 +208,10 @@ def _probe(model: nn.Module, container: str, names: tuple[str, ...]) -> Layout:
     tiny = shrink.build_tiny(model).eval()
     kept = surgery.text_config(tiny).num_hidden_layers
     tiny_names = _enough(model, names[:kept])
-    outside = _names_outside(model, names)
-    if sorted(_names_outside(tiny, tiny_names)) != sorted(outside):
-        differing = sorted(set(outside) ^ set(_names_outside(tiny, tiny_names)))
+    actual = _names_outside(model, names)
+    outside = _names_outside(tiny, tiny_names)
+    if sorted(outside) != sorted(actual) and not surgery.has_adapters(model):
+        differing = sorted(set(outside) ^ set(actual))
         raise UncuttableModelError(
             f"{type(model).__name__} cannot be probed: `{differing[0]}` is outside the blocks and depends on "
             "the number or kind of layers. Pass a Layout made by hand, and check it with verify_cut(model, "
@@ -233,7 +235,31 @@ def _probe(model: nn.Module, container: str, names: tuple[str, ...]) -> Layout:
             "verify_cut(model, layout, inputs=batch)."
         ) from error
     stem, head, shared = _sort_names(tiny, outside, tensors, by_device, by_edge)
-    return Layout(container, names, stem, head, shared, arity, data_input)
+    found = Layout(container, names, stem, head, shared, arity, data_input)
+    return _with_adapters(model, found, actual) if surgery.has_adapters(model) else found
+
+
+def _with_adapters(model: nn.Module, bare: Layout, names: Iterable[str]) -> Layout:
+    """The layout of a model with adapters outside its blocks too, such as a classifier that is trained beside LoRA.
+
+    What a tuner puts in place of a module is below that module's path, so it belongs where the module belongs.
+    """
+    owners = {"stem": bare.stem, "head": bare.head, "shared": bare.shared}
+    units: dict[str, list[str]] = {unit: [] for unit in owners}
+    for name in names:
+        path = name
+        while path:
+            found = {u for u, own in owners.items() if any(n == path or n.startswith(path + ".") for n in own)}
+            if found:
+                break
+            path = path.rpartition(".")[0]
+        if not path or len(found) != 1:
+            raise UncuttableModelError(
+                f"`{name}` of {type(model).__name__} belongs to {sorted(found) or 'no part'} of the model without adapters; "
+                "expected one. Choose other `target_modules`."
+            )
+        units[found.pop()].append(name)
+    return replace(bare, stem=tuple(units["stem"]), head=tuple(units["head"]), shared=tuple(units["shared"]))
 
 
 def _observe_blocks(tiny: nn.Module, names: Sequence[str], inputs: dict[str, Tensor]) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "edge_arguments",
     "edge_inputs",
     "embedding_output",
+    "has_adapters",
     "pad_token_id",
     "replace_block",
     "text_config",
@@ -130,6 +131,11 @@ def text_config(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
     getter = getattr(config, "get_text_config", None)
     return getter() if callable(getter) else config
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether a PEFT tuner has put adapters into the model."""
+    return hasattr(model, "peft_config")
 
 
 def pad_token_id(model: nn.Module) -> int | None:

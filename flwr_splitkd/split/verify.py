@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flwr_splitkd.errors import ConfigError, UncuttableModelError
-from flwr_splitkd.split import shrink
+from flwr_splitkd.split import shrink, surgery
 from flwr_splitkd.split.dropout import seed_dropout
 from flwr_splitkd.split.find import find_layout, layout_of_tiny
 from flwr_splitkd.split.halves import DeviceHalf, EdgeHalf
@@ -83,7 +83,8 @@ def verify_cut(
                 "a tiny copy from. Pass inputs={argument: tensor}."
             )
         copied = shrink.build_tiny(model)
-        layout = layout_of_tiny(layout, copied)
+        # The copy is made from the config, which knows nothing of adapters.
+        layout = find_layout(copied) if surgery.has_adapters(model) else layout_of_tiny(layout, copied)
         batch: Mapping[str, Tensor] = shrink.probe_inputs(copied)
     else:
         copied, batch = copy.deepcopy(model), inputs

@@ -116,7 +116,7 @@ class RoundRunner:
         """Call the user's evaluation with the whole student; return its metrics."""
         if evaluate_fn is None:
             return {}
-        arrays = records.arrays_from_state(self._edge.student.model.state_dict())
+        arrays = records.arrays_from_model(self._edge.student.whole)
         metrics = evaluate_fn(server_round, arrays)
         if metrics is not None:
             log(INFO, "Global evaluation\n\t└──> MetricRecord: %s", metrics)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from logging import INFO, WARNING
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,6 +22,7 @@ from torch import nn
 from flwr_splitkd import records
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.models import peft_to_json
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.schedulers import (
     Candidate,
@@ -46,6 +47,9 @@ from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, HandoverName, TaskNa
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant
 from flwr_splitkd.wire.codec import CodecName
 from flwr_splitkd.wire.credentials import TlsFiles
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 __all__ = ["SplitKD"]
 
@@ -78,6 +82,9 @@ class SplitKD(Strategy):
         Whether the input embedding trains; frozen it travels once and never again.
     blocks
         Dotted paths of the student's blocks in the order in which they run; found for transformers models.
+    peft
+        A configuration of the `peft` library, such as ``LoraConfig``: then only the adapters train and change hands, and
+        the arrays of `start` and of its result are theirs, under PEFT's names. A `student` may bring its adapters itself.
     optimizer, lr_schedule
         The optimiser of both halves, and the factor on its rate by step of the run.
     optimizer_handover
@@ -137,6 +144,7 @@ class SplitKD(Strategy):
         tied_embeddings: Literal["refuse", "untie", "freeze"] = "refuse",
         train_embeddings: bool = False,
         blocks: Sequence[str] | None = None,
+        peft: PeftConfig | None = None,
         optimizer: OptimizerSettings | None = None,
         lr_schedule: LearningRateSchedule = constant,
         optimizer_handover: HandoverName = "full",
@@ -186,6 +194,7 @@ class SplitKD(Strategy):
             tied_embeddings=tied_embeddings,
             train_embeddings=train_embeddings,
             blocks=_block_paths(blocks),
+            peft=peft,
             optimizer=optimizer or OptimizerSettings(),
             optimizer_handover=optimizer_handover,
             turn=TurnSettings(
@@ -256,7 +265,7 @@ class SplitKD(Strategy):
                 if result.stopped:
                     log(INFO, "Stopping after round %s: %s", server_round, result.stopped)
                     break
-            result.arrays = records.arrays_from_state(self._edge.student.model.state_dict())
+            result.arrays = records.arrays_from_model(self._edge.student.whole)
         finally:
             self._edge.close()
             self._edge = None
@@ -310,6 +319,7 @@ class SplitKD(Strategy):
                 server_round=server_round,
                 tied_embeddings=self.setup.tied_embeddings,
                 blocks=self.setup.blocks,
+                peft=peft_to_json(self.setup.peft),
             ).into(content)
             message = Message(content=content, message_type=kind, dst_node_id=node_id, ttl=self._message_ttl_s)
             yield Call(message, session, len(order))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tiny_models import MODELS, batches
 
-from flwr_splitkd.models import build_skeleton, fingerprint
+from flwr_splitkd.models import build_skeleton, fingerprint, inner_model
 from flwr_splitkd.split import find_layout
 from flwr_splitkd.store import DeviceCache
 from flwr_splitkd.tiers.device import DeviceData, run_turn
@@ -23,7 +23,7 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 def take_turn(ticket: dict[str, object], device: int, cache: DeviceCache) -> dict[str, object]:
     student, _ = MODELS[str(ticket["model"])]
-    model = build_skeleton(student)
+    model = inner_model(build_skeleton(student))
     layout = find_layout(model)
     hello = pb.Hello(
         protocol_version=PROTOCOL_VERSION,

@@ -17,9 +17,9 @@ from tiny_models import MODELS, batches
 from torch import Tensor, nn
 
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.models import HeadTap, find_head, token_embedding
+from flwr_splitkd.models import HeadTap, find_head, inner_model, token_embedding
 from flwr_splitkd.split import Layout, export_optimizer_state, find_layout, seed_dropout
-from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, TurnSettings
+from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, TurnOutcome, TurnSettings
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, warmup_schedule
 from flwr_splitkd.wire.codec import codec_code, round_trip
 
@@ -124,8 +124,11 @@ def open_edge(model: str, task: str, codecs: tuple[str, str], folder: Path) -> E
     return setup.open(setup.build_student(), folder / "commits", ticket_lifetime_s=600)
 
 
-def split_training(model: str, task: str, codecs: tuple[str, str], folder: Path) -> tuple[EdgeService, list[object]]:
+def split_training(
+    model: str, task: str, codecs: tuple[str, str], folder: Path
+) -> tuple[EdgeService, list[object], list[TurnOutcome]]:
     edge = open_edge(model, task, codecs, folder)
+    outcomes = []
     try:
         with device_processes(3, folder) as processes:
             pids = [process.pid for process in processes]
@@ -142,11 +145,11 @@ def split_training(model: str, task: str, codecs: tuple[str, str], folder: Path)
                 processes[turn.device].start_turn(ticket)
                 with edge.server.changed:
                     assert edge.server.changed.wait_for(lambda session=session: session.connected, 60)
-                edge.serve(session, mode="train", cut=turn.cut, local_epochs=EPOCHS, info={})
+                outcomes.append(edge.serve(session, mode="train", cut=turn.cut, local_epochs=EPOCHS, info={}))
                 processes[turn.device].finish_turn()
     finally:
         edge.close()
-    return edge, pids
+    return edge, pids, outcomes
 
 
 class _Quantize(torch.autograd.Function):
@@ -178,10 +181,10 @@ def quantized_at(model: nn.Module, layout: Layout, cut: int, codecs: tuple[str, 
 
 def unsplit_training(model: str, task: str, codecs: tuple[str, str]) -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
     """The same 20 steps on whole models in this process, with torch's own clipping and scheduler."""
-    student, teacher = MODELS[model][0](), MODELS[model][1]().eval().requires_grad_(False)
+    student, teacher = inner_model(MODELS[model][0]()), MODELS[model][1]().eval().requires_grad_(False)
     layout, head, teacher_head = find_layout(student), find_head(student), find_head(teacher)
     embedding, scale = token_embedding(teacher)
-    optimizer = OPTIMIZER.build(student.parameters())
+    optimizer = OPTIMIZER.build(parameter for parameter in student.parameters() if parameter.requires_grad)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, SCHEDULE)
     step = 0
     student.train()
@@ -232,6 +235,7 @@ def shifted(labels: Tensor, task: str) -> Tensor:
     [
         ("llama", "causal-lm", ("none", "none")),
         ("llama", "causal-lm", ("int8", "bfloat16")),
+        ("llama-lora", "causal-lm", ("none", "none")),
         ("bert", "masked-lm", ("none", "none")),
     ],
 )
@@ -241,26 +245,28 @@ def test_split_training_equals_unsplit(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        edge, pids = split_training(model, task, codecs, tmp_path)
+        edge, pids, outcomes = split_training(model, task, codecs, tmp_path)
         whole, moments = unsplit_training(model, task, codecs)
     finally:
         torch.set_num_threads(threads)
 
     initial, split, unsplit = (
-        MODELS[model][0]().state_dict(),
+        inner_model(MODELS[model][0]()).state_dict(),
         edge.student.model.state_dict(),
         whole.state_dict(),
     )
     assert list(split) == list(unsplit)
     with capsys.disabled():
         print(f"\n{model}, codecs {codecs}: edge pid {os.getpid()}, device pids {pids}, {edge.next_step} AdamW steps")
+        print(f"bytes handed over per turn, both ways: {[outcome.handover_bytes for outcome in outcomes]}")
     assert len({os.getpid(), *pids}) == 4
     assert edge.next_step == 20
     different = [name for name in unsplit if not torch.equal(split[name], unsplit[name])]
     assert not different, different
     # The comparison must be able to fail: training moved every matrix (some biases have no gradient).
-    still = [n for n, p in whole.named_parameters() if p.dim() > 1 and torch.equal(initial[n], unsplit[n])]
-    assert not still, still
+    matrices = [(name, p) for name, p in whole.named_parameters() if p.dim() > 1]
+    moved = {name for name, _ in matrices if not torch.equal(initial[name], unsplit[name])}
+    assert moved == {name for name, p in matrices if p.requires_grad}
     assert edge.student.moments.keys() == moments.keys()
     for name, entries in moments.items():
         for key, tensor in entries.items():

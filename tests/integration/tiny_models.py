@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
@@ -22,6 +23,13 @@ def llama_student() -> nn.Module:
         pad_token_id=0,
     )
     return LlamaForCausalLM(config)
+
+
+def llama_lora_student() -> nn.Module:
+    torch.manual_seed(5)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_dropout=0.1, target_modules=targets, init_lora_weights=False)
+    return get_peft_model(llama_student(), config)  # type: ignore[arg-type]
 
 
 def llama_teacher() -> nn.Module:
@@ -65,7 +73,11 @@ def bert_teacher() -> nn.Module:
     return BertForMaskedLM(config)
 
 
-MODELS = {"llama": (llama_student, llama_teacher), "bert": (bert_student, bert_teacher)}
+MODELS = {
+    "llama": (llama_student, llama_teacher),
+    "llama-lora": (llama_lora_student, llama_teacher),
+    "bert": (bert_student, bert_teacher),
+}
 
 
 def batches(device: int, count: int) -> list[dict[str, Tensor]]:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError, StoreError
-from flwr_splitkd.models import set_tied_embeddings
+from flwr_splitkd.models import add_adapters, inner_model, set_tied_embeddings
 from flwr_splitkd.split import find_layout, verify_cut
 from flwr_splitkd.store import CommitLog
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
@@ -24,6 +24,9 @@ from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.wire.credentials import TlsFiles
 from flwr_splitkd.wire.server import DataPlaneServer
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 __all__ = ["EdgeSetup"]
 
@@ -47,6 +50,7 @@ class EdgeSetup:
     tls: TlsFiles | None
     insecure: bool
     compute_device: torch.device
+    peft: PeftConfig | None = None
 
     def __post_init__(self) -> None:
         """Check the choices.
@@ -62,15 +66,17 @@ class EdgeSetup:
             )
 
     def build_student(self) -> nn.Module:
-        """Build the whole student, its embeddings as `tied_embeddings` says.
+        """Build the whole student, with its adapters if there are any, its embeddings as `tied_embeddings` says.
 
         Raises
         ------
+        ConfigError
+            If the adapters do not fit.
         CutError
             If they are tied and the choice is left open.
         """
-        student = self.student()
-        set_tied_embeddings(student, self.tied_embeddings)
+        student = add_adapters(self.student(), self.peft)
+        set_tied_embeddings(inner_model(student), self.tied_embeddings)
         return student
 
     def open(self, student: nn.Module, commits: Path, *, ticket_lifetime_s: float) -> EdgeService:
@@ -112,9 +118,8 @@ class EdgeSetup:
             server.stop()
             raise
 
-    def _open(
-        self, student: nn.Module, log: CommitLog, server: DataPlaneServer, ticket_lifetime_s: float
-    ) -> EdgeService:
+    def _open(self, whole: nn.Module, log: CommitLog, server: DataPlaneServer, ticket_lifetime_s: float) -> EdgeService:
+        student = inner_model(whole)
         layout = find_layout(student, list(self.blocks) or None)
         if not self.train_embeddings:
             _freeze_input_embeddings(student)
@@ -125,7 +130,7 @@ class EdgeSetup:
             has_head = self.task != "classification"
             teacher = EdgeTeacher(self.teacher(), has_head=has_head, compute_device=self.compute_device)
         edge_student = EdgeStudent(
-            student.to(self.compute_device),
+            whole.to(self.compute_device),
             layout,
             optimizer=self.optimizer,
             handover=self.optimizer_handover,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flwr_splitkd.errors import ProtocolError
-from flwr_splitkd.models import Fingerprint, fingerprint
+from flwr_splitkd.models import Fingerprint, fingerprint, inner_model
 from flwr_splitkd.split import EdgeHalf, Layout, load_unit_state
 from flwr_splitkd.store import CommitLog, Manifest
 from flwr_splitkd.store.tensor_file import digest
@@ -44,10 +44,10 @@ class EdgeStudent:
 
     Parameters
     ----------
-    model
-        The whole student on its compute device.
+    whole
+        The whole student on its compute device; a `PeftModel` if it has adapters.
     layout
-        Of `model`.
+        Of the model itself, adapters included.
     optimizer
         Settings that both halves build their optimiser from.
     handover
@@ -58,14 +58,15 @@ class EdgeStudent:
 
     def __init__(
         self,
-        model: nn.Module,
+        whole: nn.Module,
         layout: Layout,
         *,
         optimizer: OptimizerSettings,
         handover: HandoverName,
         log: CommitLog,
     ) -> None:
-        self.model, self.layout = model, layout
+        self.whole, self.layout = whole, layout
+        self.model = model = inner_model(whole)
         self.optimizer, self.handover = optimizer, handover
         self.fingerprint: Fingerprint = fingerprint(model, layout)
         self.parameter_order = [name for name, _ in model.named_parameters()]
