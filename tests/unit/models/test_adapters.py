@@ -94,9 +94,9 @@ def test_exchanged_state_is_what_peft_applications_exchange() -> None:
     model = add_adapters(llama(), LORA)
     state = {name: tensor.clone() for name, tensor in exchanged_state(model).items()}
     reference = get_peft_model(llama(), LORA)
-    assert state.keys() == get_peft_model_state_dict(reference).keys()
+    assert state.keys() == get_peft_model_state_dict(reference, save_embedding_layers=False).keys()
     load_exchanged_state(reference, state)
-    for name, tensor in get_peft_model_state_dict(reference).items():
+    for name, tensor in get_peft_model_state_dict(reference, save_embedding_layers=False).items():
         assert torch.equal(tensor, state[name]), name
 
 
@@ -145,6 +145,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         inner_model(get_peft_model(llama(), prompts))
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft 0.18 says so of any model
 @pytest.mark.parametrize("setting", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])
 def test_an_adapted_output_projection_is_refused(setting: dict[str, list[str]]) -> None:
     model = inner_model(add_adapters(llama(), LoraConfig(**{"target_modules": ["q_proj"], **setting})))
