@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+import re
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from flwr_splitkd.models import (
 )
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.split import Layout, find_layout
-from flwr_splitkd.store import DeviceCache
+from flwr_splitkd.store import DeviceCache, cache_root
 from flwr_splitkd.tiers.device import OWN_MOMENTS, DeviceData, TurnReport, run_turn
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
 from flwr_splitkd.tiers.threads import compute_threads, default_threads
@@ -44,10 +44,17 @@ class SplitKDClient:
         Builds the whole student, as on the edge. It is called with parameters on the meta device, so that only the
         device's part ever takes memory; its weights come from the edge.
     data
-        Batches of this device: a `DataLoader` or a list of mappings of tensors. They do not leave the device.
+        Batches of this device: a `DataLoader` or a list. A batch is a mapping of tensors by the names of the model's
+        arguments, with ``labels`` (or ``label``), or a pair of data and labels. They do not leave the device.
+    teacher
+        Builds the teacher, as on the edge; called without memory for its weights, like `student`. Needed only if its first
+        blocks run here, which is when it is not a transformers model or `SplitKD` has a `teacher_cut`.
     cache_folder
         Where units are kept between turns; ``$FLWR_SPLITKD_CACHE/devices`` or ``~/.cache/flwr_splitkd/devices``
         when not given. Several nodes may share it.
+    student_folder
+        Where the whole student goes at the end of a run with ``student_on_device="whole"``, replacing what was there;
+        ``students/<run id>-<device name>`` beside the default `cache_folder` when not given.
     compute_device
         A torch device; CUDA if there is one, else the CPU, when not given.
     num_threads
@@ -65,16 +72,19 @@ class SplitKDClient:
         *,
         student: Callable[[], nn.Module],
         data: Iterable[Any],
+        teacher: Callable[[], nn.Module] | None = None,
         cache_folder: str | Path | None = None,
+        student_folder: str | Path | None = None,
         compute_device: str | None = None,
         num_threads: int | None = None,
         connect_timeout_s: float = 20.0,
         begin_timeout_s: float = 3600.0,
         step_timeout_s: float = 300.0,
     ) -> None:
-        self._student = student
+        self._student, self._teacher = student, teacher
         self._data = DeviceData(data)
-        self._cache_folder = Path(cache_folder) if cache_folder else _default_cache_folder()
+        self._cache_folder = Path(cache_folder) if cache_folder else cache_root() / "devices"
+        self._student_folder = Path(student_folder) if student_folder else None
         self._compute_device = torch.device(compute_device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._num_threads = num_threads
         self._connect_timeout_s = connect_timeout_s
@@ -102,8 +112,8 @@ class SplitKDClient:
 
     def _turn(self, msg: Message, context: Context) -> TurnReport:
         ticket = TurnTicket.from_content(msg.content)
-        model, layout = self._build(ticket)
-        hello = self._hello(ticket, context, model, layout)
+        whole, layout = self._build(ticket)
+        hello = self._hello(ticket, context, inner_model(whole), layout)
         cache = DeviceCache(self._cache_folder / str(context.node_id) / hello.student.digest[:16])
         for unit, unit_version in cache.versions().items():
             if not unit.startswith(OWN_MOMENTS):
@@ -117,7 +127,7 @@ class SplitKDClient:
         ):
             return run_turn(
                 link,
-                model=model,
+                model=whole,
                 layout=layout,
                 data=self._data,
                 cache=cache,
@@ -125,12 +135,16 @@ class SplitKDClient:
                 begin_timeout_s=self._begin_timeout_s,
                 step_timeout_s=self._step_timeout_s,
                 run=str(context.run_id),
+                teacher=self._teacher,
+                student_folder=self._student_folder
+                or cache_root() / "students" / f"{context.run_id}-{_file_name(hello.device_name)}",
             )
 
     def _build(self, ticket: TurnTicket) -> tuple[nn.Module, Layout]:
-        model = inner_model(build_skeleton(self._student, peft_from_json(ticket.peft)))
+        whole = build_skeleton(self._student, peft_from_json(ticket.peft))
+        model = inner_model(whole)
         set_tied_embeddings(model, ticket.tied_embeddings)  # type: ignore[arg-type]  # checked by the function
-        return model, find_layout(model, list(ticket.blocks) or None)
+        return whole, find_layout(model, list(ticket.blocks) or None)
 
     def _hello(self, ticket: TurnTicket, context: Context, model: nn.Module, layout: Layout) -> pb.Hello:
         name = context.node_config.get("device-name", context.node_config.get("partition-id", context.node_id))
@@ -167,6 +181,6 @@ class SplitKDClient:
         return Message(content=content, reply_to=msg)
 
 
-def _default_cache_folder() -> Path:
-    root = os.environ.get("FLWR_SPLITKD_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "flwr_splitkd") / "devices"
+def _file_name(text: str) -> str:
+    """A device's name may hold anything; a file's may not."""
+    return re.sub(r"[^\w.-]", "_", text)

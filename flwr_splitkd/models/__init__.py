@@ -7,6 +7,7 @@
 ``tied``           tied embeddings: refuse, untie or freeze
 ``head``           the output projection outside the forward pass
 ``embedding``      the token embedding as data
+``save``           a distilled student on the disk
 ``fingerprint``    whether two sides hold the same model
 =================  ======================================================================================
 """
@@ -25,6 +26,7 @@ from flwr_splitkd.models.embedding import token_embedding
 from flwr_splitkd.models.fingerprint import Fingerprint, fingerprint
 from flwr_splitkd.models.head import HeadTap, find_head
 from flwr_splitkd.models.pretrained import PretrainedModel
+from flwr_splitkd.models.save import save_student
 from flwr_splitkd.models.skeleton import build_skeleton, materialize
 from flwr_splitkd.models.tied import TiedEmbeddings, embeddings_are_tied, set_tied_embeddings
 
@@ -44,6 +46,7 @@ __all__ = [
     "materialize",
     "peft_from_json",
     "peft_to_json",
+    "save_student",
     "set_tied_embeddings",
     "token_embedding",
 ]

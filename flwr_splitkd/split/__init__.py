@@ -24,7 +24,8 @@ from flwr_splitkd.split.state import (
     load_unit_state,
     unit_state,
 )
-from flwr_splitkd.split.verify import CutCheck, CutReport, verify_cut
+from flwr_splitkd.split.surgery import is_transformer
+from flwr_splitkd.split.verify import CutCheck, CutReport, random_batch, verify_cut
 
 __all__ = [
     "CutCheck",
@@ -38,7 +39,9 @@ __all__ = [
     "find_layout",
     "grad_norms",
     "import_optimizer_state",
+    "is_transformer",
     "load_unit_state",
+    "random_batch",
     "refuse_trainable_shared",
     "scale_gradients",
     "seed_dropout",

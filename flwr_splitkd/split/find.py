@@ -48,7 +48,7 @@ def find_layout(
     UncuttableModelError
         The architecture cannot be cut, e.g. because its layers share weights.
     """
-    if isinstance(getattr(surgery.text_config(model), "num_hidden_layers", None), int):
+    if surgery.is_transformer(model):
         _refuse_by_name(model)
         container, names = _named_blocks(model, blocks) if blocks is not None else _find_blocks(model)
         return _probe(model, container, names)

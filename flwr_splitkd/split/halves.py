@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from flwr_splitkd.errors import CutError
 from flwr_splitkd.split import surgery
@@ -199,13 +200,33 @@ class EdgeHalf:
         self.cut = cut
         self.layout = layout
         self._stubs: dict[str, surgery.FeedStub] = {}
+        self._feed: RemovableHandle | None = None
+        self._fed: Tensor | None = None
+        glued = not surgery.is_transformer(model)
+        if glued and cut:
+            entry = model.get_submodule(layout.block_names[cut])
+            self._feed = entry.register_forward_pre_hook(self._enter, with_kwargs=True)
         for name in layout.block_names[:cut]:
-            self._stubs[name] = surgery.FeedStub(model.get_submodule(name), layout.arity)
+            block = model.get_submodule(name)
+            self._stubs[name] = surgery.PassStub(block) if glued else surgery.FeedStub(block, layout.arity)
             surgery.replace_block(model, name, self._stubs[name])
         self._held_by_device = frozenset(layout.stem) if cut else _embedding_names(model)
         self._stem_with_buffers = self._find_stem_with_buffers() if cut else []
         self._stem_modes = [module.training for module in self._stem_with_buffers]
         self._calm_stem()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Put the smashed data in the place of what comes to the block after the cut."""
+        if self._fed is None:
+            raise CutError(
+                "the edge half's model was called without smashed data; call the EdgeHalf, or restore() it first."
+            )
+        if not args:
+            raise CutError(
+                f"a {type(module).__name__} is called without a positional argument; expected its input first. "
+                "Call each block in `blocks` as block(x)."
+            )
+        return (self._fed, *args[1:]), kwargs
 
     def _find_stem_with_buffers(self) -> list[nn.Module]:
         stem = set(self.layout.stem)
@@ -242,11 +263,13 @@ class EdgeHalf:
             with surgery.embedding_output(self.model, smashed):
                 return self.model(**arguments)
         fed = smashed.clone()  # the next block may work in place, which autograd forbids on the caller's leaf
+        self._fed = fed
         for stub in self._stubs.values():
             stub.smashed = fed
         try:
             return self.model(**arguments)
         finally:
+            self._fed = None
             for stub in self._stubs.values():
                 stub.smashed = None
 
@@ -262,6 +285,8 @@ class EdgeHalf:
         """Put the blocks that were kept aside back in place; return the whole model. Safe to call twice."""
         for name, stub in self._stubs.items():
             surgery.replace_block(self.model, name, stub.block)
+        if self._feed is not None:
+            self._feed.remove()
         for module, mode in zip(self._stem_with_buffers, self._stem_modes, strict=True):
             module.training = mode
         self._stubs = {}

@@ -33,7 +33,7 @@ def unit_state(model: nn.Module, layout: Layout, unit: str) -> dict[str, Tensor]
     state = {name: tensor for name, tensor in model.state_dict().items() if layout.unit_of(name) == unit}
     if not state and unit.startswith("blocks."):
         block = model.get_submodule(layout.block_names[int(unit.partition(".")[2])])
-        if type(block).__name__ in ("StopStub", "FeedStub"):
+        if type(block).__name__ in ("StopStub", "FeedStub", "PassStub"):
             raise CutError(
                 f"`unit` is {unit!r}, which the other half holds; expected a unit of this half. On the edge, "
                 "restore() the whole model first."

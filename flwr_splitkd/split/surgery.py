@@ -20,6 +20,7 @@ from flwr_splitkd.split.layout import Layout
 
 __all__ = [
     "FeedStub",
+    "PassStub",
     "ReachedCutSignal",
     "StopStub",
     "accepts",
@@ -28,6 +29,7 @@ __all__ = [
     "edge_inputs",
     "embedding_output",
     "has_adapters",
+    "is_transformer",
     "pad_token_id",
     "replace_block",
     "text_config",
@@ -117,6 +119,43 @@ class FeedStub(nn.Module):
         return (self.smashed, *[None] * (self._feed_arity - 1))
 
 
+class PassStub(FeedStub):
+    """Stands for a block before the cut in a model with code of its own between its blocks.
+
+    That code (a pooling, a reshape) runs on the edge as well, before the smashed data come in at the block after the cut.
+    So this returns zeros in the shape that the block would return, which it learns by running the block once a shape.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__(block, arity=0)
+        self._known: dict[tuple[Any, ...], tuple[torch.Size, torch.dtype, torch.device]] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return zeros."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        if key not in self._known:
+            self._known[key] = self._run(args, kwargs)
+        shape, dtype, device = self._known[key]
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Size, torch.dtype, torch.device]:
+        modes = {module: module.training for module in self.block.modules()}
+        self.block.eval()  # a normalisation in training mode would take what comes in for data
+        try:
+            with torch.no_grad():
+                output = self.block(*args, **kwargs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if not isinstance(output, Tensor):
+            raise CutError(
+                f"a {type(self.block).__name__} returns a {type(output).__name__}; expected a tensor from each named block. "
+                "Name larger modules in `blocks`."
+            )
+        return output.shape, output.dtype, output.device
+
+
 def replace_block(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put `module` at the dotted path `name`; return what was there."""
     parent_name, _, leaf = name.rpartition(".")
@@ -131,6 +170,11 @@ def text_config(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
     getter = getattr(config, "get_text_config", None)
     return getter() if callable(getter) else config
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Whether the model is one of transformers', whose blocks hand their hidden states straight to each other."""
+    return isinstance(getattr(text_config(model), "num_hidden_layers", None), int)
 
 
 def has_adapters(model: nn.Module) -> bool:

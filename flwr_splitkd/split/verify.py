@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,15 @@ from flwr_splitkd.split.find import find_layout, layout_of_tiny
 from flwr_splitkd.split.halves import DeviceHalf, EdgeHalf
 from flwr_splitkd.split.layout import Layout
 
-__all__ = ["CutCheck", "CutReport", "verify_cut"]
+__all__ = ["CutCheck", "CutReport", "random_batch", "verify_cut"]
+
+
+_MOST_VALUES = 2**28
+_TRANSFORMER_REMEDY = "Its layers pass something else than hidden states to each other; use another student."
+_MODULE_REMEDY = (
+    "Name in `blocks` every module with weights between the first block and the last, in running order, such that nothing "
+    "but one block's output goes on to the next; or cut elsewhere."
+)
 
 
 @dataclass(frozen=True)
@@ -102,10 +111,40 @@ def verify_cut(
             raise UncuttableModelError(
                 f"{type(model).__name__} cannot be cut: at cut {check.cut} `{check.worst_name}` differs from "
                 f"the unsplit model by a relative norm of {check.worst:.1e}; expected at most "
-                f"{tolerance:.0e}. Its layers pass something else than hidden states to each other; use "
-                "another student."
+                f"{tolerance:.0e}. {_TRANSFORMER_REMEDY if inputs is None else _MODULE_REMEDY}"
             )
     return CutReport(type(model).__name__, checks)
+
+
+def random_batch(layout: Layout, travelling: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch to try a module from outside transformers on, where its data are not known.
+
+    Parameters
+    ----------
+    layout
+        Of the module.
+    travelling
+        What :meth:`DeviceHalf.edge_inputs` returned for a real batch: shape and dtype of its data are taken from it, and
+        everything else as it is.
+
+    Raises
+    ------
+    ConfigError
+        The shape or the dtype is missing, or the shape is not that of data in batches of at most 2**28 values.
+    """
+    shape, zero = travelling.get(surgery.DATA_SHAPE), travelling.get(surgery.DATA_ZERO)
+    sizes = shape.tolist() if shape is not None and shape.dim() == 1 and shape.dtype == torch.int64 else []
+    if zero is None or not sizes or min(sizes) < 0 or math.prod(sizes) > _MOST_VALUES:
+        raise ConfigError(
+            f"`{surgery.DATA_SHAPE}` is {sizes}; expected the sizes of a batch of at most {_MOST_VALUES} values. Pass what "
+            "DeviceHalf.edge_inputs() returned."
+        )
+    if zero.dtype.is_floating_point:
+        data = torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(zero.dtype)
+    else:
+        data = torch.zeros(sizes, dtype=zero.dtype)  # the one index that every table has
+    rest = {name: tensor for name, tensor in travelling.items() if name not in surgery.DEVICE_ONLY}
+    return {**rest, layout.data_input: data.to(zero.device)}
 
 
 def _loss(output: Any) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flwr_splitkd.store.cache import DeviceCache
+from flwr_splitkd.store.cache import DeviceCache, cache_root
 from flwr_splitkd.store.commits import CommitLog, Manifest
 from flwr_splitkd.store.run_folder import RunFolder
 
-__all__ = ["CommitLog", "DeviceCache", "Manifest", "RunFolder"]
+__all__ = ["CommitLog", "DeviceCache", "Manifest", "RunFolder", "cache_root"]

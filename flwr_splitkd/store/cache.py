@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,16 @@ from torch import Tensor
 from flwr_splitkd.errors import StoreError
 from flwr_splitkd.store.tensor_file import read_tensors, remove_leftovers, write_tensors
 
-__all__ = ["DeviceCache"]
+__all__ = ["DeviceCache", "cache_root"]
 
 _VERSION_KEY_SEPARATOR = "@"
 _NAME = re.compile(r"[\w-][\w.-]*")
+
+
+def cache_root() -> Path:
+    """Where everything that may be deleted goes: ``$FLWR_SPLITKD_CACHE``, or ``~/.cache/flwr_splitkd``."""
+    root = os.environ.get("FLWR_SPLITKD_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "flwr_splitkd"
 
 
 class DeviceCache:

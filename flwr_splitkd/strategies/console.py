@@ -38,6 +38,10 @@ def log_turn(turn: TurnRecord) -> None:
     if outcome is None:
         log(WARNING, "\t%s was left out: %s", who, turn.error)
         return
+    if turn.mode == "deliver":
+        mebibytes, seconds = outcome.handover_bytes / _MIB, outcome.duration_s
+        log(INFO, "\t%s has the whole student, %.1f MiB down, %.1f s", who, mebibytes, seconds)
+        return
     losses = f"loss {outcome.loss:.4f} (ce {outcome.cross_entropy:.4f}, kl {outcome.kl_divergence:.4f})"
     if turn.mode == "evaluate":
         losses = f"loss {outcome.loss:.4f}, perplexity {perplexity(outcome.cross_entropy):.2f}"

@@ -29,7 +29,7 @@ class TurnRecord:
     node_id, device
         Flower's identifier and the device's name; the name is empty for a device that never connected.
     mode
-        ``"train"`` or ``"evaluate"``.
+        ``"train"``, ``"evaluate"``, or ``"deliver"`` when the device got the whole student.
     local_epochs
         Passes over the device's data.
     outcome
@@ -63,6 +63,9 @@ class TurnRecord:
         }
         if self.outcome is None:
             return {**line, "error": self.error}
+        if self.mode == "deliver":
+            outcome = self.outcome
+            return {**line, "duration_s": outcome.duration_s, "handover_bytes": outcome.handover_bytes}
         return {
             **line,
             "local_epochs": self.local_epochs,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Literal, Protocol
+from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -20,11 +20,10 @@ from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import scalar_metrics
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
-from flwr_splitkd.tiers.edge import EdgeService
+from flwr_splitkd.tiers.edge import EdgeService, TurnMode
 
-__all__ = ["Director", "EvaluateFn", "Mode", "RoundRunner", "wait_for_nodes"]
+__all__ = ["Director", "EvaluateFn", "RoundRunner", "wait_for_nodes"]
 
-Mode = Literal["train", "evaluate"]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 _REPLY_POLL_S = 0.2
@@ -38,7 +37,7 @@ class Director(Protocol):
     connect_timeout_s: float
     turns_taken: dict[int, int]
 
-    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: Mode) -> Iterable[Call]:
+    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: TurnMode) -> Iterable[Call]:
         """Yield the round's calls in order."""
 
     def choose(self, device: DeviceView) -> tuple[int, int]:
@@ -112,6 +111,12 @@ class RoundRunner:
             self._result.evaluate_metrics_clientapp[server_round] = metrics
         return scalar_metrics(metrics)
 
+    def deliver(self, server_round: int, config: ConfigRecord) -> None:
+        """Give every connected device the whole student; one that cannot take it is reported and left out."""
+        turns, _ = self._serve_all(server_round, config, "deliver")
+        delivered = sum(turn.outcome is not None for turn in turns)
+        log(INFO, "\t└──> Delivered the student to %d of %d devices", delivered, len(turns))
+
     def evaluate_on_server(self, server_round: int, evaluate_fn: EvaluateFn | None) -> dict[str, float]:
         """Call the user's evaluation with the whole student; return its metrics."""
         if evaluate_fn is None:
@@ -125,7 +130,9 @@ class RoundRunner:
             self._folder.append_metrics(line)
         return scalar_metrics(metrics)
 
-    def _serve_all(self, server_round: int, config: ConfigRecord, mode: Mode) -> tuple[list[TurnRecord], list[Message]]:
+    def _serve_all(
+        self, server_round: int, config: ConfigRecord, mode: TurnMode
+    ) -> tuple[list[TurnRecord], list[Message]]:
         """Serve every device of the round that comes; return what became of each, and Flower's replies."""
         window = CallWindow(
             self._grid,
@@ -159,7 +166,7 @@ class RoundRunner:
             waiting_since_s = time.monotonic()
         return turns, self._collect_replies(served, window.replies)
 
-    def _serve(self, call: Call, server_round: int, turn: int, mode: Mode, wait_s: float) -> TurnRecord:
+    def _serve(self, call: Call, server_round: int, turn: int, mode: TurnMode, wait_s: float) -> TurnRecord:
         hello = call.session.hello
         if hello is None:
             raise ValueError("Only a connected device can be served.")
@@ -172,7 +179,7 @@ class RoundRunner:
             num_examples=hello.num_examples,
             num_batches=hello.num_batches,
         )
-        cut, local_epochs = self._strategy.choose(device)
+        cut, local_epochs = (device.num_blocks, 0) if mode == "deliver" else self._strategy.choose(device)
         if mode == "evaluate":
             local_epochs = 1
         base = TurnRecord(

@@ -41,9 +41,9 @@ from flwr_splitkd.strategies import console
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean
 from flwr_splitkd.strategies.result import SplitKDResult
-from flwr_splitkd.strategies.rounds import EvaluateFn, Mode, RoundRunner, wait_for_nodes
+from flwr_splitkd.strategies.rounds import EvaluateFn, RoundRunner, wait_for_nodes
 from flwr_splitkd.strategies.turns import Call
-from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, HandoverName, TaskName, TurnSettings
+from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, HandoverName, TaskName, TurnMode, TurnSettings
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant
 from flwr_splitkd.wire.codec import CodecName
 from flwr_splitkd.wire.credentials import TlsFiles
@@ -63,6 +63,10 @@ class SplitKD(Strategy):
         Builds the whole student. ``initial_arrays`` of `start` win over its own weights.
     teacher
         Builds the whole teacher; None when ``loss.kd_ratio`` is 0.
+    teacher_blocks, teacher_cut
+        For a teacher that is not a transformers model: dotted paths of its blocks, and how many of them run on the devices (1
+        when not given), whose `SplitKDClient` then needs a ``teacher`` too. Of a transformers teacher the devices have the
+        token embedding alone, unless `teacher_cut` is more than 0.
     loss
         Settings of the distillation loss.
     cut
@@ -81,10 +85,14 @@ class SplitKD(Strategy):
     train_embeddings
         Whether the input embedding trains; frozen it travels once and never again.
     blocks
-        Dotted paths of the student's blocks in the order in which they run; found for transformers models.
+        Dotted paths of the student's blocks in the order in which they run; found for transformers models. What runs between
+        them (pooling, reshaping) need not be named unless it has weights; the first batch of each cut is tried.
     peft
         A configuration of the `peft` library, such as ``LoraConfig``: then only the adapters train and change hands, and
         the arrays of `start` and of its result are theirs, under PEFT's names. A `student` may bring its adapters itself.
+    student_on_device
+        ``"whole"`` leaves the distilled student on every connected device at the end, see `SplitKDClient`; ``"part"`` leaves
+        nothing but the cache of the layers that a device trained.
     optimizer, lr_schedule
         The optimiser of both halves, and the factor on its rate by step of the run.
     optimizer_handover
@@ -135,6 +143,8 @@ class SplitKD(Strategy):
         *,
         student: Callable[[], nn.Module],
         teacher: Callable[[], nn.Module] | None = None,
+        teacher_blocks: Sequence[str] | None = None,
+        teacher_cut: int | None = None,
         loss: DistillationLoss | None = None,
         cut: CutPolicy | int = 1,
         selection: SelectionPolicy | None = None,
@@ -145,6 +155,7 @@ class SplitKD(Strategy):
         train_embeddings: bool = False,
         blocks: Sequence[str] | None = None,
         peft: PeftConfig | None = None,
+        student_on_device: Literal["part", "whole"] = "part",
         optimizer: OptimizerSettings | None = None,
         lr_schedule: LearningRateSchedule = constant,
         optimizer_handover: HandoverName = "full",
@@ -174,6 +185,9 @@ class SplitKD(Strategy):
         compute_device: str | None = None,
     ) -> None:
         _check_fractions(fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
+        if student_on_device not in ("part", "whole"):
+            raise ConfigError(f"`student_on_device` is {student_on_device!r}; expected 'part' or 'whole'.")
+        self.student_on_device = student_on_device
         self.cut = FixedCut(cut) if isinstance(cut, int) else cut
         self.selection = selection or RoundRobin()
         self.local_epochs = FixedEpochs(local_epochs) if isinstance(local_epochs, int) else local_epochs
@@ -193,8 +207,10 @@ class SplitKD(Strategy):
             task=task,
             tied_embeddings=tied_embeddings,
             train_embeddings=train_embeddings,
-            blocks=_block_paths(blocks),
+            blocks=_block_paths("blocks", blocks),
             peft=peft,
+            teacher_blocks=_block_paths("teacher_blocks", teacher_blocks),
+            teacher_cut=teacher_cut,
             optimizer=optimizer or OptimizerSettings(),
             optimizer_handover=optimizer_handover,
             turn=TurnSettings(
@@ -254,6 +270,7 @@ class SplitKD(Strategy):
             log(INFO, "\t└──> Data plane at %s, run folder %s", self._edge.server.address, folder.path)
             rounds = RoundRunner(self, self._edge, grid, result, folder, timeout)
             rounds.evaluate_on_server(0, evaluate_fn)
+            server_round = 0
             for server_round in range(1, num_rounds + 1):
                 log(INFO, "")
                 log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
@@ -266,6 +283,8 @@ class SplitKD(Strategy):
                     log(INFO, "Stopping after round %s: %s", server_round, result.stopped)
                     break
             result.arrays = records.arrays_from_model(self._edge.student.whole)
+            if self.student_on_device == "whole":
+                rounds.deliver(server_round, train_config)
         finally:
             self._edge.close()
             self._edge = None
@@ -286,7 +305,7 @@ class SplitKD(Strategy):
         """Make the messages of a round's evaluation, in order and one at a time; `arrays` do not travel in them."""
         return (call.message for call in self.calls(grid, server_round, config, "evaluate"))
 
-    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: Mode) -> Iterator[Call]:
+    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: TurnMode) -> Iterator[Call]:
         """Yield the round's calls in order; each opens its session on the data plane when it is drawn.
 
         Raises
@@ -295,11 +314,11 @@ class SplitKD(Strategy):
             If too few nodes are connected.
         """
         edge = self._open_service()
-        fraction, minimum = (
-            (self.fraction_train, self.min_train_nodes)
-            if mode == "train"
-            else (self.fraction_evaluate, self.min_evaluate_nodes)
-        )
+        fraction, minimum = {
+            "train": (self.fraction_train, self.min_train_nodes),
+            "evaluate": (self.fraction_evaluate, self.min_evaluate_nodes),
+            "deliver": (1.0, 1),
+        }[mode]
         if fraction == 0.0:
             return
         online = wait_for_nodes(grid, max(self.min_available_nodes, minimum), self.node_timeout_s)
@@ -307,7 +326,8 @@ class SplitKD(Strategy):
         candidates = [Candidate(node_id=node_id, turns=self.turns_taken.get(node_id, 0)) for node_id in online]
         order = self.selection.order(candidates, num_turns, server_round)
         log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
-        kind = MessageType.TRAIN if mode == "train" else MessageType.EVALUATE
+        # To deliver is for the handler that every device has.
+        kind = MessageType.EVALUATE if mode == "evaluate" else MessageType.TRAIN
         for node_id in order:
             session = edge.expect(run_id=grid.run.run_id, node_id=node_id, server_round=server_round)
             content = RecordDict({self.configrecord_key: _with_round(config, server_round)})
@@ -388,9 +408,9 @@ def _default_run_folder(grid: Grid) -> Path:
     return Path("runs") / f"{stamp}-{grid.run.run_id}"
 
 
-def _block_paths(blocks: Sequence[str] | None) -> tuple[str, ...]:
+def _block_paths(name: str, blocks: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(blocks, str):  # a sequence too, of letters
-        raise ConfigError(f"`blocks` is {blocks!r}; expected a list with the path of each block, in running order.")
+        raise ConfigError(f"`{name}` is {blocks!r}; expected a list with the path of each block, in running order.")
     return tuple(blocks or ())
 
 

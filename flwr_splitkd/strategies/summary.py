@@ -52,14 +52,19 @@ def _turns(turns: list[TurnRecord]) -> Table:
         if outcome is None:
             table.add_row(*head, "-", "-", "left out")
             continue
+        cells = ("whole", "deliver", "-", "-", "-", "-")
+        if turn.mode != "deliver":
+            cells = (
+                f"{outcome.cut}",
+                f"{outcome.num_steps}" if turn.mode == "train" else "eval",
+                f"{outcome.loss:.4f}",
+                f"{outcome.cross_entropy:.4f}",
+                f"{outcome.kl_divergence:.4f}",
+                f"{outcome.num_tokens / max(outcome.duration_s, 1e-9):.0f}",
+            )
         table.add_row(
             *head,
-            f"{outcome.cut}",
-            f"{outcome.num_steps}" if turn.mode == "train" else "eval",
-            f"{outcome.loss:.4f}",
-            f"{outcome.cross_entropy:.4f}",
-            f"{outcome.kl_divergence:.4f}",
-            f"{outcome.num_tokens / max(outcome.duration_s, 1e-9):.0f}",
+            *cells,
             f"{outcome.uplink_bytes / _MIB:.2f}",
             f"{outcome.downlink_bytes / _MIB:.2f}",
             f"{outcome.duration_s:.1f}",

@@ -33,7 +33,7 @@ FROZEN = ".frozen"
 """Ends the name of what does not train in a unit."""
 
 TEACHER_UNIT = "teacher"
-"""The teacher's token embedding, which travels like a unit of the student."""
+"""The teacher's token embedding, which travels like a unit of the student; with more of it, a prefix before a dot."""
 
 Moments = dict[str, dict[str, Tensor]]
 """Optimiser state by parameter name, then by the optimiser's own key (``exp_avg``, ``step``, ...)."""

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from flwr_splitkd.data import Document, documents_digest, make_loader, text_blocks
+from flwr_splitkd.store import cache_root
 
 Progress = Callable[[int, int, float], None]
 
@@ -106,11 +107,6 @@ def seeded_llama(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
-
-
-def cache_root() -> Path:
-    """Return the cache folder: ``$FLWR_SPLITKD_CACHE``, or ``~/.cache/flwr_splitkd``."""
-    return Path(os.environ.get("FLWR_SPLITKD_CACHE") or Path.home() / ".cache" / "flwr_splitkd")
 
 
 def log_progress(step: int, steps: int, loss: float) -> None:

@@ -14,7 +14,7 @@ from flwr_splitkd.errors import DataError
 from flwr_splitkd.tiers.seeds import data_seed
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Batch", "DeviceData", "count_labels", "split_labels"]
+__all__ = ["Batch", "DeviceData", "as_batch", "count_labels", "split_labels"]
 
 Batch = Mapping[str, Tensor]
 """Tensors by the names of the model's inputs, with ``labels``."""
@@ -26,7 +26,7 @@ class DeviceData:
     Parameters
     ----------
     batches
-        Sized and iterable more than once, such as a `torch.utils.data.DataLoader`; yields a `Batch`.
+        Sized and iterable more than once, such as a `torch.utils.data.DataLoader`; yields what `as_batch` takes.
 
     Raises
     ------
@@ -50,8 +50,11 @@ class DeviceData:
         dataset = getattr(batches, "dataset", None)
         self.num_examples = len(dataset) if isinstance(dataset, Sized) else self._count()
 
-    def epoch(self, plan: pb.Begin, epoch: int) -> Iterator[list[Batch]]:
-        """One pass over the data: the micro-batches of each optimiser step."""
+    def epoch(self, plan: pb.Begin, epoch: int, data_input: str) -> Iterator[list[Batch]]:
+        """One pass over the data: the micro-batches of each optimiser step.
+
+        `data_input` names the model's argument for the data.
+        """
         # A loader that shuffles draws its order from torch's generator when its iterator is made.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(data_seed(plan.seed, plan.first_step, epoch))
@@ -61,10 +64,10 @@ class DeviceData:
             return
         batches = itertools.islice(itertools.chain([first], iterator), plan.max_batches or None)
         while group := list(itertools.islice(batches, max(plan.gradient_accumulation_steps, 1))):
-            yield [_checked(batch) for batch in group]
+            yield [as_batch(batch, data_input) for batch in group]
 
     def _count(self) -> int:
-        return sum(len(next(iter(_checked(batch).values()))) for batch in self._batches)
+        return sum(len(next(iter(as_batch(batch, "inputs").values()))) for batch in self._batches)
 
 
 def split_labels(batch: Batch, task: int, ignore_index: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -98,13 +101,38 @@ def count_labels(labels: Int[Tensor, ...], ignore_index: int) -> int:
     return int((labels != ignore_index).sum())
 
 
-def _checked(batch: Any) -> Batch:
+def as_batch(batch: Any, data_input: str) -> Batch:
+    """A batch as loaders give it, under the names of the model's arguments.
+
+    Parameters
+    ----------
+    batch
+        A mapping of tensors, or a pair of data and labels. In a mapping, labels may be called ``label`` too; if the model's
+        argument is not among the names, the only tensor beside the labels is meant for it. (Token ids have their own name
+        everywhere, so this is for models of other data.)
+    data_input
+        Name of the model's argument for the data.
+
+    Raises
+    ------
+    DataError
+        If it is something else.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        batch = {data_input: batch[0], "labels": batch[1]}
     if not isinstance(batch, Mapping) or not batch:
         raise DataError(
-            f"A batch is a {type(batch).__name__}; expected a mapping of tensors such as "
+            f"A batch is a {type(batch).__name__}; expected a pair of data and labels, or a mapping of tensors such as "
             "{'input_ids': ..., 'attention_mask': ..., 'labels': ...}."
         )
     for name, value in batch.items():
         if not isinstance(value, Tensor):
-            raise DataError(f"`{name}` of a batch is a {type(value).__name__}; expected a tensor.")
-    return batch
+            raise DataError(
+                f"`{name}` of a batch is a {type(value).__name__}; expected a tensor. Leave this column out of the data set, "
+                "or turn it into tensors where batches are made."
+            )
+    named = {"labels" if name == "label" and "labels" not in batch else name: value for name, value in batch.items()}
+    others = [name for name in named if name != "labels"]
+    if data_input not in named and len(others) == 1 and data_input != "input_ids":
+        named[data_input] = named.pop(others[0])
+    return named

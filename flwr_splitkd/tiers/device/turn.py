@@ -6,14 +6,15 @@ Begin -> build the half -> (forward -> send -> receive -> backward)* -> step ...
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import DataError, ProtocolError, StoreError, TensorError
-from flwr_splitkd.models import materialize
+from flwr_splitkd.errors import ConfigError, DataError, ProtocolError, SplitKDError, StoreError, TensorError
+from flwr_splitkd.models import inner_model, materialize
 from flwr_splitkd.split import (
     DeviceHalf,
     Layout,
@@ -26,12 +27,14 @@ from flwr_splitkd.split import (
 from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.store import DeviceCache
 from flwr_splitkd.tiers.device.batches import Batch, DeviceData, count_labels, split_labels
+from flwr_splitkd.tiers.device.delivery import receive_student
+from flwr_splitkd.tiers.device.teacher import build_teacher
+from flwr_splitkd.tiers.device.units import collect_units, keep_unit
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
 from flwr_splitkd.tiers.units import (
     FROZEN,
     TEACHER_UNIT,
     Moments,
-    decode_all,
     encode_all,
     pack,
     require_finite,
@@ -88,6 +91,8 @@ def run_turn(
     begin_timeout_s: float,
     step_timeout_s: float,
     run: str = "",
+    teacher: Callable[[], nn.Module] | None = None,
+    student_folder: Path | None = None,
 ) -> TurnReport:
     """Serve one turn.
 
@@ -96,9 +101,10 @@ def run_turn(
     link
         Open, past the handshake.
     model
-        The student's skeleton: parameters may be on the meta device. It is cut, and of no other use afterwards.
+        The student's skeleton, a `PeftModel` if it has adapters: parameters may be on the meta device. It is cut, and of no
+        other use afterwards.
     layout
-        Of `model`.
+        Of the model itself, adapters included.
     cache
         Where units are looked up and kept.
     compute_device
@@ -109,11 +115,34 @@ def run_turn(
         Seconds to wait for each answer of the edge.
     run
         Name of the run, in letters, digits and "-": moments that stay with the device are of no use to another run.
+    teacher
+        Builds the teacher, for when its first blocks run here.
+    student_folder
+        Where the whole student goes, for when the edge delivers it.
+
+    Raises
+    ------
+    SplitKDError
+        Why the turn came to nothing.
     """
-    # Begin is not kept by a name here: its payloads are as large as the half and its moments.
+    begin = link.receive("Begin", begin_timeout_s)
+    if begin.body.mode == pb.MODE_DELIVER:
+        if student_folder is None:
+            raise ConfigError("The edge delivers the whole student and `student_folder` is None; expected a folder.")
+        result = receive_student(link, begin, whole=model, cache=cache, folder=student_folder, timeout_s=step_timeout_s)
+        return TurnReport(result=result, num_examples=0, num_steps=0, task=begin.body.task)
     turn = _Turn(
-        link, link.receive("Begin", begin_timeout_s), model, layout, cache, compute_device, step_timeout_s, f"own-{run}"
+        link,
+        begin,
+        model=inner_model(model),
+        layout=layout,
+        cache=cache,
+        compute_device=compute_device,
+        step_timeout_s=step_timeout_s,
+        own_version=f"own-{run}",
+        teacher=teacher,
     )
+    del begin  # its payloads are as large as the half and its moments
     return turn.run(data)
 
 
@@ -124,21 +153,24 @@ class _Turn:
         self,
         link: Link,
         begin: WireMessage,
+        *,
         model: nn.Module,
         layout: Layout,
         cache: DeviceCache,
         compute_device: torch.device,
         step_timeout_s: float,
         own_version: str,
+        teacher: Callable[[], nn.Module] | None,
     ) -> None:
         self._link, self._layout, self._cache = link, layout, cache
         self._own_version = own_version
         self._plan: pb.Begin = begin.body
         self._device, self._timeout_s = compute_device, step_timeout_s
         self._training = self._plan.mode == pb.MODE_TRAIN
-        units = self._collect_units(begin)
-        teacher = units.pop(TEACHER_UNIT, None)
-        self._teacher_embedding = teacher["weight/embedding"].to(compute_device) if teacher else None
+        # To evaluate, units come without their moments: then only what has none is worth keeping.
+        units = collect_units(begin, cache, keep=lambda unit: self._training or unit.endswith(FROZEN))
+        of_teacher = {unit: units.pop(unit) for unit in list(units) if unit.partition(".")[0] == TEACHER_UNIT}
+        self._teacher = build_teacher(self._plan, of_teacher, teacher, layout.data_input, compute_device)
         weights, moments = unpack({name: tensor for unit in units.values() for name, tensor in unit.items()})
         self._half = self._build_half(model, weights)
         self._trainable = [(n, p) for n, p in self._half.named_parameters() if p.requires_grad]
@@ -149,7 +181,7 @@ class _Turn:
     def run(self, data: DeviceData) -> TurnReport:
         with seed_dropout(self._half.model, self._layout, self._plan.seed) as seeds:
             for epoch in range(self._plan.local_epochs):
-                for microbatches in data.epoch(self._plan, epoch):
+                for microbatches in data.epoch(self._plan, epoch, self._layout.data_input):
                     self._run_step(microbatches, seeds)
         num_steps = self._step - self._plan.first_step
         trained = self._trained_units() if self._training else {}
@@ -181,7 +213,7 @@ class _Turn:
         self._check_token_ids(inputs)
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         with torch.set_grad_enabled(self._training):
-            smashed = self._half(inputs)
+            smashed = self._forward(inputs)
         self._link.send(header, self._uplink(smashed, inputs, labels))
         answer = self._link.receive("Backward", self._timeout_s)
         self._check_answer(header, answer)
@@ -194,6 +226,18 @@ class _Turn:
             require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
             torch.autograd.backward(smashed, gradient)
         return answer.body.update if answer.body.HasField("update") else None
+
+    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        try:
+            return self._half(inputs)
+        except SplitKDError:
+            raise
+        except Exception as error:  # torch's own words for shapes and kinds that do not go together
+            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+            raise DataError(
+                f"A batch of the shapes {shapes} does not go through the student: {type(error).__name__}: {error}. Check the "
+                "data set of this device."
+            ) from error
 
     def _check_token_ids(self, inputs: dict[str, Tensor]) -> None:
         """A token id beyond the table would end in torch's own words, which name neither the id nor the bound."""
@@ -229,10 +273,10 @@ class _Turn:
         codec = self._plan.uplink_codec
         tensors = {"smashed": encode(smashed, codec), "labels": encode(labels)}
         tensors.update(encode_all(self._half.edge_inputs(inputs), "inputs/"))
-        if self._teacher_embedding is not None:
-            embeddings = torch.nn.functional.embedding(inputs["input_ids"], self._teacher_embedding)
-            embeddings = embeddings * torch.tensor(self._plan.teacher_embedding_scale, dtype=embeddings.dtype)
-            tensors["teacher_embeddings"] = encode(embeddings, codec)
+        if self._teacher is not None:
+            outputs, beside = self._teacher(inputs)
+            tensors["teacher_embeddings"] = encode(outputs, codec)
+            tensors.update(encode_all(beside, "teacher_inputs/"))
         return tensors
 
     def _update(self, update: pb.Update | None) -> None:
@@ -252,17 +296,7 @@ class _Turn:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    # ---- units: from the wire or the cache into the half, and back
-
-    def _collect_units(self, begin: WireMessage) -> dict[str, dict[str, Tensor]]:
-        """Every unit of the plan: what came with it, and the rest from the cache."""
-        units: dict[str, dict[str, Tensor]] = {}
-        for item in self._plan.units:
-            received = decode_all(begin.tensors, f"{item.unit}|")
-            if received and (self._training or item.unit.endswith(FROZEN)):  # to evaluate, moments stay behind
-                self._keep(item.unit, item.version, received)
-            units[item.unit] = received or self._cache.get(item.unit, item.version)
-        return units
+    # ---- units into the half, and back
 
     def _build_half(self, model: nn.Module, weights: dict[str, Tensor]) -> DeviceHalf:
         frozen = set(self._plan.frozen)
@@ -295,7 +329,7 @@ class _Turn:
                 weights.setdefault(self._layout.unit_of(name), {})[name] = tensor.detach()
         return {unit: pack(tensors, moments) for unit, tensors in weights.items()}
 
-    # ---- the disk cache; a failure here costs bytes in the next turn, so it is reported and survived
+    # ---- what the disk cache keeps for the next turn
 
     def _remember(self, result: pb.TurnResult) -> None:
         if not self._training:
@@ -304,19 +338,13 @@ class _Turn:
         trained = self._trained_units()
         for item in result.units:
             if item.unit in trained:
-                self._keep(item.unit, item.version, trained[item.unit])
-
-    def _keep(self, unit: str, version: str, tensors: dict[str, Tensor]) -> None:
-        try:
-            self._cache.put(unit, version, tensors)
-        except StoreError as error:
-            _log.warning("Unit %s is not cached and will travel again: %s", unit, error)
+                keep_unit(self._cache, item.unit, item.version, trained[item.unit])
 
     def _keep_own_moments(self) -> None:
         if self._plan.optimizer_handover != pb.OPTIMIZER_HANDOVER_DEVICE or self._optimizer is None:
             return
         for name, entries in export_optimizer_state(self._optimizer, self._trainable).items():
-            self._keep(OWN_MOMENTS + name, self._own_version, entries)
+            keep_unit(self._cache, OWN_MOMENTS + name, self._own_version, entries)
 
     def _own_moments(self) -> Moments:
         """What this device kept in this run; a damaged file is as if it had kept nothing."""

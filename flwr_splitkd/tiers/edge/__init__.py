@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
-from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
+from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.service import EdgeService
 from flwr_splitkd.tiers.edge.setup import EdgeSetup
 from flwr_splitkd.tiers.edge.student import EdgeStudent, HandoverName
@@ -18,6 +18,7 @@ __all__ = [
     "HandoverName",
     "Objective",
     "TaskName",
+    "TurnMode",
     "TurnOutcome",
     "TurnPlan",
     "TurnSettings",

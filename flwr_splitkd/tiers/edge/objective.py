@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -12,7 +11,8 @@ from flwr_splitkd.distill import DistillationLoss, Head, LossTerms, match_vocabu
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import HeadTap, find_head
 from flwr_splitkd.split import EdgeHalf
-from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
+from flwr_splitkd.tiers.edge.outputs import class_logits
+from flwr_splitkd.tiers.edge.teacher import EdgeTeacher, TeacherData
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["TASKS", "Objective", "StepLoss", "TaskName"]
@@ -76,19 +76,19 @@ class Objective:
         smashed: Float[Tensor, "batch ..."],
         inputs: dict[str, Tensor],
         labels: Int[Tensor, "batch ..."],
-        teacher_embeddings: Float[Tensor, "batch sequence hidden"] | None,
+        teacher_data: TeacherData | None,
         num_tokens: int,
     ) -> StepLoss:
         """Finish both forward passes and compute the loss, divided by `num_tokens`."""
         if self._head is None:
-            return self._classify(half, smashed, inputs, labels, teacher_embeddings, num_tokens)
+            return self._classify(half, smashed, inputs, labels, teacher_data, num_tokens)
         with HeadTap(self._student) as tap:
             half(smashed, inputs)
         hidden = tap.hidden.flatten(0, -2)
         teacher_hidden: Tensor | None = None
         teacher_head: Head | None = None
-        if self.teacher and teacher_embeddings is not None:
-            teacher_hidden = self.teacher.outputs(teacher_embeddings, inputs).flatten(0, -2)
+        if self.teacher and teacher_data is not None:
+            teacher_hidden = self.teacher.outputs(teacher_data).flatten(0, -2)
             teacher_head = self.teacher.head
         loss = self.loss if teacher_hidden is not None else _labels_only(self.loss)
         terms = loss.from_hidden(
@@ -102,25 +102,16 @@ class Objective:
         smashed: Tensor,
         inputs: dict[str, Tensor],
         labels: Tensor,
-        teacher_embeddings: Tensor | None,
+        teacher_data: TeacherData | None,
         num_tokens: int,
     ) -> StepLoss:
-        logits = _logits(half(smashed, inputs))
+        logits = class_logits(half(smashed, inputs), "student")
         teacher_logits: Tensor | None = None
-        if self.teacher and teacher_embeddings is not None:
-            teacher_logits = self.teacher.outputs(teacher_embeddings, inputs)
+        if self.teacher and teacher_data is not None:
+            teacher_logits = self.teacher.outputs(teacher_data)
         loss = self.loss if teacher_logits is not None else _labels_only(self.loss)
         terms = loss.from_logits(logits, teacher_logits, labels.flatten(), num_tokens=num_tokens)
         return StepLoss(terms, int((logits.detach().argmax(-1) == labels.flatten()).sum()))
-
-
-def _logits(output: Any) -> Tensor:
-    """The class logits of a transformers output, or of a module that returns them as they are."""
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
-        raise ConfigError(f"The student's output is {shape}; expected logits of shape [batch, classes].")
-    return logits
 
 
 def _labels_only(loss: DistillationLoss) -> DistillationLoss:

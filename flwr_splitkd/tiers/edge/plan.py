@@ -10,7 +10,9 @@ from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, constant
 from flwr_splitkd.wire.codec import CodecName, codec_code
 
-__all__ = ["TurnOutcome", "TurnPlan", "TurnSettings"]
+__all__ = ["TurnMode", "TurnOutcome", "TurnPlan", "TurnSettings"]
+
+TurnMode = Literal["train", "evaluate", "deliver"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class TurnPlan:
     Parameters
     ----------
     mode
-        Whether the turn trains.
+        Whether the turn trains, evaluates, or delivers the whole student to the device.
     cut
         Blocks on the device.
     local_epochs
@@ -79,7 +81,7 @@ class TurnPlan:
         What the commit shall remember beside it.
     """
 
-    mode: Literal["train", "evaluate"]
+    mode: TurnMode
     cut: int
     local_epochs: int
     first_step: int

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from flwr_splitkd.tiers.edge.objective import Objective
-from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
+from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
 from flwr_splitkd.tiers.edge.turn import run_turn
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
@@ -58,7 +58,7 @@ class EdgeService:
         self,
         session: Session,
         *,
-        mode: Literal["train", "evaluate"],
+        mode: TurnMode,
         cut: int,
         local_epochs: int,
         info: Mapping[str, Any],
@@ -73,7 +73,8 @@ class EdgeService:
         if session.link is None or session.hello is None:
             raise ValueError("Only a connected session can be served.")
         try:
-            self.student.layout.check_cut(cut)
+            if mode != "deliver":
+                self.student.layout.check_cut(cut)
             plan = TurnPlan(mode=mode, cut=cut, local_epochs=local_epochs, first_step=self.next_step, info=info)
             outcome = run_turn(
                 session.link,

@@ -14,7 +14,7 @@ from torch import nn
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import add_adapters, inner_model, set_tied_embeddings
-from flwr_splitkd.split import find_layout, verify_cut
+from flwr_splitkd.split import find_layout, is_transformer, verify_cut
 from flwr_splitkd.store import CommitLog
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnSettings
@@ -51,6 +51,8 @@ class EdgeSetup:
     insecure: bool
     compute_device: torch.device
     peft: PeftConfig | None = None
+    teacher_blocks: tuple[str, ...] = ()
+    teacher_cut: int | None = None
 
     def __post_init__(self) -> None:
         """Check the choices.
@@ -123,12 +125,17 @@ class EdgeSetup:
         layout = find_layout(student, list(self.blocks) or None)
         if not self.train_embeddings:
             _freeze_input_embeddings(student)
-        if not self.blocks:
+        if is_transformer(student):
             verify_cut(student, layout)
         teacher: EdgeTeacher | None = None
         if self.teacher is not None and self.loss.kd_ratio > 0:
-            has_head = self.task != "classification"
-            teacher = EdgeTeacher(self.teacher(), has_head=has_head, compute_device=self.compute_device)
+            teacher = EdgeTeacher(
+                self.teacher(),
+                has_head=self.task != "classification",
+                compute_device=self.compute_device,
+                blocks=self.teacher_blocks,
+                cut=self.teacher_cut,
+            )
         edge_student = EdgeStudent(
             whole.to(self.compute_device),
             layout,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flwr_splitkd.errors import ProtocolError
 from flwr_splitkd.models import Fingerprint, fingerprint, inner_model
-from flwr_splitkd.split import EdgeHalf, Layout, load_unit_state
+from flwr_splitkd.split import EdgeHalf, Layout, is_transformer, load_unit_state, random_batch, verify_cut
 from flwr_splitkd.store import CommitLog, Manifest
 from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
@@ -72,6 +72,7 @@ class EdgeStudent:
         self.parameter_order = [name for name, _ in model.named_parameters()]
         self.moments: Moments = {}
         self._log = log
+        self._checked_cuts: set[int] = set()
         self._names = versioned_units(model, layout)
         self._versions: dict[str, str] = {}
         self._commit_units(self._names, {"event": "start"})
@@ -85,8 +86,38 @@ class EdgeStudent:
         """Cut the student for a turn; `EdgeHalf.restore` makes it whole again."""
         return EdgeHalf(self.model, cut, self.layout)
 
+    def check_cut(self, cut: int, travelling: Mapping[str, Tensor]) -> None:
+        """Try a cut of a module from outside transformers, once, on random data of a real batch's shape.
+
+        Its blocks were named by a person, and what runs between them is known only when it runs. (A transformers model has
+        been tried when the edge opened.)
+
+        Raises
+        ------
+        UncuttableModelError
+            If the two halves would not train as the whole.
+        ProtocolError
+            If the data of this device do not even go through the whole.
+        """
+        if cut in self._checked_cuts or is_transformer(self.model):
+            return
+        batch = random_batch(self.layout, travelling)
+        try:
+            with torch.no_grad():
+                self.model.eval()(**batch)
+        except Exception as error:  # torch's own words for shapes and kinds that do not go together
+            shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
+            raise ProtocolError(
+                f"Data of the shapes {shapes} do not go through the student: {type(error).__name__}: {error}. Check the "
+                "batches of this device."
+            ) from error
+        verify_cut(self.model, self.layout, [cut], inputs=batch)
+        self._checked_cuts.add(cut)
+
     def device_units(self, cut: int) -> list[str]:
         """Versioned units that a device holds at a cut; one without tensors, such as a ReLU, is none."""
+        if cut == self.layout.num_blocks:  # delivered whole
+            return list(self._names)
         units = (name for unit in self.layout.units(cut)[0] for name in (unit, unit + FROZEN))
         return [unit for unit in units if unit in self._names]
 

@@ -1,53 +1,126 @@
-"""The frozen teacher: its token embedding goes to the devices, the rest runs here."""
+"""The frozen teacher: its first part goes to the devices, the rest runs here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from flwr_splitkd.distill import Head
+from flwr_splitkd.errors import ConfigError, CutError
 from flwr_splitkd.models import HeadTap, find_head, token_embedding
-from flwr_splitkd.split import EdgeHalf, find_layout
+from flwr_splitkd.split import EdgeHalf, find_layout, is_transformer, random_batch, unit_state, verify_cut
+from flwr_splitkd.split.surgery import DEVICE_ONLY, accepts
 from flwr_splitkd.store.tensor_file import digest
+from flwr_splitkd.tiers.edge.outputs import class_logits
+from flwr_splitkd.tiers.units import TEACHER_UNIT, pack
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["EdgeTeacher"]
+__all__ = ["EdgeTeacher", "TeacherData"]
+
+
+class TeacherData(NamedTuple):
+    """What a device sends for the teacher: embeddings, or what the teacher's first blocks gave, and what goes with them."""
+
+    embeddings: Float[Tensor, "batch ..."]
+    inputs: Mapping[str, Tensor]
 
 
 class EdgeTeacher:
-    """A whole teacher, fed with the token embeddings that a device computed.
+    """A whole teacher, fed with what its first part gave on a device.
 
     Parameters
     ----------
     model
-        A transformers model with a token embedding. It is frozen and set to evaluation mode.
+        It is frozen and set to evaluation mode.
     has_head
         Whether its outputs are logits over a vocabulary, rather than classes.
     compute_device
         Where it runs.
+    blocks
+        Dotted paths of its blocks; found for transformers models.
+    cut
+        Blocks that run on the device. 0 is for transformers models: the device has the token embedding alone, and needs no
+        code of the teacher. None is 0 for these and 1 for others.
+
+    Raises
+    ------
+    ConfigError, CutError
+        If the teacher cannot be used with these blocks and this cut.
     """
 
-    def __init__(self, model: nn.Module, *, has_head: bool, compute_device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        has_head: bool,
+        compute_device: torch.device,
+        blocks: Sequence[str] = (),
+        cut: int | None = None,
+    ) -> None:
+        transformer = is_transformer(model)
+        if not transformer and not blocks:
+            raise ConfigError(
+                f"`teacher_blocks` is empty and the teacher is a {type(model).__name__}; expected the path of each of its "
+                "blocks, in running order, because its first ones run on the devices. Pass teacher_blocks=[...]."
+            )
+        self.cut = (0 if transformer else 1) if cut is None else cut
+        if not transformer and self.cut == 0:
+            raise CutError(
+                f"`teacher_cut` is 0 and the teacher is a {type(model).__name__}, which has no token embedding; expected 1 or "
+                "more, because raw data stay on the devices."
+            )
         self.model = model.to(compute_device).eval().requires_grad_(False)
-        weight, scale = token_embedding(model)
-        self.embedding: dict[str, Tensor] = {"weight/embedding": weight.detach()}
-        self.embedding_scale = float(scale)
-        self.embedding_version = digest(self.embedding)
+        self.blocks = tuple(blocks)
+        self.layout = find_layout(model, list(blocks) or None)
+        self.layout.check_cut(self.cut, lowest=0)
         self.head: Head | None = find_head(model) if has_head else None
-        self._half = EdgeHalf(model, 0, find_layout(model))
+        self.embedding_scale = 1.0
+        self.units: dict[str, dict[str, Tensor]] = dict(self._device_units())
+        self.versions = {unit: digest(tensors) for unit, tensors in self.units.items()}
+        self._unchecked = not transformer
         self._device = compute_device
+        self._half: EdgeHalf | None = None
+
+    def _device_units(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        if self.cut == 0:
+            weight, self.embedding_scale = token_embedding(self.model)
+            yield TEACHER_UNIT, {"weight/embedding": weight.detach()}
+            return
+        for unit in self.layout.units(self.cut)[0]:
+            state = unit_state(self.model, self.layout, unit)
+            if state:
+                yield f"{TEACHER_UNIT}.{unit}", pack(state, {})
+
+    def into(self, begin: pb.Begin) -> None:
+        """Tell a device which part of the teacher it runs."""
+        begin.teacher_embedding_scale = self.embedding_scale
+        begin.teacher_cut = self.cut
+        if self.cut:
+            begin.teacher_blocks.extend(self.blocks)
 
     @torch.no_grad()
-    def outputs(
-        self, embeddings: Float[Tensor, "batch sequence hidden"], inputs: Mapping[str, Tensor]
-    ) -> Float[Tensor, ...]:
+    def outputs(self, data: TeacherData) -> Float[Tensor, ...]:
         """Final hidden states ``[batch, sequence, hidden]`` when the teacher has a head, else class logits."""
-        embeddings = embeddings.to(self._device)
+        half = self._cut_half(data)
+        # Meant for the student, which may know arguments that the teacher does not, such as token types.
+        inputs = {name: t for name, t in data.inputs.items() if name in DEVICE_ONLY or accepts(self.model, name)}
         with ExitStack() as stack:
             tap = stack.enter_context(HeadTap(self.model)) if self.head else None
-            output = self._half(embeddings, inputs)
-        hidden: Tensor = tap.hidden if tap else output.logits
-        return hidden
+            output = half(data.embeddings.to(self._device), inputs)
+        return tap.hidden if tap else class_logits(output, "teacher")
+
+    def _cut_half(self, data: TeacherData) -> EdgeHalf:
+        """The teacher's half; a module from outside transformers is tried on random data of the first batch's shape."""
+        if self._half is None:
+            if self._unchecked:
+                tried = copy.deepcopy(self.model).requires_grad_(True)
+                with torch.enable_grad():
+                    verify_cut(tried, self.layout, [self.cut], inputs=random_batch(self.layout, data.inputs))
+            self._half = EdgeHalf(self.model, self.cut, self.layout)
+        return self._half

@@ -28,8 +28,9 @@ from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
+from flwr_splitkd.tiers.edge.teacher import TeacherData
 from flwr_splitkd.tiers.optimizer import set_learning_rate
-from flwr_splitkd.tiers.units import TEACHER_UNIT, Moments, decode_all, encode_all, require_finite
+from flwr_splitkd.tiers.units import Moments, decode_all, encode_all, require_finite
 from flwr_splitkd.wire.codec import codec_code, decode, encode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
@@ -40,6 +41,7 @@ __all__ = ["run_turn"]
 
 _log = logging.getLogger(__name__)
 
+_MODES = {"train": pb.MODE_TRAIN, "evaluate": pb.MODE_EVALUATE, "deliver": pb.MODE_DELIVER}
 _DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
 _LOSS_REMEDY = "The turn is undone; lower the learning rate, clip gradients, or check the labels."
 
@@ -97,9 +99,11 @@ class _Turn:
     def run(self) -> TurnOutcome:
         started_s = time.monotonic()
         self._send_begin()
-        with self._student.half(self._plan.cut) as half:
-            half.train(self._training)
-            done, moments = self._run_steps(half)
+        moments: Moments = {}
+        if self._plan.mode == "deliver":
+            done = self._link.receive("TurnDone", self._settings.step_timeout_s)
+        else:
+            done, moments = self._run_half()
         commit_id = self._commit(done, moments) if self._training else self._student.last_commit
         result = self._result(commit_id)
         self._tell(result)
@@ -119,6 +123,14 @@ class _Turn:
             handover_bytes=self._handover_bytes,
         )
 
+    def _run_half(self) -> tuple[WireMessage, Moments]:
+        message = self._link.receive("Forward|TurnDone", self._settings.step_timeout_s)
+        if message.kind == "Forward":
+            self._student.check_cut(self._plan.cut, self._inputs(message, "inputs/"))
+        with self._student.half(self._plan.cut) as half:
+            half.train(self._training)
+            return self._run_steps(message, half)
+
     def _tell(self, result: pb.TurnResult) -> None:
         try:
             self._link.send(result)
@@ -132,7 +144,7 @@ class _Turn:
         plan, settings, student = self._plan, self._settings, self._student
         units = student.device_units(plan.cut)
         begin = pb.Begin(
-            mode=pb.MODE_TRAIN if self._training else pb.MODE_EVALUATE,
+            mode=_MODES[plan.mode],
             task=self._objective.task,
             cut=plan.cut,
             local_epochs=plan.local_epochs,
@@ -155,8 +167,9 @@ class _Turn:
             )
         teacher = self._objective.teacher
         if teacher and self._training:
-            begin.teacher_embedding_scale = teacher.embedding_scale
-            self._add_unit(begin, tensors, TEACHER_UNIT, teacher.embedding_version, lambda: teacher.embedding)
+            teacher.into(begin)
+            for unit, version in teacher.versions.items():
+                self._add_unit(begin, tensors, unit, version, partial(teacher.units.__getitem__, unit))
         self._handover_bytes += _payload(tensors)
         self._link.send(begin, tensors)
 
@@ -174,17 +187,15 @@ class _Turn:
 
     # ---- steps
 
-    def _run_steps(self, half: EdgeHalf) -> tuple[WireMessage, Moments]:
+    def _run_steps(self, message: WireMessage, half: EdgeHalf) -> tuple[WireMessage, Moments]:
         trainable = [(n, p) for n, p in half.named_parameters() if p.requires_grad] if self._training else []
         optimizer = self._student.optimizer.build(p for _, p in trainable) if trainable else None
         if optimizer:
             import_optimizer_state(optimizer, trainable, self._student.moments_of_half(half))
         with seed_dropout(half.model, self._student.layout, self._settings.seed) as seeds:
-            while True:
-                message = self._link.receive("Forward|TurnDone", self._settings.step_timeout_s)
-                if message.kind == "TurnDone":
-                    break
+            while message.kind == "Forward":
                 self._serve(message, half, seeds, trainable, optimizer)
+                message = self._link.receive("Forward|TurnDone", self._settings.step_timeout_s)
         if self._microbatch:
             raise ProtocolError(
                 f"{self._link.peer} ended its turn within step {self._step}, after micro-batch "
@@ -227,15 +238,12 @@ class _Turn:
         """Forward pass, loss and backward pass of one micro-batch; the gradient at the cut when training."""
         smashed = self._smashed(message)
         labels = decode(_tensor(message, "labels")).to(self._device)
-        inputs = {n: t.to(self._device) for n, t in decode_all(message.tensors, "inputs/").items()}
-        embeddings: Tensor | None = None
-        if self._objective.teacher and self._training:
-            embeddings = decode(_tensor(message, "teacher_embeddings"))
-            require_finite(embeddings, f"The teacher embeddings of step {message.body.step}", _DEVICE_REMEDY)
+        inputs = self._inputs(message, "inputs/")
+        teacher_data = self._teacher_data(message, inputs)
         with torch.set_grad_enabled(self._training):
             smashed.requires_grad_(self._training)
             try:
-                loss = self._objective(half, smashed, inputs, labels, embeddings, message.body.step_num_tokens)
+                loss = self._objective(half, smashed, inputs, labels, teacher_data, message.body.step_num_tokens)
             except SplitKDError:
                 raise
             except Exception as error:  # torch's own words for shapes and kinds that do not go together
@@ -251,6 +259,17 @@ class _Turn:
         torch.autograd.backward(loss.terms.loss)
         gradient = smashed.grad if smashed.grad is not None else torch.zeros_like(smashed)
         return {"gradient": encode(gradient, codec_code(self._settings.downlink_codec))}
+
+    def _inputs(self, message: WireMessage, prefix: str) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in decode_all(message.tensors, prefix).items()}
+
+    def _teacher_data(self, message: WireMessage, inputs: dict[str, Tensor]) -> TeacherData | None:
+        teacher = self._objective.teacher
+        if teacher is None or not self._training:
+            return None
+        embeddings = decode(_tensor(message, "teacher_embeddings"))
+        require_finite(embeddings, f"The teacher embeddings of step {message.body.step}", _DEVICE_REMEDY)
+        return TeacherData(embeddings, self._inputs(message, "teacher_inputs/") if teacher.cut else inputs)
 
     def _smashed(self, message: WireMessage) -> Tensor:
         smashed = decode(_tensor(message, "smashed"))

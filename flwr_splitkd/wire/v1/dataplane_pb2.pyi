@@ -33,6 +33,7 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODE_UNSPECIFIED: _ClassVar[Mode]
     MODE_TRAIN: _ClassVar[Mode]
     MODE_EVALUATE: _ClassVar[Mode]
+    MODE_DELIVER: _ClassVar[Mode]
 
 class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -79,6 +80,7 @@ CODEC_INT8_BLOCKWISE: Codec
 MODE_UNSPECIFIED: Mode
 MODE_TRAIN: Mode
 MODE_EVALUATE: Mode
+MODE_DELIVER: Mode
 TASK_UNSPECIFIED: Task
 TASK_CAUSAL_LM: Task
 TASK_MASKED_LM: Task
@@ -243,7 +245,7 @@ class UnitVersion(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("mode", "task", "cut", "local_epochs", "max_batches", "gradient_accumulation_steps", "first_step", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "frozen", "units", "teacher_embedding_scale", "tensors", "ignore_index")
+    __slots__ = ("mode", "task", "cut", "local_epochs", "max_batches", "gradient_accumulation_steps", "first_step", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "frozen", "units", "teacher_embedding_scale", "teacher_cut", "teacher_blocks", "tensors", "ignore_index")
     MODE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
@@ -260,6 +262,8 @@ class Begin(_message.Message):
     FROZEN_FIELD_NUMBER: _ClassVar[int]
     UNITS_FIELD_NUMBER: _ClassVar[int]
     TEACHER_EMBEDDING_SCALE_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_CUT_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     IGNORE_INDEX_FIELD_NUMBER: _ClassVar[int]
     mode: Mode
@@ -278,9 +282,11 @@ class Begin(_message.Message):
     frozen: _containers.RepeatedScalarFieldContainer[str]
     units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
     teacher_embedding_scale: float
+    teacher_cut: int
+    teacher_blocks: _containers.RepeatedScalarFieldContainer[str]
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     ignore_index: int
-    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ...) -> None: ...
+    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., teacher_cut: _Optional[int] = ..., teacher_blocks: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("step", "microbatch", "num_microbatches", "step_num_tokens", "tensors")

@@ -501,9 +501,9 @@ def test_data_without_a_length() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (torch.ones(2, 6), "A batch is a Tensor; expected a mapping of tensors"),
-        ((torch.ones(2, 6), torch.ones(2)), "A batch is a tuple; expected a mapping of tensors"),
-        ({}, "A batch is a dict; expected a mapping of tensors"),
+        (torch.ones(2, 6), "A batch is a Tensor; expected a pair of data and labels, or a mapping of tensors"),
+        ((torch.ones(2, 6), torch.ones(2), 3), "A batch is a tuple; expected a pair of data and labels"),
+        ({}, "A batch is a dict; expected a pair of data and labels, or a mapping of tensors"),
         ({"input_ids": [[1, 2]]}, "`input_ids` of a batch is a list; expected a tensor"),
     ],
 )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.errors import ConfigError, DataError, SplitKDError, UncuttableModelError
-from flwr_splitkd.models import build_skeleton
+from flwr_splitkd.errors import ConfigError, CutError, DataError, SplitKDError
+from flwr_splitkd.models import build_skeleton, inner_model
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
 from flwr_splitkd.testing import connected_links
@@ -27,6 +27,7 @@ from flwr_splitkd.tiers.edge import (
     HandoverName,
     Objective,
     TaskName,
+    TurnMode,
     TurnOutcome,
     TurnPlan,
     TurnSettings,
@@ -122,6 +123,9 @@ class Federation:
     folder: Path
     build: Callable[[], nn.Module] = llama
     teacher: nn.Module | None = None
+    teacher_blocks: Sequence[str] = ()
+    teacher_cut: int | None = None
+    teacher_on_device: Callable[[], nn.Module] | None = None
     task: TaskName = "causal-lm"
     handover: HandoverName = "full"
     blocks: Sequence[str] | None = None
@@ -129,16 +133,20 @@ class Federation:
     next_step: int = 0
 
     def __post_init__(self) -> None:
-        model = self.build()
+        whole = self.build()
+        model = inner_model(whole)
         self.student = EdgeStudent(
-            model,
+            whole,
             self.layout(model),
             optimizer=OPTIMIZER,
             handover=self.handover,
             log=CommitLog(self.folder / "commits"),
         )
         has_head = self.task != "classification"
-        teacher = EdgeTeacher(self.teacher, has_head=has_head, compute_device=CPU) if self.teacher else None
+        teacher = None
+        if self.teacher:
+            blocks, cut = self.teacher_blocks, self.teacher_cut
+            teacher = EdgeTeacher(self.teacher, has_head=has_head, compute_device=CPU, blocks=blocks, cut=cut)
         loss = DistillationLoss(kd_ratio=0.5 if teacher else 0.0)
         self.objective = Objective(model, teacher, loss, self.task)
 
@@ -150,7 +158,7 @@ class Federation:
         device: int,
         cut: int,
         data: list[Any],
-        mode: Literal["train", "evaluate"] = "train",
+        mode: TurnMode = "train",
         epochs: int = 1,
         run: str = "",
     ) -> tuple[TurnOutcome, device_tier.TurnReport | None]:
@@ -164,13 +172,15 @@ class Federation:
                 report = device_tier.run_turn(
                     device_link,
                     model=skeleton,
-                    layout=self.layout(skeleton),
+                    layout=self.layout(inner_model(skeleton)),
                     data=DeviceData(data),
                     cache=cache,
                     compute_device=CPU,
                     begin_timeout_s=20,
                     step_timeout_s=20,
                     run=run,
+                    teacher=self.teacher_on_device,
+                    student_folder=self.folder / f"student-{device}",
                 )
             except SplitKDError as error:
                 device_link.fail(error)
@@ -390,9 +400,13 @@ def test_a_token_that_the_student_does_not_know(token: int, tmp_path: Path) -> N
     assert all(torch.equal(tensor, before[name]) for name, tensor in federation.weights().items())
 
 
-def test_a_teacher_without_a_token_embedding() -> None:
-    with pytest.raises(UncuttableModelError, match="the input embedding of Cnn"):
+def test_a_teacher_whose_first_part_is_not_known() -> None:
+    with pytest.raises(ConfigError, match="`teacher_blocks` is empty and the teacher is a Cnn"):
         EdgeTeacher(Cnn(), has_head=False, compute_device=CPU)
+    with pytest.raises(CutError, match="`teacher_cut` is 0 and the teacher is a Cnn, which has no token embedding"):
+        EdgeTeacher(Cnn(), has_head=False, compute_device=CPU, blocks=CNN_BLOCKS, cut=0)
+    with pytest.raises(CutError, match=r"`cut` is 3; expected 0\.\.2"):
+        EdgeTeacher(Cnn(), has_head=False, compute_device=CPU, blocks=CNN_BLOCKS, cut=3)
 
 
 def test_moments_of_another_run_stay_unused(tmp_path: Path) -> None:

@@ -1,0 +1,183 @@
+"""Turns with modules from outside transformers: code between the blocks, teachers whose first blocks run on the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_turns import OPTIMIZER, Federation, bert, close, sentences
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.errors import ConfigError, ProtocolError, SplitKDError, UncuttableModelError
+from flwr_splitkd.tiers.device import DeviceData
+
+NET_BLOCKS = ("conv1", "norm", "conv2", "fc1", "fc2")
+
+
+class Net(nn.Module):
+    """What a quickstart would write: layers as attributes, everything without weights in forward()."""
+
+    def __init__(self, width: int = 4, seed: int = 5) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv1 = nn.Conv2d(1, width, 3)
+        self.norm = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.conv2 = nn.Conv2d(width, 8, 2)
+        self.fc1 = nn.Linear(8, 12)
+        self.dropout = nn.Dropout(0.3)
+        self.fc2 = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(functional.relu(self.norm(self.conv1(x))))
+        x = functional.relu(self.conv2(x), inplace=True).amax((2, 3))
+        x = x.view(-1, 8)
+        return self.fc2(self.dropout(functional.relu(self.fc1(x))))
+
+
+class BigNet(Net):
+    """A teacher whose argument has another name."""
+
+    def __init__(self) -> None:
+        super().__init__(width=6, seed=9)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image)
+
+
+def pictures(count: int = 3) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(8)
+    return [
+        {"img": torch.randn(4, 1, 8, 8, generator=generator), "label": torch.randint(3, (4,), generator=generator)}
+        for _ in range(count)
+    ]
+
+
+def without_dropout() -> Net:
+    net = Net()
+    net.dropout.p = 0.0
+    return net
+
+
+def unsplit(data: list[dict[str, Tensor]], teacher: nn.Module | None, kd_ratio: float) -> dict[str, Tensor]:
+    model = without_dropout().train()
+    optimizer = OPTIMIZER.build(model.parameters())
+    loss = DistillationLoss(kd_ratio=kd_ratio)
+    for batch in data:
+        with torch.no_grad():
+            teacher_logits = teacher.eval()(batch["img"]) if teacher else None
+        loss.from_logits(model(batch["img"]), teacher_logits, batch["label"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_code_between_the_blocks_runs_once(cut: int, tmp_path: Path) -> None:
+    federation = Federation(tmp_path, build=without_dropout, task="classification", blocks=NET_BLOCKS)
+    federation.turn(0, cut, pictures())
+    expected = unsplit(pictures(), None, 0.0)
+    different = [name for name, tensor in federation.weights().items() if not torch.equal(tensor, expected[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("teacher_cut", [None, 2, 4])
+def test_a_teacher_of_images(teacher_cut: int | None, tmp_path: Path) -> None:
+    federation = Federation(
+        tmp_path,
+        build=without_dropout,
+        task="classification",
+        blocks=NET_BLOCKS,
+        teacher=BigNet(),
+        teacher_blocks=NET_BLOCKS,
+        teacher_cut=teacher_cut,
+        teacher_on_device=BigNet,
+    )
+    outcome, _ = federation.turn(0, 2, pictures())
+    assert outcome.kl_divergence > 0
+    expected = unsplit(pictures(), BigNet(), 0.5)
+    different = [name for name, tensor in federation.weights().items() if not torch.equal(tensor, expected[name])]
+    assert not different
+    again, _ = federation.turn(0, 2, pictures())
+    assert again.handover_bytes < outcome.handover_bytes, "the teacher's part travels once"
+
+
+def test_a_device_without_the_teachers_code(tmp_path: Path) -> None:
+    federation = Federation(
+        tmp_path,
+        build=without_dropout,
+        task="classification",
+        blocks=NET_BLOCKS,
+        teacher=BigNet(),
+        teacher_blocks=NET_BLOCKS,
+    )
+    before = federation.weights()
+    with pytest.raises(SplitKDError, match="`teacher_cut` is 1 on the edge and `teacher` is None here"):
+        federation.turn(0, 2, pictures())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in federation.weights().items())
+
+
+def test_weights_between_the_blocks_must_be_named(tmp_path: Path) -> None:
+    blocks = tuple(name for name in NET_BLOCKS if name != "norm")
+    federation = Federation(tmp_path, build=Net, task="classification", blocks=blocks)
+    with pytest.raises(UncuttableModelError, match=r"Name in `blocks` every module with weights"):
+        federation.turn(0, 1, pictures())
+
+
+def test_data_of_another_shape_are_the_devices_fault(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, build=Net, task="classification", blocks=NET_BLOCKS)
+    wrong = [{"img": torch.randn(4, 1, 8), "label": torch.zeros(4, dtype=torch.int64)}]
+    with pytest.raises(SplitKDError, match=r"A batch of the shapes .*does not go through the student"):
+        federation.turn(0, 1, wrong)
+    federation.turn(1, 1, pictures())
+
+
+def test_a_shape_that_would_fill_the_memory(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, build=Net, task="classification", blocks=NET_BLOCKS)
+    lie = {"data_shape": torch.tensor([1 << 20, 1, 1 << 10, 1 << 10]), "data_zero": torch.zeros(())}
+    with pytest.raises(ConfigError, match="expected the sizes of a batch of at most"):
+        federation.student.check_cut(1, lie)
+    narrow = {"data_shape": torch.tensor([4, 1, 1, 1]), "data_zero": torch.zeros(())}
+    with pytest.raises(ProtocolError, match="do not go through the student"):
+        federation.student.check_cut(1, narrow)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [(batch["img"], batch["label"]) for batch in pictures()],
+        [[batch["img"], batch["label"]] for batch in pictures()],
+        [{"x": batch["img"], "labels": batch["label"]} for batch in pictures()],
+        pictures(),
+    ],
+)
+def test_batches_as_loaders_give_them(batches: list[Any], tmp_path: Path) -> None:
+    assert DeviceData(batches).num_examples == 12
+    federation = Federation(tmp_path, build=without_dropout, task="classification", blocks=NET_BLOCKS)
+    outcome, _ = federation.turn(0, 2, batches)
+    assert outcome.num_examples == 12
+    assert close(federation.weights(), unsplit(pictures(), None, 0.0))
+
+
+def test_a_teacher_that_knows_fewer_arguments_than_the_student(tmp_path: Path) -> None:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 40, "dim": 16, "hidden_dim": 24, "n_heads": 2, "n_layers": 2, "num_labels": 4}
+    teacher = DistilBertForSequenceClassification(DistilBertConfig(**sizes))
+    data = [{**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])} for batch in sentences(classes=4)]
+    for teacher_cut in (0, 1):
+        federation = Federation(
+            tmp_path / str(teacher_cut),
+            build=bert,
+            task="classification",
+            teacher=teacher,
+            teacher_cut=teacher_cut,
+            teacher_on_device=lambda: DistilBertForSequenceClassification(DistilBertConfig(**sizes)),
+        )
+        outcome, _ = federation.turn(0, 1, data)
+        assert outcome.kl_divergence > 0
