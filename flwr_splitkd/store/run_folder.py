@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ class RunFolder:
 
     ::
 
-        runs/<id>/config.json      what reproduces the run
+        runs/<id>/config.json      what reproduces the run: settings and versions
                   metrics.jsonl    one line a turn, a round and an evaluation
                   summary.txt      the table that the run ended with
+                  figure.png       loss, perplexity, cuts and bytes, with the `report` extra
+                  tensorboard/     the same as events, with the `report` extra
                   commits/         the commit log
                   student/         the distilled student as a Hugging Face folder
 
@@ -29,6 +32,8 @@ class RunFolder:
     path
         Created when missing.
     """
+
+    CONFIG, METRICS, FIGURE = "config.json", "metrics.jsonl", "figure.png"
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -50,16 +55,41 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """File of one JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / self.METRICS
+
+    @property
+    def figure(self) -> Path:
+        """The run as one picture."""
+        return self.path / self.FIGURE
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, sort_keys=False) + "\n")
+        """Add one line to ``metrics.jsonl``; numbers that JSON has no word for, such as infinity, become null.
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write ``config.json``."""
-        write_atomically(self.path / "config.json", json.dumps(config, indent=2, default=str) + "\n")
+        Raises
+        ------
+        StoreError
+            If the disk is full or the file cannot be written.
+        """
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StoreError(f"{self.metrics} cannot be written: {error}. Free some disk space.") from error
+
+    def write_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Add these keys to ``config.json``, instead of what was there under the same ones; return all of them.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or the file cannot be written.
+        """
+        path = self.path / self.CONFIG
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        merged = {**before, **config}
+        write_atomically(path, json.dumps(merged, indent=2, default=str) + "\n")
+        return merged
 
     def write_summary(self, text: str) -> None:
         """Write ``summary.txt``."""

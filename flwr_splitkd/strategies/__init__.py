@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.strategies.callbacks import Callback
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.split_kd import SplitKD
 from flwr_splitkd.strategies.summary import summarize
 
-__all__ = ["SplitKD", "SplitKDResult", "TurnRecord", "summarize"]
+__all__ = ["Callback", "SplitKD", "SplitKDResult", "TurnRecord", "summarize"]

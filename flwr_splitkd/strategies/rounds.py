@@ -16,6 +16,7 @@ from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDErr
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
+from flwr_splitkd.strategies.callbacks import Callbacks
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import scalar_metrics
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
@@ -65,6 +66,8 @@ class RoundRunner:
         Carries Flower's messages.
     result, folder
         Where turns and metrics are recorded.
+    callbacks
+        Told of each turn and evaluation.
     timeout_s
         Bound on the wait for Flower's replies at a round's end.
     """
@@ -76,10 +79,11 @@ class RoundRunner:
         grid: Grid,
         result: SplitKDResult,
         folder: RunFolder,
+        callbacks: Callbacks,
         timeout_s: float,
     ) -> None:
         self._strategy, self._edge, self._grid = strategy, edge, grid
-        self._result, self._folder = result, folder
+        self._result, self._folder, self._callbacks = result, folder, callbacks
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
 
     def train(self, server_round: int, config: ConfigRecord) -> dict[str, float]:
@@ -128,6 +132,7 @@ class RoundRunner:
             self._result.evaluate_metrics_serverapp[server_round] = metrics
             line = {"kind": "evaluation", "server_round": server_round, **scalar_metrics(metrics)}
             self._folder.append_metrics(line)
+            self._callbacks.tell("on_evaluation", server_round, scalar_metrics(metrics))
         return scalar_metrics(metrics)
 
     def _serve_all(
@@ -208,6 +213,7 @@ class RoundRunner:
         self._result.turns.append(turn)
         self._folder.append_metrics(turn.to_json())
         console.log_turn(turn)
+        self._callbacks.tell("on_turn", turn)
 
     def _wait_for(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
         with self._edge.server.changed:

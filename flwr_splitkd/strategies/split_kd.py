@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from logging import INFO, WARNING
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -38,7 +38,9 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
+from flwr_splitkd.strategies.callbacks import Callback, Callbacks, default_callbacks
 from flwr_splitkd.strategies.console import log
+from flwr_splitkd.strategies.description import describe, versions
 from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean
 from flwr_splitkd.strategies.result import SplitKDResult
 from flwr_splitkd.strategies.rounds import EvaluateFn, RoundRunner, wait_for_nodes
@@ -52,6 +54,13 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 __all__ = ["SplitKD"]
+
+_SETTINGS = (
+    *("cut", "selection", "local_epochs", "stop", "student_on_device"),
+    *("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes"),
+    *("weighted_by_key", "configrecord_key", "connect_timeout_s", "node_timeout_s"),
+)
+"""What ``config.json`` tells beside the fields of `EdgeSetup`."""
 
 
 class SplitKD(Strategy):
@@ -127,6 +136,9 @@ class SplitKD(Strategy):
         Seconds to wait for `min_available_nodes`.
     run_folder
         Where metrics and commits go; ``runs/<time>-<run id>`` when not given.
+    callbacks
+        Told how the run goes. When not given: TensorBoard events and ``figure.png`` in the run folder, if the ``report``
+        extra is installed.
     seed
         Of dropout, and of the order of data loaders that draw it from torch's own generator.
     compute_device
@@ -181,6 +193,7 @@ class SplitKD(Strategy):
         step_timeout_s: float = 300.0,
         node_timeout_s: float = 300.0,
         run_folder: str | Path | None = None,
+        callbacks: Sequence[Callback] | None = None,
         seed: int = 0,
         compute_device: str | None = None,
     ) -> None:
@@ -199,7 +212,7 @@ class SplitKD(Strategy):
         self.train_metrics_aggr_fn = train_metrics_aggr_fn or weighted_mean
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighted_mean
         self.connect_timeout_s, self.node_timeout_s = connect_timeout_s, node_timeout_s
-        self.run_folder = run_folder
+        self.run_folder, self.callbacks = run_folder, callbacks
         self.setup = EdgeSetup(
             student=student,
             teacher=teacher,
@@ -265,10 +278,14 @@ class SplitKD(Strategy):
         started_s = time.monotonic()
         self.turns_taken = {}
         self._message_ttl_s = timeout
+        config = folder.write_config({"strategy": self._settings(), "versions": versions()})
+        callbacks = Callbacks(default_callbacks() if self.callbacks is None else self.callbacks)
         self._edge = self._open_edge(initial_arrays, folder, ticket_lifetime_s=timeout)
+        error: BaseException | None = None
         try:
+            callbacks.tell("on_start", folder, config)
             log(INFO, "\t└──> Data plane at %s, run folder %s", self._edge.server.address, folder.path)
-            rounds = RoundRunner(self, self._edge, grid, result, folder, timeout)
+            rounds = RoundRunner(self, self._edge, grid, result, folder, callbacks, timeout)
             rounds.evaluate_on_server(0, evaluate_fn)
             server_round = 0
             for server_round in range(1, num_rounds + 1):
@@ -278,6 +295,7 @@ class SplitKD(Strategy):
                 metrics |= rounds.evaluate(server_round, evaluate_config)
                 metrics |= rounds.evaluate_on_server(server_round, evaluate_fn)
                 folder.append_metrics({"kind": "round", "server_round": server_round, **metrics})
+                callbacks.tell("on_round", server_round, metrics)
                 result.stopped = self.stop.reason(metrics) or ""
                 if result.stopped:
                     log(INFO, "Stopping after round %s: %s", server_round, result.stopped)
@@ -285,9 +303,13 @@ class SplitKD(Strategy):
             result.arrays = records.arrays_from_model(self._edge.student.whole)
             if self.student_on_device == "whole":
                 rounds.deliver(server_round, train_config)
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             self._edge.close()
             self._edge = None
+            callbacks.tell("on_end", error)
         console.log_end(result, time.monotonic() - started_s)
         return result
 
@@ -381,6 +403,10 @@ class SplitKD(Strategy):
             else:
                 contents.append(reply.content)
         return aggregate(contents, self.weighted_by_key) if contents else None
+
+    def _settings(self) -> dict[str, Any]:
+        own = {name: describe(value) for name, value in vars(self).items() if name in _SETTINGS}
+        return {**own, **describe(self.setup)}
 
     def _open_edge(self, initial_arrays: ArrayRecord, folder: RunFolder, ticket_lifetime_s: float) -> EdgeService:
         student = self.setup.build_student()

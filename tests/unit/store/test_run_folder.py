@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,14 @@ from flwr_splitkd.store import RunFolder
 def test_metrics_config_and_summary(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "1")
     folder.append_metrics({"kind": "turn", "loss": 1.5})
-    folder.append_metrics({"kind": "round"})
+    folder.append_metrics({"kind": "round", "perplexity": math.inf})
     assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [
         {"kind": "turn", "loss": 1.5},
-        {"kind": "round"},
+        {"kind": "round", "perplexity": None},
     ]
     folder.write_config({"seed": 1, "path": Path("x")})
-    folder.write_config({"seed": 2, "path": Path("x")})
-    assert json.loads((folder.path / "config.json").read_text()) == {"seed": 2, "path": "x"}
+    merged = folder.write_config({"seed": 2, "strategy": {}})
+    assert merged == json.loads((folder.path / "config.json").read_text()) == {"seed": 2, "path": "x", "strategy": {}}
     folder.write_summary("the table\n")
     assert (folder.path / "summary.txt").read_text() == "the table\n"
     assert {path.name for path in folder.path.iterdir()} == {"config.json", "metrics.jsonl", "summary.txt"}
@@ -41,3 +42,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=f"`run_folder` is {tmp_path / 'file' / 'x'}; it cannot be created"):
         RunFolder(tmp_path / "file" / "x")
+
+
+def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.metrics.mkdir()
+    with pytest.raises(StoreError, match="metrics.jsonl cannot be written"):
+        folder.append_metrics({"kind": "turn"})

@@ -1,0 +1,67 @@
+"""A run as TensorBoard events, in ``tensorboard/`` of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies.callbacks import Callback
+from flwr_splitkd.strategies.result import TurnRecord, perplexity
+
+__all__ = ["TensorBoard"]
+
+
+class TensorBoard(Callback):
+    """Writes scalars: turns by optimiser step of the run, evaluations and rounds by round."""
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
+        self._step = 0
+
+    def on_start(self, run: RunFolder, config: Mapping[str, Any]) -> None:
+        """Open the events file."""
+        self._writer, self._step = SummaryWriter(str(run.path / "tensorboard")), 0
+
+    def on_turn(self, turn: TurnRecord) -> None:
+        """Write a completed turn."""
+        outcome = turn.outcome
+        if outcome is None or turn.mode == "deliver":
+            return
+        if turn.mode == "train":
+            self._step += outcome.num_steps
+        scalars = {
+            "loss": outcome.loss,
+            "cross-entropy": outcome.cross_entropy,
+            "kl-divergence": outcome.kl_divergence,
+            "perplexity": perplexity(outcome.cross_entropy),
+            "cut": outcome.cut,
+            "tokens-per-second": outcome.num_tokens / max(outcome.duration_s, 1e-9),
+            "uplink-bytes": outcome.uplink_bytes,
+            "downlink-bytes": outcome.downlink_bytes,
+            "handover-bytes": outcome.handover_bytes,
+        }
+        self._write(turn.mode, scalars, self._step)
+
+    def on_evaluation(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Write the evaluation on the server."""
+        self._write("server", metrics, server_round)
+
+    def on_round(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Write the round's means over its devices."""
+        self._write("round", metrics, server_round)
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, prefix: str, scalars: Mapping[str, float], step: int) -> None:
+        if self._writer is None:
+            return
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"{prefix}/{name}", value, step)
+        self._writer.flush()

@@ -1,0 +1,35 @@
+"""The same numbers as TensorBoard reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from recorded_runs import turns
+
+pytest.importorskip("tensorboard")
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flwr_splitkd.report.tensorboard import TensorBoard
+from flwr_splitkd.store import RunFolder
+
+
+def test_scalars_by_step_and_by_round(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    callback = TensorBoard()
+    callback.on_start(folder, {})
+    callback.on_evaluation(0, {"perplexity": 403.4})
+    for turn in turns(1, ["0", "1", "2"], failing="1"):
+        callback.on_turn(turn)
+    callback.on_round(1, {"train-loss": 2.5})
+    callback.on_end(None)
+    callback.on_end(None)  # nothing more to close
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert losses == [(4, pytest.approx(3.0)), (8, pytest.approx(1.0))]
+    assert [(e.step, e.value) for e in events.Scalars("server/perplexity")] == [(0, pytest.approx(403.4))]
+    assert [(e.step, e.value) for e in events.Scalars("round/train-loss")] == [(1, 2.5)]
+    assert [e.value for e in events.Scalars("train/cut")] == [2.0, 1.0]
