@@ -58,6 +58,11 @@ test: $(READY) ## run all tests but the slow ones
 test-slow: $(READY) ## run the slow tests
 	$(PY) $(PYTEST) -m slow || { code=$$?; [ $$code -eq 5 ] && echo "no tests are marked slow" || exit $$code; }
 
+.PHONY: test-browser
+test-browser: $(READY) ## run the tests of the report page; needs Chromium (Debian: apt-get install chromium)
+	$(PY) -m pip install --quiet 'playwright>=1.45'
+	REQUIRE_BROWSER=1 $(PY) $(PYTEST) -m browser
+
 .PHONY: test-oldest
 test-oldest: .venv-oldest/.ready ## run the tests with the oldest supported versions
 	.venv-oldest/bin/python $(PYTEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,22 @@ from flwr_splitkd.report.load import RunData, TurnLine, load_run
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callback
 
-__all__ = ["COLORS", "DRAWINGS", "FigureFile", "draw_bytes", "draw_cuts", "draw_loss", "draw_perplexity", "overview"]
+__all__ = [
+    "COLORS",
+    "DRAWINGS",
+    "FAILED",
+    "FigureFile",
+    "draw_bytes",
+    "draw_cuts",
+    "draw_loss",
+    "draw_perplexity",
+    "overview",
+]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """One a series, told apart with any kind of colour vision (Okabe and Ito)."""
 
-_FAILED = "#8c1d18"
+FAILED = "#8c1d18"
 _MIB = 1 << 20
 # Many devices share one picture: then only every so many rows are named.
 _MOST_ROW_LABELS = 25
@@ -74,11 +85,13 @@ def draw_cuts(axes: Axes, runs: Sequence[RunData]) -> None:
     failed = [turn for turn in turns if not turn.completed]
     if failed:
         x, y = [turn.index for turn in failed], [rows[turn.device] for turn in failed]
-        axes.plot(x, y, "x", color=_FAILED, markersize=7, label="failed")
+        axes.plot(x, y, "x", color=FAILED, markersize=7, label="failed")
     every = -(-len(devices) // _MOST_ROW_LABELS) if devices else 1
     axes.set_yticks(range(0, len(devices), every), [_short(device) for device in devices[::every]])
     axes.set_ylim(max(len(devices), 1) - 0.5, -0.5)
     _finish(axes, "turn", "device")
+    if axes.get_legend():  # above the rows, where no mark can be behind it
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0)
 
 
 def draw_bytes(axes: Axes, runs: Sequence[RunData]) -> None:
@@ -98,8 +111,8 @@ def draw_bytes(axes: Axes, runs: Sequence[RunData]) -> None:
 DRAWINGS: Mapping[str, Callable[[Axes, Sequence[RunData]], None]] = {
     "Loss": draw_loss,
     "Perplexity": draw_perplexity,
-    "Cuts": draw_cuts,
     "Bytes": draw_bytes,
+    "Cuts": draw_cuts,
 }
 """Every drawing by its title."""
 
@@ -145,9 +158,7 @@ def _value(turn: TurnLine, name: str) -> float | None:
 def _mark_failures(axes: Axes, runs: Sequence[RunData]) -> None:
     failed = [turn.index for run in runs for turn in run.turns if not turn.completed]
     if failed:
-        axes.plot(
-            failed, [0.02] * len(failed), "x", color=_FAILED, transform=axes.get_xaxis_transform(), label="failed"
-        )
+        axes.plot(failed, [0.02] * len(failed), "x", color=FAILED, transform=axes.get_xaxis_transform(), label="failed")
 
 
 def _ends_of_rounds(run: RunData) -> dict[int, int]:
@@ -168,9 +179,9 @@ def _finish(axes: Axes, x: str, y: str) -> None:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _natural(device: str) -> tuple[bool, int, str]:
-    """Devices 2 and 10 in this order, and names after numbers."""
-    return (not device.isdecimal(), int(device) if device.isdecimal() else 0, device)
+def _natural(device: str) -> list[tuple[bool, int, str]]:
+    """Sorts numbers within names as numbers: orin-2 before orin-10."""
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in re.split(r"(\d+)", device) if p]
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,54 @@
+"""`flwr-splitkd`: one file a command.
+
+==========  ====================================
+``new``     a Flower App that runs at once
+``report``  one page about a run, or about two
+==========  ====================================
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import typer
+
+from flwr_splitkd.cli.new import new
+from flwr_splitkd.cli.report import report
+from flwr_splitkd.errors import SplitKDError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="flwr-splitkd",
+    help="Split knowledge distillation for Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(new)
+app.command()(report)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flwr_splitkd {version('flwr_splitkd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+    ),
+) -> None:
+    """Split knowledge distillation for Flower."""
+
+
+def main() -> None:
+    """Run the command line; an error of the package is one line, not a traceback."""
+    try:
+        app()
+    except SplitKDError as error:
+        typer.echo(f"flwr-splitkd: {error}", err=True)
+        sys.exit(1)
