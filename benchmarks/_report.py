@@ -6,9 +6,10 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,8 @@ class Row:
         where there is no ratio; None if measured once.
     n
         Number of repeats.
+    low, high
+        The smallest and the largest ``value`` of the repeats, quoted instead of `spread` where they are few; else None.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Row:
     ratio: float | None = None
     spread: float | None = None
     n: int = 1
+    low: float | None = None
+    high: float | None = None
 
 
 def commit() -> str:
@@ -56,23 +61,36 @@ def commit() -> str:
         return "unknown"
 
 
-def report(benchmark: str, rows: Sequence[Row], *, notes: Sequence[str] = (), json_path: Path | None = None) -> None:
-    """Print the rows as a table, with notes below, and write them to ``json_path`` if there is one."""
+def report(
+    benchmark: str,
+    rows: Sequence[Row],
+    *,
+    tables: Sequence[Table] = (),
+    notes: Sequence[str] = (),
+    json_path: Path | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the rows as a table, then other tables and notes; write the rows and ``more`` to ``json_path``."""
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     revision = commit()
     table = Table(title=f"{benchmark} at {revision[:12]}{'-dirty' if revision.endswith('-dirty') else ''}")
-    for column in ("name", "value", "unit", "reference", "ratio", "spread", "n"):
+    spreads = ("low", "high") if any(row.low is not None for row in rows) else ("spread",)
+    for column in ("name", "value", "unit", "reference", "ratio", *spreads, "n"):
         table.add_column(column, justify="left" if column in ("name", "unit") else "right")
     for row in rows:
-        numbers = [_number(x) for x in (row.reference, row.ratio, row.spread)]
+        numbers = [_number(x) for x in (row.reference, row.ratio, *(getattr(row, name) for name in spreads))]
         table.add_row(row.name, _number(row.value), row.unit, *numbers, str(row.n))
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+    for one in (table, *tables):
+        console.print(one)
     for note in notes:
         console.print(note, highlight=False)
     if json_path is not None:
-        measured = [asdict(row) for row in rows]
-        content = {"benchmark": benchmark, "command": command, "commit": revision, "rows": measured}
+        measured = [
+            {name: value for name, value in asdict(row).items() if value is not None or name not in ("low", "high")}
+            for row in rows
+        ]
+        content = {"benchmark": benchmark, "command": command, "commit": revision, "rows": measured, **(more or {})}
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

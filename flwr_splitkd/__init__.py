@@ -1,7 +1,7 @@
 """Split knowledge distillation for Flower.
 
 Distill a large language model into a small one on data that stays on devices too small to train alone.
-`SplitKD` is a Flower strategy for the ServerApp, `SplitKDClient` serves a ClientApp.
+`SplitKD` is a Flower strategy for the ServerApp; `SplitKDClient` serves a new ClientApp, `SplitKDMod` one that exists.
 
 ::
 
@@ -16,6 +16,8 @@ Distill a large language model into a small one on data that stays on devices to
     store/        commits, the devices' cache, the run's folder
     data/         built-in text, loaders for your own
     config        run configs, checked; records: Flower records; errors: every error in one tree
+    report/       figures of a run, and the page that shows them
+    cli/          `flwr-splitkd new` and `flwr-splitkd report`
     testing       fakes for your own tests
 """
 
@@ -25,7 +27,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flwr_splitkd.clients import SplitKDClient
+    from flwr_splitkd.clients import SplitKDClient, SplitKDMod
     from flwr_splitkd.distill import DistillationLoss
     from flwr_splitkd.schedulers import CutCycle, CutTable, FewestTurnsFirst, FixedCut, RandomOrder, RoundRobin
     from flwr_splitkd.strategies import SplitKD
@@ -42,6 +44,7 @@ __all__ = [
     "RoundRobin",
     "SplitKD",
     "SplitKDClient",
+    "SplitKDMod",
 ]
 
 _ROOMS = {
@@ -55,6 +58,7 @@ _ROOMS = {
     "RoundRobin": "schedulers",
     "SplitKD": "strategies",
     "SplitKDClient": "clients",
+    "SplitKDMod": "clients",
 }
 
 

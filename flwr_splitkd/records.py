@@ -100,6 +100,11 @@ class TurnTicket:
             }
         )
 
+    @staticmethod
+    def is_in(content: RecordDict) -> bool:
+        """Whether a message's content has a ticket, that is, comes from a split strategy."""
+        return _TICKET in content.config_records
+
     @classmethod
     def from_content(cls, content: RecordDict) -> TurnTicket:
         """Read the ticket from a message's content.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.clients.mod import SplitKDMod
 from flwr_splitkd.clients.split_kd import SplitKDClient
 
-__all__ = ["SplitKDClient"]
+__all__ = ["SplitKDClient", "SplitKDMod"]

@@ -34,6 +34,8 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["SplitKDClient"]
 
+_TRAIN, _EVALUATE = "train-", "eval-"
+
 
 class SplitKDClient:
     """Serves a device's turns: dial the edge, run the student's first layers, reply with the turn's metrics.
@@ -98,7 +100,7 @@ class SplitKDClient:
         SplitKDError
             Why the turn came to nothing; Flower reports it to the strategy.
         """
-        return self._reply(msg, self._turn(msg, context), "train-")
+        return self._reply(msg, self._turn(msg, context), _TRAIN)
 
     def evaluate(self, msg: Message, context: Context) -> Message:
         """Answer an evaluate message: forward passes over `data` through both halves; nothing is changed.
@@ -108,7 +110,7 @@ class SplitKDClient:
         SplitKDError
             Why the turn came to nothing; Flower reports it to the strategy.
         """
-        return self._reply(msg, self._turn(msg, context), "eval-")
+        return self._reply(msg, self._turn(msg, context), _EVALUATE)
 
     def _turn(self, msg: Message, context: Context) -> TurnReport:
         ticket = TurnTicket.from_content(msg.content)
@@ -170,12 +172,14 @@ class SplitKDClient:
                 records.NUM_EXAMPLES: report.num_examples,
                 prefix + records.LOSS: result.loss,
                 prefix + records.CROSS_ENTROPY: result.cross_entropy,
-                prefix + records.KL_DIVERGENCE: result.kl_divergence,
-                prefix + records.PERPLEXITY: math.exp(min(result.cross_entropy, 700.0)),
             }
         )
+        if prefix == _TRAIN:  # the teacher takes no part in evaluation
+            metrics[prefix + records.KL_DIVERGENCE] = result.kl_divergence
         if report.task == pb.TASK_CLASSIFICATION:
             metrics[prefix + records.ACCURACY] = result.num_correct / max(result.num_tokens, 1)
+        else:
+            metrics[prefix + records.PERPLEXITY] = math.exp(min(result.cross_entropy, 700.0))
         # Flower's conventions ask for one ArrayRecord; the weights themselves travelled on the stream.
         content = RecordDict({records.ARRAYS: ArrayRecord(), records.METRICS: metrics})
         return Message(content=content, reply_to=msg)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flower_harness import federation
+from flower_harness import federation, newest
 from flower_run import alive
 from import_graph import ROOT
 
@@ -32,7 +32,7 @@ def test_the_made_app_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         settings = {"num-server-rounds": 1, "max-batches": 6, "run-dir": str(tmp_path / "runs")}
         outcome = running.run(tmp_path / "made-app", settings, timeout_s=240.0)
     assert outcome.completed, outcome.tail()
-    run = next((tmp_path / "runs").iterdir())
+    run = newest((tmp_path / "runs").iterdir())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, after = (line["perplexity"] for line in lines if line["kind"] == "evaluation")
     assert after < before

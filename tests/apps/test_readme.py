@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flower_harness import federation
+from flower_harness import federation, newest
 from import_graph import ROOT
 
 pytest.importorskip("torch", reason="the app needs it, in processes of its own")
@@ -36,7 +36,7 @@ def test_the_readme_app_runs(tmp_path: Path) -> None:
         assert outcome.completed, outcome.tail()
         # It writes below the ServerApp's working directory, which ends with the federation.
         root = Path(str(running.home)).parent
-        metrics = next(root.rglob("metrics.jsonl")).read_text().splitlines()
+        metrics = newest(root.rglob("metrics.jsonl")).read_text().splitlines()
         assert list(root.rglob("student/model.safetensors"))
     turns = [json.loads(line) for line in metrics if json.loads(line)["kind"] == "turn"]
     assert len(turns) == 9

@@ -12,7 +12,7 @@ import tomli
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from flower_harness import federation
+from flower_harness import federation, newest
 from import_graph import ROOT
 
 APP = ROOT / "apps" / "split_kd"
@@ -48,29 +48,33 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 def turns_of(runs: Path) -> list[dict[str, Any]]:
-    lines = next(runs.glob("*/metrics.jsonl")).read_text().splitlines()
+    lines = newest(runs.glob("*/metrics.jsonl")).read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["kind"] == "turn"]
 
 
 @pytest.mark.deployment
-def test_the_app_unchanged_in_a_deployment(tmp_path: Path) -> None:
+def test_the_app_unchanged_in_a_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
+    own = {"fraction-evaluate": 1.0, "uplink-codec": "int8", "downlink-codec": "bfloat16", "student-on-device": "whole"}
     with federation("deployment", tmp_path / "logs", supernodes=2) as running:
-        outcome = running.run(
-            APP,
-            {**settings(tmp_path), "fraction-evaluate": 1.0, "uplink-codec": "int8", "downlink-codec": "bfloat16"},
-            timeout_s=240.0,
-        )
+        outcome = running.run(APP, {**settings(tmp_path), **own}, timeout_s=240.0)
         assert outcome.completed, outcome.tail()
     turns = turns_of(tmp_path / "runs")
     trained = [turn for turn in turns if turn["mode"] == "train"]
     assert sorted(turn["device"] for turn in trained) == ["0", "0", "1", "1"]
     assert {turn["cut"] for turn in trained} == {1, 2}
     assert [turn["mode"] for turn in turns].count("evaluate") == 4
-    assert all(turn["num_steps"] == 2 for turn in turns), turns
-    folder = next((tmp_path / "runs").iterdir())
+    assert all(turn["num_steps"] == 2 for turn in turns if turn["mode"] != "deliver"), turns
+    assert "Delivered the student to 2 of 2 devices" in outcome.log
+    folder = newest((tmp_path / "runs").iterdir())
     student = AutoModelForCausalLM.from_pretrained(folder / "student")
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+    delivered = sorted((tmp_path / "cache" / "students").iterdir())
+    assert [path.name.rpartition("-")[2] for path in delivered] == ["0", "1"]
+    for path in delivered:
+        own_copy = AutoModelForCausalLM.from_pretrained(path).state_dict()
+        assert all(torch.equal(tensor, own_copy[name]) for name, tensor in student.state_dict().items())
     tokens = AutoTokenizer.from_pretrained(folder / "student")("import ", return_tensors="pt")
     assert student.generate(**tokens, max_new_tokens=3).shape[1] > 3
     config = json.loads((folder / "config.json").read_text())["run_config"]

@@ -7,7 +7,7 @@ well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,11 @@ def federation(mode: str, logs: Path, supernodes: int, client_cpus: int = 1) -> 
         yield running
     assert traces_of(home) == []
     assert not Path(home).exists()
+
+
+def newest(paths: Iterable[Path]) -> Path:
+    """The file that was written last: a run that had to be submitted again has left one before."""
+    return max(paths, key=lambda path: path.stat().st_mtime_ns)
 
 
 def traces_of(home: str) -> list[str]:

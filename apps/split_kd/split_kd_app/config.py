@@ -51,6 +51,8 @@ class AppConfig:
         Of training; warm-up is linear in optimiser steps over the whole run, a norm of 0 does not clip.
     optimizer_handover
         full, reset or device.
+    student_on_device
+        part, or whole: then every device keeps the distilled student at the end.
     uplink_codec, downlink_codec
         none, float16, bfloat16 or int8.
     data_address, advertised_address
@@ -96,6 +98,7 @@ class AppConfig:
     max_grad_norm: float = setting(1.0, minimum=0.0)
     gradient_accumulation_steps: int = setting(1, minimum=1)
     optimizer_handover: str = setting("full", choices=("full", "reset", "device"))
+    student_on_device: str = setting("part", choices=("part", "whole"))
     uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
     downlink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
     data_address: str = setting("127.0.0.1:0")

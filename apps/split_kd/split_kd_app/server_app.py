@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the rounds; leave metrics, the student and a summary in the run's folder."""
     config = read_config(context.run_config)
     folder = RunFolder(Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}")
-    folder.write_config({"app": "split_kd", "run_config": dict(context.run_config), "torch": torch.__version__})
+    folder.write_config({"app": "split_kd", "run_config": dict(context.run_config)})
 
     student = task.student_builder(config.student, **config.model_options)
     whole = student()
@@ -80,6 +80,7 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         ),
         lr_schedule=warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0),
         optimizer_handover=config.optimizer_handover,  # type: ignore[arg-type]  # one of the allowed choices
+        student_on_device=config.student_on_device,  # type: ignore[arg-type]  # one of the allowed choices
         max_grad_norm=config.max_grad_norm or None,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         uplink_codec=config.uplink_codec,  # type: ignore[arg-type]  # one of the allowed choices

@@ -1,0 +1,1 @@
+"""Federated fine-tuning of a language model with LoRA"""
