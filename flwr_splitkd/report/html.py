@@ -59,10 +59,9 @@ def page(runs: Sequence[RunData]) -> str:
 
 
 def _introduction(runs: Sequence[RunData]) -> str:
-    lines = []
+    lines = ["<p>Split knowledge distillation, turn by turn.</p>"]
     for run in runs:
         name = f"{run.name}: " if len(runs) > 1 else ""
-        lines.append(f"<p>{escape(name)}a run of split knowledge distillation in {escape(str(run.path))}</p>")
         lines += [f'<p class="note">{escape(name + note)}</p>' for note in run.notes]
     return "".join(lines)
 
