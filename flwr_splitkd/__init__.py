@@ -15,7 +15,7 @@ Distill a large language model into a small one on data that stays on devices to
     schedulers/   decisions: device, cut, local epochs, when to stop
     store/        commits, the devices' cache, the run's folder
     data/         built-in text, loaders for your own
-    config        run configs, checked; records: Flower records; errors: every error in one tree
+    config        run configs, checked; records: Flower records; callbacks: who is told; errors: every error in one tree
     report/       figures of a run, and the page that shows them
     cli/          `flwr-splitkd new` and `flwr-splitkd report`
     testing       fakes for your own tests

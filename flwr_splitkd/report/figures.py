@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.report.load import RunData, TurnLine, load_run
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.callbacks import Callback
 
 __all__ = [
     "COLORS",

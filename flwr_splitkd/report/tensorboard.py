@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.callbacks import Callback
 from flwr_splitkd.strategies.result import TurnRecord, perplexity
 
 __all__ = ["TensorBoard"]

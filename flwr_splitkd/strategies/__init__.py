@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr_splitkd.strategies.callbacks import Callback
+from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.split_kd import SplitKD
 from flwr_splitkd.strategies.summary import summarize

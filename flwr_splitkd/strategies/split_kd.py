@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from flwr_splitkd import records
+from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import peft_to_json
@@ -38,7 +39,7 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
-from flwr_splitkd.strategies.callbacks import Callback, Callbacks, default_callbacks
+from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.description import describe, versions
 from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.schedulers import CutTable, FixedCut
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.callbacks import Callback, Callbacks, default_callbacks
+from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.description import describe, versions
 from flwr_splitkd.wire.credentials import TlsFiles
 
