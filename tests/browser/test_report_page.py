@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from recorded_runs import write_run
 
+from flwr_splitkd.report.load import load_run
+
 pytestmark = pytest.mark.browser
 
 # In CI nothing may be missing.
@@ -42,7 +44,6 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from flwr_splitkd.report.html import page
-    from flwr_splitkd.report.load import load_run
 
     folder = tmp_path_factory.mktemp("pages")
     one = load_run(
