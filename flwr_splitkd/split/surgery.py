@@ -215,6 +215,11 @@ def accepts(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(model.forward).parameters
 
 
+def _has_tokens(model: nn.Module, layout: Layout) -> bool:
+    """Whether the data are token ids whose meaning the model's config tells; any other module's are just data."""
+    return layout.data_input == "input_ids" and is_transformer(model)
+
+
 def device_arguments(model: nn.Module, layout: Layout, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Forward arguments of the device half: the batch without labels."""
     if layout.data_input not in inputs:
@@ -232,7 +237,7 @@ def edge_inputs(model: nn.Module, layout: Layout, inputs: Mapping[str, Tensor]) 
     """Tensors that must travel beside the smashed data; see :meth:`DeviceHalf.edge_inputs`."""
     data = inputs[layout.data_input]
     travelling = {k: v for k, v in inputs.items() if k != layout.data_input and k not in DEVICE_ONLY}
-    if layout.data_input != "input_ids":
+    if not _has_tokens(model, layout):
         travelling[DATA_SHAPE] = torch.tensor(data.shape, dtype=torch.int64)
         travelling[DATA_ZERO] = torch.zeros((), dtype=data.dtype)
         return travelling
@@ -254,7 +259,7 @@ def edge_arguments(model: nn.Module, layout: Layout, smashed: Tensor, inputs: Ma
     arguments: dict[str, Any] = {
         k: v for k, v in inputs.items() if k not in (TOKEN_MASK, DATA_SHAPE, DATA_ZERO, layout.data_input)
     }
-    if layout.data_input != "input_ids":
+    if not _has_tokens(model, layout):
         shape, zero = inputs.get(DATA_SHAPE), inputs.get(DATA_ZERO)
         if shape is None or zero is None:
             raise ConfigError(

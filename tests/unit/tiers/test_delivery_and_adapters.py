@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_model
 from test_turns import CNN_BLOCKS, Cnn, Federation, images, llama, sentences
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from flwr_splitkd.errors import StoreError
-from flwr_splitkd.models import inner_model, save_student
+from flwr_splitkd.models import inner_model, save_student, set_tied_embeddings
 from flwr_splitkd.split import find_layout
 from flwr_splitkd.tiers.units import FROZEN, versioned_units
 
@@ -73,7 +73,19 @@ def test_with_adapters_the_base_stays_where_it_is(tmp_path: Path) -> None:
     assert moved == {name for name in after if "lora_" in name}
 
 
-@pytest.mark.parametrize("build", [llama, llama_lora])
+def llama_tied() -> nn.Module:
+    torch.manual_seed(2)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=4, tie_word_embeddings=True))
+    set_tied_embeddings(model, "freeze")
+    return model
+
+
+def llama_tied_lora() -> nn.Module:
+    return get_peft_model(llama_tied(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("build", [llama, llama_lora, llama_tied, llama_tied_lora])
 def test_the_whole_student_on_the_device(build: object, tmp_path: Path) -> None:
     federation = Federation(tmp_path, build=build)  # type: ignore[arg-type]
     federation.turn(0, 2, sentences())

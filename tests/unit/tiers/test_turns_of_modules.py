@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_turns import OPTIMIZER, Federation, bert, close, sentences
+from test_turns import OPTIMIZER, Federation, bert, close, llama, sentences
+from test_turns import unsplit as unsplit_labels
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -161,6 +162,82 @@ def test_batches_as_loaders_give_them(batches: list[Any], tmp_path: Path) -> Non
     outcome, _ = federation.turn(0, 2, batches)
     assert outcome.num_examples == 12
     assert close(federation.weights(), unsplit(pictures(), None, 0.0))
+
+
+class Residual(nn.Module):
+    """In the shape of a ResNet: a normalised stem, stages with shortcuts inside, and a pooled classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.layer1, self.layer2, self.layer3 = _Stage(), _Stage(), _Stage()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 2)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+class _Stage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + self.bn(self.conv(x)))
+
+
+class Words(nn.Module):
+    """A text model of one's own, whose argument happens to have the name that transformers use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.embedding = nn.Embedding(40, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden, _ = self.lstm(self.embedding(input_ids) * attention_mask.unsqueeze(-1))
+        return self.fc(hidden[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("build", "blocks", "cut", "data"),
+    [
+        (Residual, ("layer1", "layer2", "layer3"), 1, [{"x": b["img"], "labels": b["label"]} for b in pictures()]),
+        (Residual, ("layer1", "layer2", "layer3"), 2, [{"x": b["img"], "labels": b["label"]} for b in pictures()]),
+        (Words, ("embedding", "lstm", "fc"), 1, sentences(classes=4)),
+    ],
+)
+def test_models_of_other_shapes(build: Any, blocks: tuple[str, ...], cut: int, data: list[Any], tmp_path: Path) -> None:
+    federation = Federation(tmp_path, build=build, task="classification", blocks=blocks)
+    federation.turn(0, cut, data)
+    assert close(federation.weights(), unsplit_labels(build, data, 1))
+
+
+def test_a_block_that_returns_more_than_a_tensor(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, build=Words, task="classification", blocks=("embedding", "lstm", "fc"))
+    with pytest.raises(UncuttableModelError, match=r"LSTM|tuple"):
+        federation.turn(0, 2, sentences(classes=4))
+
+
+@pytest.mark.parametrize("teacher_cut", [1, 2])
+def test_a_language_teacher_may_run_further_on_the_device(teacher_cut: int, tmp_path: Path) -> None:
+    weights = []
+    for name, cut in (("embedding", 0), ("blocks", teacher_cut)):
+        federation = Federation(
+            tmp_path / name,
+            teacher=llama(hidden_size=24),
+            teacher_cut=cut,
+            teacher_on_device=lambda: llama(hidden_size=24),
+        )
+        federation.turn(0, 2, sentences())
+        weights.append(federation.weights())
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_a_teacher_that_knows_fewer_arguments_than_the_student(tmp_path: Path) -> None:
