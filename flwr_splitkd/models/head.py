@@ -23,7 +23,8 @@ def _projection(model: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UncuttableModelError(
             f"{type(model).__name__} has no output projection with a [vocab, hidden] weight; expected a "
-            "causal or masked language model. Use an AutoModelForCausalLM or AutoModelForMaskedLM class."
+            "causal or masked language model. Use an AutoModelForCausalLM or AutoModelForMaskedLM class, or "
+            "task='classification' for a classifier."
         )
     if hasattr(module, "base_layer") or hasattr(module, "original_module"):
         # Its weight is only a part of what it computes.

@@ -158,7 +158,7 @@ class CallWindow:
             if call.session.connected or call.message_id in lost:
                 continue
             said = reply.error.reason if reply.has_error() else None
-            gave_up.append(GaveUp(call, said or "its handler replied without taking its turn"))
+            gave_up.append(GaveUp(call, _why(said)))
         return gave_up
 
     def _expired(self) -> list[GaveUp]:
@@ -181,6 +181,15 @@ class CallWindow:
                 )
                 gave_up.append(GaveUp(call, reason))
         return gave_up
+
+
+def _why(said: str | None) -> str:
+    """What a device replied with instead of coming, and what that usually means."""
+    if said and "KeyError" not in said:
+        return said
+    # An app that was written for another strategy: it looks for weights in the message, or replies at once.
+    hint = "does its ClientApp have SplitKDMod, or handlers that call SplitKDClient?"
+    return f"{said or 'its handler replied without taking its turn'}; {hint}"
 
 
 def _lost(call: Call) -> str:

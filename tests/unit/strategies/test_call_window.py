@@ -324,7 +324,8 @@ def test_a_handler_that_does_not_take_its_turn(monkeypatch: pytest.MonkeyPatch) 
     world = _World({1: NEVER})
     world.at(2.0, lambda: world.reply(1, None))
     round_ = _Round(world, monkeypatch, [1, 2]).run()
-    assert round_.gave_up == {1: "its handler replied without taking its turn"}
+    hint = "does its ClientApp have SplitKDMod, or handlers that call SplitKDClient?"
+    assert round_.gave_up == {1: f"its handler replied without taking its turn; {hint}"}
 
 
 def test_a_message_that_flower_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
