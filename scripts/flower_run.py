@@ -40,7 +40,7 @@ from typing import IO, Any
 
 import psutil
 
-__all__ = ["Federation", "FederationError", "Outcome", "Run", "alive", "deployment", "simulation"]
+__all__ = ["RAY_DID_NOT_START", "Federation", "FederationError", "Outcome", "Run", "alive", "deployment", "simulation"]
 
 Value = str | int | float | bool
 
@@ -51,8 +51,9 @@ _TERMINATE_GRACE_S = 3.0
 _KILL_TIMEOUT_S = 20.0
 # The log stream ends by itself some polls after its run; on a busy machine that takes a while.
 _LOG_GRACE_S = 30.0
+RAY_DID_NOT_START = "The current node timed out during startup"
+"""In the log of a simulation that failed before anything of the app ran on a device."""
 _POLL_S = 0.1
-_RAY_DID_NOT_START = "The current node timed out during startup"
 # Each `flwr ls` costs most of a second of CPU, so the end of the log stream tells that a run is over and this
 # is only the safety net.
 _STATUS_POLL_S = 20.0
@@ -361,7 +362,7 @@ class Federation:
         a limit that cannot be set and that a busy machine now and then exceeds. No device has been called then.
         """
         outcome = self.submit(app, overrides, on_line).wait(timeout_s)
-        if not outcome.completed and _RAY_DID_NOT_START in outcome.details + outcome.log:
+        if not outcome.completed and RAY_DID_NOT_START in outcome.details + outcome.log:
             note = f"run {outcome.run_id}: Ray did not start within its 30 s; submitting the app again"
             warnings.warn(note, RuntimeWarning, stacklevel=2)
             outcome = self.submit(app, overrides, on_line).wait(timeout_s)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from flower_harness import federation, newest
-from flower_run import alive
+from flower_run import RAY_DID_NOT_START, alive
 from import_graph import ROOT
 
 pytest.importorskip("torch", reason="the app needs it, in processes of its own")
@@ -44,11 +45,11 @@ def test_the_made_app_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert text.startswith("Return the ")
 
 
-def _end_what_belongs_to(home: Path) -> None:
-    """Flower leaves a local SuperLink, which has this home."""
+def _end_what_belongs_to(home: Path, ray: Path) -> None:
+    """Flower leaves a local SuperLink, which has this home; Ray's processes name their folder."""
     for process in psutil.process_iter():
         try:
-            mine = process.environ().get("FLWR_HOME") == str(home) or str(home.parent) in " ".join(process.cmdline())
+            mine = process.environ().get("FLWR_HOME") == str(home) or str(ray) in " ".join(process.cmdline())
         except psutil.Error:
             continue
         if mine and process.pid != os.getpid():
@@ -65,6 +66,7 @@ def test_from_a_fresh_environment_with_the_commands_of_the_readme(tmp_path: Path
     assert torch is not None
     venv, home = tmp_path / "venv", tmp_path / "home"
     home.mkdir()
+    ray = Path(tempfile.mkdtemp(prefix="skd-"))  # short: it gets UNIX sockets, whose paths are limited to 107 bytes
     environment: Mapping[str, str] = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("FLWR", "RAY", "VIRTUAL_ENV"))},
         "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -72,7 +74,7 @@ def test_from_a_fresh_environment_with_the_commands_of_the_readme(tmp_path: Path
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SPLITKD_CACHE": str(tmp_path / "cache"),
-        "RAY_TMPDIR": str(tmp_path / "r"),
+        "RAY_TMPDIR": str(ray),
     }
 
     def run(*command: str, cwd: Path = tmp_path) -> str:
@@ -88,8 +90,11 @@ def test_from_a_fresh_environment_with_the_commands_of_the_readme(tmp_path: Path
     try:
         run("flwr-splitkd", "new", "x")
         output = run("flwr", "run", ".", "--stream", cwd=tmp_path / "x")
+        if RAY_DID_NOT_START in output:
+            output = run("flwr", "run", ".", "--stream", cwd=tmp_path / "x")
     finally:
-        _end_what_belongs_to(home)
+        _end_what_belongs_to(home, ray)
+        shutil.rmtree(ray, ignore_errors=True)
     assert "The student is in " in output, output[-4000:]
     student = Path(re.findall(r"The student is in (\S+)", output)[-1])
     check = "import sys; from transformers import AutoModelForCausalLM as M; print(M.from_pretrained(sys.argv[1]).num_parameters())"
