@@ -24,7 +24,7 @@ from flwr_splitkd.split.state import (
     load_unit_state,
     unit_state,
 )
-from flwr_splitkd.split.surgery import is_transformer
+from flwr_splitkd.split.surgery import is_token_model
 from flwr_splitkd.split.verify import CutCheck, CutReport, random_batch, verify_cut
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "find_layout",
     "grad_norms",
     "import_optimizer_state",
-    "is_transformer",
+    "is_token_model",
     "load_unit_state",
     "random_batch",
     "refuse_trainable_shared",

@@ -26,8 +26,8 @@ def find_layout(
 
     A transformers model is probed: a tiny model is built from a shrunken copy of its config and run in two
     halves; what the device half touches is its stem, what the edge half's gradient reaches is its head. Any
-    other module is read from its structure. The model itself is never run, so its parameters may be on the
-    meta device.
+    other module, and a transformers model of other data than tokens, is read from its structure. The model
+    itself is never run, so its parameters may be on the meta device.
 
     Parameters
     ----------
@@ -48,10 +48,12 @@ def find_layout(
     UncuttableModelError
         The architecture cannot be cut, e.g. because its layers share weights.
     """
-    if surgery.is_transformer(model):
+    if surgery.is_token_model(model):
         _refuse_by_name(model)
         container, names = _named_blocks(model, blocks) if blocks is not None else _find_blocks(model)
         return _probe(model, container, names)
+    if blocks is None and surgery.has_layer_count(model):
+        return _read_structure(model, *_find_blocks(model), stem)
     if blocks is None:
         raise CutError(
             f"`blocks` is None and {type(model).__name__} has no config.num_hidden_layers; expected the path "

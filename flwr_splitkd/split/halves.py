@@ -202,7 +202,7 @@ class EdgeHalf:
         self._stubs: dict[str, surgery.FeedStub] = {}
         self._feed: RemovableHandle | None = None
         self._fed: Tensor | None = None
-        glued = not surgery.is_transformer(model)
+        glued = not surgery.is_token_model(model)
         if glued and cut:
             entry = model.get_submodule(layout.block_names[cut])
             self._feed = entry.register_forward_pre_hook(self._enter, with_kwargs=True)

@@ -29,7 +29,8 @@ __all__ = [
     "edge_inputs",
     "embedding_output",
     "has_adapters",
-    "is_transformer",
+    "has_layer_count",
+    "is_token_model",
     "pad_token_id",
     "replace_block",
     "text_config",
@@ -172,8 +173,13 @@ def text_config(model: nn.Module) -> Any:
     return getter() if callable(getter) else config
 
 
-def is_transformer(model: nn.Module) -> bool:
-    """Whether the model is one of transformers', whose blocks hand their hidden states straight to each other."""
+def is_token_model(model: nn.Module) -> bool:
+    """Whether the model is one of transformers' that read tokens: a tiny copy of it can be probed with made-up ones."""
+    return has_layer_count(model) and isinstance(getattr(text_config(model), "vocab_size", None), int)
+
+
+def has_layer_count(model: nn.Module) -> bool:
+    """Whether the model's config says how many layers it has, as any of transformers' does."""
     return isinstance(getattr(text_config(model), "num_hidden_layers", None), int)
 
 
@@ -217,7 +223,7 @@ def accepts(model: nn.Module, name: str) -> bool:
 
 def _has_tokens(model: nn.Module, layout: Layout) -> bool:
     """Whether the data are token ids whose meaning the model's config tells; any other module's are just data."""
-    return layout.data_input == "input_ids" and is_transformer(model)
+    return layout.data_input == "input_ids" and is_token_model(model)
 
 
 def device_arguments(model: nn.Module, layout: Layout, inputs: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -200,9 +200,10 @@ class RoundRunner:
         info = {"server_round": server_round, "turn": turn, "node_id": call.node_id, "device": device.name}
         try:
             outcome = self._edge.serve(call.session, mode=mode, cut=cut, local_epochs=local_epochs, info=info)
-        except (ConfigError, CutError, StoreError):
-            raise  # not the device's fault: the next one would meet the same
         except SplitKDError as error:
+            # Not the device's fault: the next one would meet the same. A student that is done is not lost for that.
+            if mode != "deliver" and isinstance(error, ConfigError | CutError | StoreError):
+                raise
             return replace(base, error=str(error))
         if mode == "train":
             taken = self._strategy.turns_taken

@@ -75,8 +75,8 @@ class SplitKD(Strategy):
         Builds the whole teacher; None when ``loss.kd_ratio`` is 0.
     teacher_blocks, teacher_cut
         For a teacher that is not a transformers model: dotted paths of its blocks, and how many of them run on the devices (1
-        when not given), whose `SplitKDClient` then needs a ``teacher`` too. Of a transformers teacher the devices have the
-        token embedding alone, unless `teacher_cut` is more than 0.
+        when not given), whose `SplitKDClient` then needs a ``teacher`` too. Of a language model of transformers the devices
+        have the token embedding alone, unless `teacher_cut` is more than 0.
     loss
         Settings of the distillation loss.
     cut
@@ -340,11 +340,12 @@ class SplitKD(Strategy):
         fraction, minimum = {
             "train": (self.fraction_train, self.min_train_nodes),
             "evaluate": (self.fraction_evaluate, self.min_evaluate_nodes),
-            "deliver": (1.0, 1),
+            "deliver": (1.0, 0),  # to whoever is there
         }[mode]
         if fraction == 0.0:
             return
-        online = wait_for_nodes(grid, max(self.min_available_nodes, minimum), self.node_timeout_s)
+        wanted = 0 if mode == "deliver" else max(self.min_available_nodes, minimum)
+        online = wait_for_nodes(grid, wanted, self.node_timeout_s)
         num_turns = min(max(int(len(online) * fraction), minimum), len(online))
         candidates = [Candidate(node_id=node_id, turns=self.turns_taken.get(node_id, 0)) for node_id in online]
         order = self.selection.order(candidates, num_turns, server_round)

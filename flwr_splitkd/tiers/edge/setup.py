@@ -14,7 +14,7 @@ from torch import nn
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import add_adapters, inner_model, set_tied_embeddings
-from flwr_splitkd.split import find_layout, is_transformer, verify_cut
+from flwr_splitkd.split import find_layout, is_token_model, verify_cut
 from flwr_splitkd.store import CommitLog
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnSettings
@@ -125,7 +125,7 @@ class EdgeSetup:
         layout = find_layout(student, list(self.blocks) or None)
         if not self.train_embeddings:
             _freeze_input_embeddings(student)
-        if is_transformer(student):
+        if is_token_model(student):
             verify_cut(student, layout)
         teacher: EdgeTeacher | None = None
         if self.teacher is not None and self.loss.kd_ratio > 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flwr_splitkd.errors import ProtocolError
 from flwr_splitkd.models import Fingerprint, fingerprint, inner_model
-from flwr_splitkd.split import EdgeHalf, Layout, is_transformer, load_unit_state, random_batch, verify_cut
+from flwr_splitkd.split import EdgeHalf, Layout, is_token_model, load_unit_state, random_batch, verify_cut
 from flwr_splitkd.store import CommitLog, Manifest
 from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
@@ -99,7 +99,7 @@ class EdgeStudent:
         ProtocolError
             If the data of this device do not even go through the whole.
         """
-        if cut in self._checked_cuts or is_transformer(self.model):
+        if cut in self._checked_cuts or is_token_model(self.model):
             return
         batch = random_batch(self.layout, travelling)
         try:

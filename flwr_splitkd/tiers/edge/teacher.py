@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from flwr_splitkd.distill import Head
 from flwr_splitkd.errors import ConfigError, CutError
 from flwr_splitkd.models import HeadTap, find_head, token_embedding
-from flwr_splitkd.split import EdgeHalf, find_layout, is_transformer, random_batch, unit_state, verify_cut
-from flwr_splitkd.split.surgery import DEVICE_ONLY, accepts
+from flwr_splitkd.split import EdgeHalf, find_layout, is_token_model, random_batch, unit_state, verify_cut
+from flwr_splitkd.split.surgery import DEVICE_ONLY, accepts, has_layer_count
 from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.edge.outputs import class_logits
 from flwr_splitkd.tiers.units import TEACHER_UNIT, pack
@@ -45,8 +45,8 @@ class EdgeTeacher:
     blocks
         Dotted paths of its blocks; found for transformers models.
     cut
-        Blocks that run on the device. 0 is for transformers models: the device has the token embedding alone, and needs no
-        code of the teacher. None is 0 for these and 1 for others.
+        Blocks that run on the device. 0 is for language models of transformers: the device has the token embedding alone, and
+        needs no code of the teacher. None is 0 for these and 1 for others.
 
     Raises
     ------
@@ -63,27 +63,27 @@ class EdgeTeacher:
         blocks: Sequence[str] = (),
         cut: int | None = None,
     ) -> None:
-        transformer = is_transformer(model)
-        if not transformer and not blocks:
+        if not blocks and not has_layer_count(model):
             raise ConfigError(
                 f"`teacher_blocks` is empty and the teacher is a {type(model).__name__}; expected the path of each of its "
                 "blocks, in running order, because its first ones run on the devices. Pass teacher_blocks=[...]."
             )
-        self.cut = (0 if transformer else 1) if cut is None else cut
-        if not transformer and self.cut == 0:
+        self.blocks = tuple(blocks)
+        self.layout = find_layout(model, list(blocks) or None)
+        has_tokens = is_token_model(model)
+        self.cut = (0 if has_tokens else 1) if cut is None else cut
+        if not has_tokens and self.cut == 0:
             raise CutError(
                 f"`teacher_cut` is 0 and the teacher is a {type(model).__name__}, which has no token embedding; expected 1 or "
                 "more, because raw data stay on the devices."
             )
         self.model = model.to(compute_device).eval().requires_grad_(False)
-        self.blocks = tuple(blocks)
-        self.layout = find_layout(model, list(blocks) or None)
         self.layout.check_cut(self.cut, lowest=0)
         self.head: Head | None = find_head(model) if has_head else None
         self.embedding_scale = 1.0
         self.units: dict[str, dict[str, Tensor]] = dict(self._device_units())
         self.versions = {unit: digest(tensors) for unit, tensors in self.units.items()}
-        self._unchecked = not transformer
+        self._unchecked = not has_tokens
         self._device = compute_device
         self._half: EdgeHalf | None = None
 

@@ -11,6 +11,7 @@ from test_turns import OPTIMIZER, Federation, bert, close, llama, sentences
 from test_turns import unsplit as unsplit_labels
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import ViTConfig, ViTForImageClassification
 
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError, ProtocolError, SplitKDError, UncuttableModelError
@@ -217,6 +218,26 @@ def test_models_of_other_shapes(build: Any, blocks: tuple[str, ...], cut: int, d
     federation = Federation(tmp_path, build=build, task="classification", blocks=blocks)
     federation.turn(0, cut, data)
     assert close(federation.weights(), unsplit_labels(build, data, 1))
+
+
+def vit(hidden_size: int = 16) -> nn.Module:
+    torch.manual_seed(hidden_size)
+    sizes = {"hidden_size": hidden_size, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    config = ViTConfig(**sizes, image_size=8, patch_size=4, num_channels=1, num_labels=3)
+    return ViTForImageClassification(config)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_vision_transformer_and_its_teacher_need_no_blocks(cut: int, tmp_path: Path) -> None:
+    data = [{"pixel_values": batch["img"], "labels": batch["label"]} for batch in pictures()]
+    federation = Federation(tmp_path / "labels", build=vit, task="classification")
+    federation.turn(0, cut, data)
+    assert close(federation.weights(), unsplit_labels(vit, data, 1))
+    taught = Federation(
+        tmp_path / "taught", build=vit, task="classification", teacher=vit(24), teacher_on_device=lambda: vit(24)
+    )
+    outcome, _ = taught.turn(0, cut, data)
+    assert outcome.kl_divergence > 0
 
 
 def test_a_block_that_returns_more_than_a_tensor(tmp_path: Path) -> None:
