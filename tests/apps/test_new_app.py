@@ -97,5 +97,9 @@ def test_from_a_fresh_environment_with_the_commands_of_the_readme(tmp_path: Path
         shutil.rmtree(ray, ignore_errors=True)
     assert "The student is in " in output, output[-4000:]
     student = Path(re.findall(r"The student is in (\S+)", output)[-1])
-    check = "import sys; from transformers import AutoModelForCausalLM as M; print(M.from_pretrained(sys.argv[1]).num_parameters())"
-    assert int(run("python", "-c", check, str(student)).split()[-1]) > 100_000
+    check = (
+        "import sys; from transformers import AutoModelForCausalLM\n"
+        "print('parameters:', AutoModelForCausalLM.from_pretrained(sys.argv[1]).num_parameters())"
+    )
+    found = re.search(r"parameters: (\d+)", run("python", "-c", check, str(student)))
+    assert found is not None and int(found[1]) > 100_000
