@@ -87,18 +87,23 @@ class TurnTicket:
 
     def into(self, content: RecordDict) -> None:
         """Add the ticket to a message's content."""
-        content[_TICKET] = ConfigRecord(
+        record = ConfigRecord(
             {
                 "session-id": self.session_id,
                 "token": self.token,
                 "address": self.address,
-                "root-certificate": self.root_certificate,
                 SERVER_ROUND: self.server_round,
                 "tied-embeddings": self.tied_embeddings,
-                "blocks": list(self.blocks),
-                "peft": self.peft,
             }
         )
+        # What is empty stays out: Flower cannot count its bytes, which `message_size_mod` does on the device.
+        if self.root_certificate:
+            record["root-certificate"] = self.root_certificate
+        if self.blocks:
+            record["blocks"] = list(self.blocks)
+        if self.peft:
+            record["peft"] = self.peft
+        content[_TICKET] = record
 
     @staticmethod
     def is_in(content: RecordDict) -> bool:
@@ -121,16 +126,16 @@ class TurnTicket:
                 "SplitKDClient answers messages of the SplitKD strategy only: use it in server_app.py."
             )
         try:
-            blocks = record["blocks"]
+            blocks = record.get("blocks")
             return cls(
                 session_id=str(record["session-id"]),
                 token=bytes(record["token"]),  # type: ignore[arg-type]
                 address=str(record["address"]),
-                root_certificate=bytes(record["root-certificate"]),  # type: ignore[arg-type]
+                root_certificate=bytes(record.get("root-certificate", b"")),  # type: ignore[arg-type]
                 server_round=int(record[SERVER_ROUND]),  # type: ignore[arg-type]
                 tied_embeddings=str(record["tied-embeddings"]),
                 blocks=tuple(str(block) for block in blocks) if isinstance(blocks, Sequence) else (),
-                peft=str(record["peft"]),
+                peft=str(record.get("peft", "")),
             )
         except KeyError as error:
             raise ProtocolError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
 from flwr_splitkd.clients.split_kd import SplitKDClient
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.records import TurnTicket
 
 __all__ = ["SplitKDMod"]
@@ -24,6 +26,8 @@ class SplitKDMod:
 
     The app's own ``@app.train()`` and ``@app.evaluate()`` still answer any other strategy, such as FedAvg: which method a run
     uses is up to the ServerApp.
+
+    It comes last among the mods: those before it see its messages, those after it would not.
 
     Parameters
     ----------
@@ -50,11 +54,28 @@ class SplitKDMod:
 
         Raises
         ------
+        ConfigError
+            If another mod follows, which these messages would never reach.
         SplitKDError
             Why the turn came to nothing; Flower reports it to the strategy.
         """
         if not TurnTicket.is_in(msg.content):
             return call_next(msg, context)
+        _refuse_to_bypass(call_next)
         client = SplitKDClient(student=self._student, data=self._data(msg, context), **self._options)
         evaluating = msg.metadata.message_type == MessageType.EVALUATE
         return client.evaluate(msg, context) if evaluating else client.train(msg, context)
+
+
+def _refuse_to_bypass(call_next: ClientAppCallable) -> None:
+    """A mod that comes after could be meant to protect this device, and would do nothing without a word."""
+    # Flower keeps no list of mods that one could ask; it wraps each around the next, in a function of this name.
+    if not getattr(call_next, "__qualname__", "").startswith("make_ffn."):
+        return
+    follower = inspect.getclosurevars(call_next).nonlocals.get("_mod")
+    name = getattr(follower, "__name__", type(follower).__name__)
+    raise ConfigError(
+        f"The mod {name} comes after SplitKDMod; expected none, since it would not see what SplitKD sends and receives. "
+        "Put it before SplitKDMod in ClientApp(mods=[...]), also if it is in @app.train(mods=[...]) or "
+        "@app.evaluate(mods=[...]) now, or leave it out."
+    )

@@ -419,7 +419,8 @@ class SplitKD(Strategy):
     def _open_service(self) -> EdgeService:
         if self._edge is None:
             raise ConfigError(
-                "The edge is not open; expected `start` to be running. Call strategy.start(grid=..., ...)."
+                "The edge is not open; expected `start` to be running. Call strategy.start(grid=..., ...) of SplitKD itself: "
+                "a strategy around it, such as Flower's differential privacy, finds no weights in the replies to work on."
             )
         return self._edge
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,14 @@ def test_a_token_is_never_a_string_that_flower_would_log() -> None:
     (record,) = content.config_records.values()
     assert isinstance(record["token"], bytes)
     assert "secret" not in repr(TICKET)
+
+
+@pytest.mark.parametrize("peft", ["", '{"peft_type": "LORA"}'])
+def test_flower_can_count_the_bytes_of_a_ticket(peft: str) -> None:
+    content = RecordDict()
+    replace(TICKET, blocks=(), peft=peft).into(content)
+    assert sum(record.count_bytes() for record in content.values()) > 0
+    assert TurnTicket.from_content(content) == replace(TICKET, blocks=(), peft=peft)
 
 
 def test_a_message_of_another_strategy() -> None:

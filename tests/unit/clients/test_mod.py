@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod, message_size_mod
 
 from flwr_splitkd import SplitKDMod
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.records import TurnTicket
 
 TICKET = TurnTicket(
@@ -77,3 +80,42 @@ def test_a_turn_is_taken_with_the_data_for_it(kind: str, monkeypatch: pytest.Mon
 
 def test_the_ticket_survives_the_message() -> None:
     assert TurnTicket.from_content(message(MessageType.TRAIN, ticket=True).content) == TICKET
+
+
+def app_with(before: list[Any], after: list[Any], of_function: list[Any], *, data: Any) -> ClientApp:
+    app = ClientApp(mods=[*before, SplitKDMod(student=dict, data=data), *after])  # type: ignore[arg-type]
+
+    @app.train(mods=of_function)
+    def train(msg: Message, _context: Context) -> Message:
+        return msg
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("mod", "name"),
+    [(LocalDpMod(1.0, 1.0, 1.0, 1e-5), "LocalDpMod"), (fixedclipping_mod, "fixedclipping_mod")],
+    ids=["an object", "a function"],
+)
+@pytest.mark.parametrize("of_function", [False, True])
+def test_a_mod_that_would_be_bypassed_is_refused(mod: Any, name: str, of_function: bool) -> None:
+    def data(_msg: Message, _context: Context) -> list[Any]:
+        raise AssertionError("refused before any data are loaded")
+
+    app = app_with([], [] if of_function else [mod], [mod] if of_function else [], data=data)
+    with pytest.raises(ConfigError, match=f"The mod {name} comes after SplitKDMod"):
+        app(message(MessageType.TRAIN, ticket=True), context())
+
+
+def test_a_mod_that_comes_after_serves_other_strategies() -> None:
+    request = message(MessageType.TRAIN, ticket=False)
+    app = app_with([], [lambda msg, context, call_next: call_next(msg, context)], [], data=None)
+    assert app(request, context()) is request
+
+
+def test_a_mod_that_comes_before_sees_the_message() -> None:
+    def data(_msg: Message, _context: Context) -> list[Any]:
+        raise Answered("data")
+
+    with pytest.raises(Answered, match="data"):
+        app_with([message_size_mod], [], [], data=data)(message(MessageType.TRAIN, ticket=True), context())
