@@ -13,6 +13,7 @@
     ├── PeerLostError           the other side of a stream is gone or silent
     └── ProtocolError           the other side broke the protocol
         ├── HandshakeError      refused before any tensor: version, token, model or codec
+        ├── CorruptFrameError   bytes were altered on their way; the stream is opened anew
         └── TensorError         a tensor arrived truncated, oversized, duplicated or out of order
 
 Every message gives the offending value, what was expected, and what to do about it.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigError",
+    "CorruptFrameError",
     "CutError",
     "DataError",
     "HandshakeError",
@@ -78,6 +80,10 @@ class ProtocolError(SplitKDError):
 
 class HandshakeError(ProtocolError):
     """A peer was refused before any tensor travelled."""
+
+
+class CorruptFrameError(ProtocolError):
+    """Bytes of a tensor are not those that the peer sent."""
 
 
 class TensorError(ProtocolError):

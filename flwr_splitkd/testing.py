@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from flwr_splitkd.wire.framing import Frame, Limits
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["Tamper", "connected_links"]
@@ -50,13 +51,17 @@ def connected_links(
     tuple of Link
         The edge's side and the device's.
     """
-    edge = Link(pb.EdgeFrame, peer="the device", limits=limits)
-    device = Link(pb.DeviceFrame, peer="the edge", limits=limits)
-    uplink = _carried(device, pb.DeviceFrame, tamper_uplink)
-    downlink = _carried(edge, pb.EdgeFrame, tamper_downlink)
+    edge = Link(peer="the device", limits=limits, hears_last=True)
+    device = Link(peer="the edge", limits=limits)
+    up = Stream(pb.DeviceFrame, peer="the edge", limits=limits)
+    down = Stream(pb.EdgeFrame, peer="the device", limits=limits)
+    uplink = _carried(up, pb.DeviceFrame, tamper_uplink)
+    downlink = _carried(down, pb.EdgeFrame, tamper_downlink)
+    for stream, link in ((up, device), (down, edge)):
+        stream.attach(link)
     pumps = [
-        threading.Thread(target=receiver.incoming, args=(frames,), daemon=True)
-        for receiver, frames in ((edge, uplink), (device, downlink))
+        threading.Thread(target=_pump, args=(stream, frames), daemon=True)
+        for stream, frames in ((down, uplink), (up, downlink))
     ]
     for pump in pumps:
         pump.start()
@@ -69,7 +74,13 @@ def connected_links(
             pump.join(_JOIN_S)
 
 
-def _carried(sender: Link, frame_type: type[Frame], tamper: Tamper | None) -> Iterator[Frame]:
+def _pump(receiver: Stream, frames: Iterator[Frame]) -> None:
+    receiver.carry(frames)
+    if receiver.corrupt:
+        receiver.end("its bytes were corrupt")
+
+
+def _carried(sender: Stream, frame_type: type[Frame], tamper: Tamper | None) -> Iterator[Frame]:
     for frame in sender.outgoing():
         for carried in tamper(frame) if tamper else (frame,):
             yield frame_type.FromString(carried.SerializeToString())

@@ -1,24 +1,45 @@
-"""The device's end of the data plane: dial, shake hands, and hold a link for one turn. Torch-free."""
+"""The device's end of the data plane: dial, shake hands, and hold a link for one turn. Torch-free.
+
+A thread dials and reads. When a connection is lost it dials again and resumes, within the grace period that the edge
+names, while the computing thread waits for its answer and notices nothing but the time.
+"""
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 
-from flwr_splitkd.errors import PeerLostError
+from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.wire.channel import channel_options
+from flwr_splitkd.wire.failures import error_from
 from flwr_splitkd.wire.framing import Limits
+from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 from flwr_splitkd.wire.v1 import dataplane_pb2_grpc as pb_grpc
 
 __all__ = ["connect"]
 
+_log = logging.getLogger(__name__)
+
 _DRAIN_S = 5.0
 """Seconds that the last queued frames have to leave before the channel closes."""
+_ATTEMPT_S = 5.0
+"""Seconds of one attempt to resume; a fresh attempt gets through sooner than an old one after a network has come back."""
+_PAUSE_S = 0.25
+"""Seconds between two attempts to reach the edge."""
+_REFUSED_S = 3.0
+"""Seconds of refused connections after which the edge's process is taken to have ended.
+
+A lost network does not answer at all; a machine that refuses is there, and nobody listens on it any more.
+"""
 
 
 @contextmanager
@@ -50,47 +71,201 @@ def connect(
     HandshakeError
         If the edge refuses this device; the message says why.
     """
-    limits = limits or Limits()
-    options = channel_options(limits)
-    if root_certificate:
-        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificate), options)
-    else:
-        channel = grpc.insecure_channel(address, options)
-    link = Link(pb.DeviceFrame, peer=f"the edge at {address}", limits=limits)
-    reader: threading.Thread | None = None
+    connection = _Connection(address, hello, root_certificate, timeout_s, limits or Limits())
     try:
-        _wait_ready(channel, address, timeout_s)
-        responses = pb_grpc.DataPlaneStub(channel).Turn(link.outgoing())
-        reader = threading.Thread(target=_read, args=(link, responses), name="splitkd-reader", daemon=True)
-        reader.start()
-        link.send(hello)
-        link.receive("Welcome", timeout_s)
-        yield link
+        connection.open()
+        yield connection.link
     except BaseException as error:
-        link.fail(error)
+        connection.link.fail(error)
         raise
     finally:
-        link.close()
-        if reader is not None:
-            reader.join(_DRAIN_S)
-        channel.close()
+        connection.close()
 
 
-def _wait_ready(channel: grpc.Channel, address: str, timeout_s: float) -> None:
+class _Connection:
+    """A link with the thread that keeps a stream under it."""
+
+    def __init__(
+        self, address: str, hello: pb.Hello, root_certificate: bytes, timeout_s: float, limits: Limits
+    ) -> None:
+        self.link = Link(peer=f"the edge at {address}", limits=limits)
+        # What the edge has not been told of yet is told anew by each stream.
+        self.resume_token = b""
+        self._address, self._hello = address, hello
+        self._root_certificate, self._timeout_s, self._limits = root_certificate, timeout_s, limits
+        self._opened = threading.Event()
+        self._closing = threading.Event()
+        self._call: grpc.Call | None = None
+        self._thread = threading.Thread(target=self._run, name="splitkd-connection", daemon=True)
+
+    def open(self) -> None:
+        """Wait until the edge has let this device in."""
+        self._thread.start()
+        self._opened.wait()
+        if not self.resume_token and self.link.error is not None:
+            raise self.link.error
+
+    def close(self) -> None:
+        """Let what was queued leave, then end the thread."""
+        self.link.close()
+        self._closing.set()
+        self._thread.join(_DRAIN_S)
+        if self._thread.is_alive() and self._call is not None:
+            self._call.cancel()
+            self._thread.join(_DRAIN_S)
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        try:
+            self._open_first()
+            while not self.link.closed:
+                self._reopen()
+        except _Unreachable as error:
+            self.link.abandon(PeerLostError(str(error)))
+        except SplitKDError as error:
+            self.link.abandon(error)
+        except Exception as error:  # nobody else would hear of it, and the computing thread would wait
+            self.link.abandon(SplitKDError(f"The connection to the edge failed: {type(error).__name__}: {error}"))
+        finally:
+            self._opened.set()
+
+    def _open_first(self) -> None:
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return self._stream(self._hello, self._timeout_s)
+            except _Busy:
+                if time.monotonic() >= deadline_s:
+                    raise
+                self._closing.wait(_PAUSE_S)
+
+    def _reopen(self) -> None:
+        """Open another stream for a turn that has lost its own, or give the edge up."""
+        grace_period_s = self.link.grace_period_s
+        lost_s, refused_since_s = time.monotonic(), None
+        _log.warning(
+            "%s is lost: %s; dialling again for up to %g s", self.link.peer, self.link.lost_reason, grace_period_s
+        )
+        while not self._closing.is_set() and not self.link.closed:
+            now_s = time.monotonic()
+            if _is_refused(self._address):
+                refused_since_s = refused_since_s or now_s
+                if now_s - refused_since_s >= _REFUSED_S:
+                    raise _Unreachable(f"{self.link.peer} is lost: nobody listens there any more")
+            else:
+                refused_since_s = None
+                try:
+                    left_s = max(lost_s + grace_period_s - now_s, _PAUSE_S)
+                    return self._stream(self._resume(), min(left_s, _ATTEMPT_S))
+                except _Unreachable as error:
+                    _log.info("%s", error)
+                except HandshakeError as error:
+                    raise PeerLostError(f"{self.link.peer} has given this turn up: {error}") from error
+            self._closing.wait(_PAUSE_S)
+        return None
+
+    def _resume(self) -> pb.Resume:
+        return pb.Resume(
+            protocol_version=PROTOCOL_VERSION,
+            session_id=self._hello.session_id,
+            token=self.resume_token,
+            received=self.link.received,
+        )
+
+    def _stream(self, opening: pb.Hello | pb.Resume, timeout_s: float) -> None:
+        """Dial, shake hands and carry the link's messages until the stream has ended in whatever way.
+
+        Raises
+        ------
+        _Unreachable
+            If it could not be opened.
+        HandshakeError
+            If the edge refused it.
+        """
+        options = channel_options(self._limits)
+        if self._root_certificate:
+            channel = grpc.secure_channel(self._address, grpc.ssl_channel_credentials(self._root_certificate), options)
+        else:
+            channel = grpc.insecure_channel(self._address, options)
+        with channel:
+            self._wait_ready(channel, timeout_s)
+            stream = Stream(pb.DeviceFrame, peer=self.link.peer, limits=self._limits)
+            stream.open(opening)
+            self._call = call = pb_grpc.DataPlaneStub(channel).Turn(stream.outgoing())
+            self._shake_hands(stream, call, timeout_s)
+            self._opened.set()
+            try:
+                stream.carry(call)
+                call.cancel()  # of no effect on a call that is over
+            except grpc.RpcError as error:
+                if (
+                    call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+                ):  # a frame beyond the edge's limit, now and the next time
+                    raise PeerLostError(f"{self.link.peer} is lost: {_words(error)}") from error
+                stream.end(_words(error))
+
+    def _shake_hands(self, stream: Stream, call: grpc.Call, timeout_s: float) -> None:
+        watchdog = threading.Timer(timeout_s, call.cancel)
+        watchdog.start()
+        try:
+            self._attach(stream, stream.first(call).body)
+        except grpc.RpcError as error:
+            stream.end("it was not let in")
+            if call.code() == grpc.StatusCode.CANCELLED:
+                raise _Unreachable(
+                    f"{self.link.peer} sent nothing for {timeout_s:g} s; expected Welcome or Resumed."
+                ) from error
+            kind = _Busy if call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED else _Unreachable
+            raise kind(f"{self.link.peer} is lost: {_words(error)}") from error
+        except BaseException:
+            stream.end("it was not let in")
+            raise
+        finally:
+            watchdog.cancel()
+
+    def _attach(self, stream: Stream, answer: pb.Welcome | pb.Resumed | pb.Failure) -> None:
+        if isinstance(answer, pb.Failure):
+            raise error_from(answer, self.link.peer)
+        if not isinstance(answer, pb.Welcome | pb.Resumed):
+            raise ProtocolError(f"{self.link.peer} sent {answer.DESCRIPTOR.name}; expected Welcome or Resumed.")
+        self.resume_token = answer.resume_token
+        if isinstance(answer, pb.Welcome):
+            self.link.grace_period_s = answer.grace_period_s
+            stream.attach(self.link)
+        else:
+            stream.attach(self.link, answer.received)
+
+    def _wait_ready(self, channel: grpc.Channel, timeout_s: float) -> None:
+        try:
+            grpc.channel_ready_future(channel).result(timeout_s)
+        except grpc.FutureTimeoutError:
+            raise _Unreachable(
+                f"The edge's data plane at {self._address} did not answer for {timeout_s:g} s. Check that this address is "
+                "reachable from the device (`advertised_address`, firewall), and that its certificate names this host and is "
+                "signed by the root certificate that the edge was given (`tls`)."
+            ) from None
+
+
+class _Unreachable(Exception):
+    """A stream could not be opened; the next attempt may do better."""
+
+
+class _Busy(_Unreachable):
+    """The edge has no room for another stream just now."""
+
+
+def _words(error: grpc.RpcError) -> str:
+    return f"{error.code()}: {error.details()}" if isinstance(error, grpc.Call) else str(error)
+
+
+def _is_refused(address: str) -> bool:
+    """Whether the machine is there and nobody listens on the port."""
+    host, _, port = address.rpartition(":")
     try:
-        grpc.channel_ready_future(channel).result(timeout_s)
-    except grpc.FutureTimeoutError:
-        raise PeerLostError(
-            f"The edge's data plane at {address} did not answer for {timeout_s:g} s. Check that this address is "
-            "reachable from the device (`advertised_address`, firewall), and that its certificate names this host and is "
-            "signed by the root certificate that the edge was given (`tls`)."
-        ) from None
-
-
-def _read(link: Link, responses: Iterator[pb.EdgeFrame]) -> None:
-    try:
-        link.incoming(responses)
-    except grpc.RpcError as error:
-        code = error.code() if isinstance(error, grpc.Call) else "unknown"
-        details = error.details() if isinstance(error, grpc.Call) else str(error)
-        link.lost(f"{code}: {details}")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -11,7 +11,7 @@ import grpc
 
 from flwr_splitkd.errors import ConfigError
 
-__all__ = ["Ticket", "TlsFiles", "new_ticket"]
+__all__ = ["ResumeTokens", "Ticket", "TlsFiles", "new_ticket"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,32 @@ def new_ticket(*, run_id: int, node_id: int, server_round: int, expires_s: float
         server_round=server_round,
         expires_s=expires_s,
     )
+
+
+class ResumeTokens:
+    """The secrets that open a turn's next stream, after one was lost; each is good for one stream.
+
+    A new token may be lost with the connection that carried it. So the one before it stays good until the device has said
+    something on the stream that brought the new one.
+    """
+
+    def __init__(self) -> None:
+        self._valid: list[bytes] = []
+
+    def renew(self) -> bytes:
+        """Draw the next token."""
+        token = secrets.token_bytes(32)
+        self._valid = [*self._valid[-1:], token]
+        return token
+
+    def settle(self) -> None:
+        """The device has the newest token: no other one opens anything."""
+        self._valid = self._valid[-1:]
+
+    def opened_by(self, token: bytes) -> bool:
+        """Compare in constant time."""
+        matches = [hmac.compare_digest(valid, token) for valid in self._valid]
+        return any(matches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

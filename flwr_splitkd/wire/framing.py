@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr_splitkd.errors import ProtocolError, TensorError
+from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
 from flwr_splitkd.wire.tensors import EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
@@ -39,13 +40,16 @@ class Limits:
         Payload bytes that a sender puts into one frame.
     max_frame_bytes
         Serialized bytes of one frame; gRPC drops larger ones before they are read.
+    min_bytes_per_s
+        Slowest rate at which a peer that is waited for may move its bytes.
     """
 
     max_message_bytes: int = 64 << 30
-    max_tensors: int = 100_000
+    max_tensors: int = 20_000
     max_dimensions: int = 8
     chunk_bytes: int = 1 << 20
-    max_frame_bytes: int = 32 << 20
+    max_frame_bytes: int = 8 << 20
+    min_bytes_per_s: float = 4096.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,22 @@ class WireMessage:
         """The body's message name, e.g. ``"Forward"``."""
         return str(self.body.DESCRIPTOR.name)
 
+    @property
+    def num_bytes(self) -> int:
+        """Payload bytes of all its tensors."""
+        return sum(len(tensor.payload) for tensor in self.tensors.values())
+
 
 def to_frames(
     frame_type: type[Frame], body: Any, tensors: Mapping[str, EncodedTensor], limits: Limits
 ) -> Iterator[Frame]:
     """Lay a message out in frames of at most ``limits.chunk_bytes`` payload; sequence numbers are unset."""
+    frame = frame_type()
+    slot = getattr(frame, _BODY_FIELDS[frame_type][body.DESCRIPTOR.name])
+    slot.CopyFrom(body)  # not the body itself, which may have to be sent again
     for name, tensor in tensors.items():
         total = len(tensor.payload)
-        body.tensors.add(
+        slot.tensors.add(
             name=name,
             dtype=tensor.dtype,
             shape=tensor.shape,
@@ -75,8 +87,6 @@ def to_frames(
             total_bytes=total,
             num_chunks=-(-total // limits.chunk_bytes),
         )
-    frame = frame_type()
-    getattr(frame, _BODY_FIELDS[frame_type][body.DESCRIPTOR.name]).CopyFrom(body)
     room = limits.chunk_bytes
     for position, tensor in enumerate(tensors.values()):
         payload = memoryview(tensor.payload)
@@ -85,7 +95,7 @@ def to_frames(
             if len(chunk) > room:
                 yield frame
                 frame, room = frame_type(), limits.chunk_bytes
-            frame.chunks.add(tensor=position, index=index, data=bytes(chunk))
+            frame.chunks.add(tensor=position, index=index, data=bytes(chunk), crc32=zlib.crc32(chunk))
             room -= len(chunk)
     yield frame
 
@@ -95,19 +105,15 @@ class Assembler:
 
     States: *between messages* (the next frame must have a body) and *inside a message* (the next frames must
     carry the missing chunks, in order). Anything else is refused, and the stream is over. Until it is `admitted`,
-    a peer may send bodies alone: whoever has shown no token must not make this side hold tensors.
+    a peer may send bodies alone: whoever has shown no token, or has not its turn yet, must not make this side hold tensors.
     """
 
     def __init__(self, limits: Limits, peer: str, *, admitted: bool = True) -> None:
         self._limits = limits
-        self._peer = peer
-        self._admitted = admitted
+        self.peer = peer
+        self.admitted = admitted
         self._next_sequence = 0
         self._message: _Partial | None = None
-
-    def admit(self, peer: str) -> None:
-        """Let the peer, by its name from now on, send tensors."""
-        self._peer, self._admitted = peer, True
 
     def feed(self, frame: Frame) -> WireMessage | None:
         """Take the next frame; return the message that it completes, if it completes one.
@@ -118,19 +124,24 @@ class Assembler:
             If the frame is out of sequence or has no place here.
         TensorError
             If a tensor is declared beyond the limits, truncated, oversized, duplicated or reordered.
+        CorruptFrameError
+            If bytes of a tensor were altered on their way.
         """
         self._check_sequence(frame)
+        if frame.last:
+            self._end()
+            return None
         body_field = frame.WhichOneof("body")
         if body_field is not None:
             if self._message is not None:
                 raise TensorError(f"{self._message.position()} was truncated by a new message. {self._blame()}")
             body = getattr(frame, body_field)
-            if not self._admitted and len(getattr(body, "tensors", [])):
+            if not self.admitted and len(getattr(body, "tensors", [])):
                 raise ProtocolError(
-                    f"{self._peer} announces {len(body.tensors)} tensors in a {body.DESCRIPTOR.name}; expected none "
-                    "before the handshake."
+                    f"{self.peer} announces {len(body.tensors)} tensors in a {body.DESCRIPTOR.name}; expected none "
+                    "before its turn."
                 )
-            self._message = _Partial(body, self._limits, self._peer)
+            self._message = _Partial(body, self._limits, self.peer)
         elif self._message is None or not frame.chunks:
             raise ProtocolError(f"A frame has neither a body nor chunks that were announced. {self._blame()}")
         for chunk in frame.chunks:
@@ -140,14 +151,7 @@ class Assembler:
         message, self._message = self._message.finish(), None
         return message
 
-    def end(self) -> None:
-        """Tell the assembler that the stream has ended.
-
-        Raises
-        ------
-        TensorError
-            If it ended inside a message.
-        """
+    def _end(self) -> None:
         if self._message is not None:
             raise TensorError(f"{self._message.position()} was truncated by the stream's end. {self._blame()}")
 
@@ -159,7 +163,7 @@ class Assembler:
         self._next_sequence += 1
 
     def _blame(self) -> str:
-        return f"The stream of {self._peer} was closed; nothing of this message was used."
+        return f"The stream of {self.peer} was closed; nothing of this message was used."
 
 
 class _Partial:
@@ -199,6 +203,10 @@ class _Partial:
         header, end = self._headers[self._tensor], self._filled + len(chunk.data)
         if end > header.total_bytes:
             raise TensorError(f"{self.position()} is oversized: {end} bytes arrived.")
+        if (got_crc := zlib.crc32(chunk.data)) != chunk.crc32:
+            raise CorruptFrameError(
+                f"{self.position()} has CRC-32 {got_crc:08x}; expected {chunk.crc32:08x}: its bytes were altered on their way."
+            )
         self._buffers[self._tensor] += chunk.data
         self._chunk, self._filled = self._chunk + 1, end
         if self._chunk == header.num_chunks:

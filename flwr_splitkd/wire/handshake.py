@@ -8,7 +8,17 @@ from flwr_splitkd.errors import HandshakeError
 from flwr_splitkd.wire.credentials import Ticket
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["PROTOCOL_VERSION", "Refusal", "check_codecs", "check_model", "check_ticket", "check_version"]
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Refusal",
+    "check_codecs",
+    "check_holder",
+    "check_model",
+    "check_ticket",
+    "check_version",
+    "given_up",
+    "wrong_token",
+]
 
 PROTOCOL_VERSION = 1
 
@@ -21,7 +31,7 @@ class Refusal(HandshakeError):
         self.code = code
 
 
-def check_version(hello: pb.Hello) -> None:
+def check_version(hello: pb.Hello | pb.Resume) -> None:
     """Refuse a device that speaks another version."""
     if hello.protocol_version != PROTOCOL_VERSION:
         raise Refusal(
@@ -31,15 +41,27 @@ def check_version(hello: pb.Hello) -> None:
         )
 
 
-def check_ticket(hello: pb.Hello, ticket: Ticket | None, *, used: bool, now_s: float) -> Ticket:
-    """Refuse a stream whose token is wrong, used, expired, or was made for another run, node or round."""
-    # A wrong session and a wrong token look the same from outside, so that sessions cannot be probed for.
-    if ticket is None or not ticket.opened_by(hello.token):
-        raise Refusal(
-            pb.FAILURE_CODE_TOKEN,
-            f"The token does not open session {hello.session_id[:64]!r}; expected the one that came with the "
-            "Flower message of this turn.",
-        )
+def wrong_token(session_id: str) -> Refusal:
+    """Say that a token opens nothing.
+
+    A wrong session and a wrong token look the same from outside, so that sessions cannot be probed for.
+    """
+    return Refusal(
+        pb.FAILURE_CODE_TOKEN,
+        f"The token does not open session {session_id[:64]!r}; expected the one that came with the Flower message of this "
+        "turn, or the newest one of its stream.",
+    )
+
+
+def given_up(error: BaseException | None) -> Refusal:
+    """Say that a turn is over and cannot be resumed."""
+    return Refusal(pb.FAILURE_CODE_TOKEN, f"This turn is over: {error or 'it is done'}")
+
+
+def check_ticket(hello: pb.Hello, ticket: Ticket, *, used: bool, now_s: float) -> None:
+    """Refuse a stream whose token is wrong, used or expired."""
+    if not ticket.opened_by(hello.token):
+        raise wrong_token(hello.session_id)
     if used:
         raise Refusal(
             pb.FAILURE_CODE_TOKEN, f"The token of session {ticket.session_id!r} was used before; expected once."
@@ -50,13 +72,16 @@ def check_ticket(hello: pb.Hello, ticket: Ticket | None, *, used: bool, now_s: f
             f"The token of session {ticket.session_id!r} expired {now_s - ticket.expires_s:.0f} s ago; "
             "the turn was given up. Raise `timeout` of `strategy.start` if this device needs longer to start.",
         )
+
+
+def check_holder(hello: pb.Hello, ticket: Ticket) -> None:
+    """Refuse a token that was made for another run, node or round."""
     for name in ("run_id", "node_id", "server_round"):
         got, expected = getattr(hello, name), getattr(ticket, name)
         if got != expected:
             raise Refusal(
                 pb.FAILURE_CODE_TOKEN, f"The token was made for {name} {expected}; expected this, got {name} {got}."
             )
-    return ticket
 
 
 def check_model(got: pb.ModelFingerprint, expected: pb.ModelFingerprint) -> None:

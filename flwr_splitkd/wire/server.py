@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from flwr_splitkd.errors import ConfigError, SplitKDError
+from flwr_splitkd.errors import ConfigError, PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
 from flwr_splitkd.wire.channel import channel_options
-from flwr_splitkd.wire.credentials import Ticket, TlsFiles
-from flwr_splitkd.wire.framing import Limits
+from flwr_splitkd.wire.credentials import ResumeTokens, Ticket, TlsFiles
+from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 from flwr_splitkd.wire.v1 import dataplane_pb2_grpc as pb_grpc
 
@@ -31,18 +32,21 @@ _MAX_NAME = 64
 class Session:
     """One expected turn: first a ticket, then, once the device has shaken hands, a link.
 
-    States: *expected* (`link` is None), *connected*, *ended* (`server.end` was called).
+    States: *expected* (`link` is None), *connected*, *ended* (`server.end` was called). A device that lost its connection
+    resumes its link; one whose process was started again gets another one.
     """
 
     ticket: Ticket
     link: Link | None = None
     hello: pb.Hello | None = None
     used: bool = field(default=False, repr=False)
+    ended_s: float | None = None
+    resume_tokens: ResumeTokens = field(default_factory=ResumeTokens, repr=False)
 
     @property
     def connected(self) -> bool:
         """Whether the device has shaken hands and its stream is open."""
-        return self.link is not None and not self.link.closed
+        return self.link is not None and self.link.attached and not self.link.closed
 
 
 class DataPlaneServer:
@@ -60,10 +64,14 @@ class DataPlaneServer:
         Allow plaintext on an address that is not loopback.
     software
         A line about this side for the device's log.
-    max_sessions
-        Streams that may be open at once.
+    max_streams
+        Streams that may be open at once, those that have not shaken hands included.
     handshake_timeout_s
         Seconds that a new stream has for its Hello.
+    grace_period_s
+        Seconds that a device which has lost its connection has to resume its turn.
+    limits
+        Bounds on what devices send.
     clock
         Monotonic seconds, for the expiry of tickets.
 
@@ -81,8 +89,9 @@ class DataPlaneServer:
         tls: TlsFiles | None = None,
         insecure: bool = False,
         software: str = "",
-        max_sessions: int = 64,
-        handshake_timeout_s: float = 10.0,
+        max_streams: int = 128,
+        handshake_timeout_s: float = 5.0,
+        grace_period_s: float = 15.0,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,16 +104,16 @@ class DataPlaneServer:
         self.changed = threading.Condition()
         self._limits = limits or Limits()
         self._software = software
-        self._handshake_timeout_s = handshake_timeout_s
+        self._handshake_timeout_s, self._grace_period_s = handshake_timeout_s, grace_period_s
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._model: pb.ModelFingerprint | None = None
         self._codecs: tuple[int, ...] = ()
-        self._pool = futures.ThreadPoolExecutor(max_sessions, thread_name_prefix="splitkd-data-plane")
+        self._pool = futures.ThreadPoolExecutor(max_streams, thread_name_prefix="splitkd-data-plane")
         self._server = grpc.server(
             self._pool,
             options=channel_options(self._limits),
-            maximum_concurrent_rpcs=max_sessions,
+            maximum_concurrent_rpcs=max_streams,
         )
         pb_grpc.add_DataPlaneServicer_to_server(_Servicer(self._serve), self._server)
         port = self._bind(listen, tls)
@@ -120,15 +129,20 @@ class DataPlaneServer:
         """Admit the ticket's holder, once."""
         session = Session(ticket)
         with self.changed:
+            self._forget_ended()
             self._sessions[ticket.session_id] = session
         return session
 
     def end(self, session: Session) -> None:
-        """Forget a session; its token opens nothing any more."""
+        """Close a session: its token opens nothing any more.
+
+        If the connection is lost before the device has the last message, it may still resume to get that.
+        """
         with self.changed:
-            self._sessions.pop(session.ticket.session_id, None)
-        if session.link is not None:
-            session.link.close()
+            session.ended_s = self._clock()
+            if session.link is not None:
+                session.link.close()
+            self._forget_ended()
 
     def stop(self) -> None:
         """Close every stream and the port, and end the threads."""
@@ -157,41 +171,94 @@ class DataPlaneServer:
             + (", and that certificate and private key are PEM files of one pair." if tls else ".")
         )
 
-    def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
-        link = Link(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits, admitted=False)
-        # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
-        if not context.add_callback(lambda: link.lost("its stream ended")):
-            return
-        threading.Thread(target=_read, args=(link, frames), name="splitkd-reader", daemon=True).start()
-        try:
-            hello = link.receive("Hello", self._handshake_timeout_s).body
-            self._admit(hello, link)
-        except SplitKDError as error:
-            link.fail(error)
-        yield from link.outgoing()
+    # ---- gRPC's threads
 
-    def _admit(self, hello: pb.Hello, link: Link) -> None:
-        handshake.check_version(hello)
+    def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
+        stream = Stream(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits)
+        # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
+        if not context.add_callback(lambda: stream.end("its connection dropped")):
+            return
+        threading.Thread(target=self._read, args=(stream, frames), name="splitkd-reader", daemon=True).start()
+        yield from stream.outgoing(self._handshake_timeout_s)
+        if stream.corrupt:  # otherwise the device would take the stream's end for an answer
+            context.abort(grpc.StatusCode.DATA_LOSS, str(stream.corrupt))
+
+    def _read(self, stream: Stream, frames: Iterator[pb.DeviceFrame]) -> None:
+        try:
+            session = self._admit(stream, stream.first(frames))
+            stream.carry(_noticed(frames, session.resume_tokens.settle))
+        except SplitKDError as error:
+            stream.refuse(error)
+        except grpc.RpcError:
+            stream.end("its connection dropped")
+
+    def _admit(self, stream: Stream, message: WireMessage) -> Session:
+        """Judge a stream's first message, answer it, and attach the stream to its session's link."""
+        if message.kind not in ("Hello", "Resume"):
+            raise ProtocolError(f"{stream.peer} sent {message.kind}; expected Hello or Resume.")
+        handshake.check_version(message.body)
         with self.changed:
-            session = self._sessions.get(hello.session_id)
-            handshake.check_ticket(
-                hello,
-                session.ticket if session else None,
-                used=session is not None and session.used,
-                now_s=self._clock(),
-            )
-            if session is None or self._model is None:  # check_ticket refuses the former; start() sets the latter
-                raise SplitKDError(f"Session {hello.session_id[:64]!r} cannot be served.")
-            handshake.check_model(hello.student, self._model)
-            handshake.check_codecs(hello.codecs, self._codecs)
-            session.used = True
-            # It goes into logs and files, and comes from outside.
-            printable = "".join(char for char in hello.device_name if char.isprintable())
-            hello.device_name = printable[:_MAX_NAME] or str(hello.node_id)
-            link.admit(f"device {hello.device_name}")
-            link.send(pb.Welcome(protocol_version=handshake.PROTOCOL_VERSION, software=self._software))
-            session.hello, session.link = hello, link  # in this order: a link means connected
+            self._forget_ended()
+            session = self._sessions.get(message.body.session_id)
+            if message.kind == "Hello":
+                session = self._greet(stream, message.body, session)
+            else:
+                session = self._resume(stream, message.body, session)
             self.changed.notify_all()
+        return session
+
+    def _greet(self, stream: Stream, hello: pb.Hello, session: Session | None) -> Session:
+        if session is None:
+            raise handshake.wrong_token(hello.session_id)
+        comes_back = session.link is not None and session.resume_tokens.opened_by(hello.token)
+        if not comes_back:
+            handshake.check_ticket(hello, session.ticket, used=session.used, now_s=self._clock())
+        handshake.check_holder(hello, session.ticket)
+        if self._model is None:
+            raise SplitKDError("The data plane has not started.")
+        handshake.check_model(hello.student, self._model)
+        handshake.check_codecs(hello.codecs, self._codecs)
+        session.used = True
+        # It goes into logs and files, and comes from outside.
+        printable = "".join(char for char in hello.device_name if char.isprintable())
+        hello.device_name = printable[:_MAX_NAME] or str(hello.node_id)
+        link = Link(
+            peer=f"device {hello.device_name}",
+            limits=self._limits,
+            grace_period_s=self._grace_period_s,
+            admitted=False,
+            hears_last=True,
+        )
+        welcome = pb.Welcome(
+            protocol_version=handshake.PROTOCOL_VERSION,
+            software=self._software,
+            resume_token=session.resume_tokens.renew(),
+            grace_period_s=self._grace_period_s,
+        )
+        stream.attach(link, answer=welcome)
+        before, session.hello, session.link = session.link, hello, link  # a link means connected
+        if before is not None:
+            before.abandon(PeerLostError(f"{link.peer} is lost: its process was started again"))
+        return session
+
+    def _resume(self, stream: Stream, resume: pb.Resume, session: Session | None) -> Session:
+        if session is None or session.link is None or not session.resume_tokens.opened_by(resume.token):
+            raise handshake.wrong_token(resume.session_id)
+        if session.link.closed and (session.link.done or session.link.error):
+            raise handshake.given_up(session.link.error)
+        resumed = pb.Resumed(received=session.link.received, resume_token=session.resume_tokens.renew())
+        stream.attach(session.link, resume.received, answer=resumed)
+        return session
+
+    def _forget_ended(self) -> None:
+        """Drop sessions that nobody can come back to."""
+        now_s = self._clock()
+        for session_id, session in list(self._sessions.items()):
+            if session.ended_s is None:
+                continue
+            heard = session.link is None or session.link.done
+            if heard or now_s - session.ended_s > self._grace_period_s:
+                del self._sessions[session_id]
 
 
 class _Servicer(pb_grpc.DataPlaneServicer):
@@ -207,8 +274,9 @@ class _Servicer(pb_grpc.DataPlaneServicer):
         return self._serve(request_iterator, context)
 
 
-def _read(link: Link, frames: Iterator[pb.DeviceFrame]) -> None:
-    try:
-        link.incoming(frames)
-    except grpc.RpcError:
-        link.lost("its stream was cancelled or its connection dropped")
+def _noticed(frames: Iterator[pb.DeviceFrame], notice: Callable[[], None]) -> Iterator[pb.DeviceFrame]:
+    """The same frames; `notice` is called with the first one."""
+    for position, frame in enumerate(frames):
+        if position == 0:
+            notice()
+        yield frame

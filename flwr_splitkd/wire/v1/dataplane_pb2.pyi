@@ -101,13 +101,17 @@ FAILURE_CODE_INTERNAL: FailureCode
 FAILURE_CODE_CANCELLED: FailureCode
 
 class DeviceFrame(_message.Message):
-    __slots__ = ("sequence", "hello", "forward", "gradient_norms", "turn_done", "failure", "chunks")
+    __slots__ = ("sequence", "hello", "forward", "gradient_norms", "turn_done", "failure", "resume", "checkpoint", "last", "acknowledged", "chunks")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_NORMS_FIELD_NUMBER: _ClassVar[int]
     TURN_DONE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     hello: Hello
@@ -115,11 +119,15 @@ class DeviceFrame(_message.Message):
     gradient_norms: GradientNorms
     turn_done: TurnDone
     failure: Failure
+    resume: Resume
+    checkpoint: Checkpoint
+    last: bool
+    acknowledged: int
     chunks: _containers.RepeatedCompositeFieldContainer[TensorChunk]
-    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., gradient_norms: _Optional[_Union[GradientNorms, _Mapping]] = ..., turn_done: _Optional[_Union[TurnDone, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., gradient_norms: _Optional[_Union[GradientNorms, _Mapping]] = ..., turn_done: _Optional[_Union[TurnDone, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
 
 class EdgeFrame(_message.Message):
-    __slots__ = ("sequence", "welcome", "begin", "backward", "update", "turn_result", "failure", "chunks")
+    __slots__ = ("sequence", "welcome", "begin", "backward", "update", "turn_result", "failure", "resumed", "committed", "last", "acknowledged", "chunks")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +135,10 @@ class EdgeFrame(_message.Message):
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     TURN_RESULT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     welcome: Welcome
@@ -135,8 +147,12 @@ class EdgeFrame(_message.Message):
     update: Update
     turn_result: TurnResult
     failure: Failure
+    resumed: Resumed
+    committed: Committed
+    last: bool
+    acknowledged: int
     chunks: _containers.RepeatedCompositeFieldContainer[TensorChunk]
-    def __init__(self, sequence: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
     __slots__ = ("name", "dtype", "shape", "codec", "total_bytes", "num_chunks")
@@ -155,14 +171,16 @@ class TensorHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., codec: _Optional[_Union[Codec, str]] = ..., total_bytes: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
 
 class TensorChunk(_message.Message):
-    __slots__ = ("tensor", "index", "data")
+    __slots__ = ("tensor", "index", "data", "crc32")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
     tensor: int
     index: int
     data: bytes
-    def __init__(self, tensor: _Optional[int] = ..., index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    crc32: int
+    def __init__(self, tensor: _Optional[int] = ..., index: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class ModelFingerprint(_message.Message):
     __slots__ = ("architecture", "num_blocks", "hidden_size", "vocab_size", "dtype", "digest")
@@ -211,12 +229,36 @@ class Hello(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., token: _Optional[bytes] = ..., run_id: _Optional[int] = ..., node_id: _Optional[int] = ..., server_round: _Optional[int] = ..., device_name: _Optional[str] = ..., student: _Optional[_Union[ModelFingerprint, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., cached_units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., num_examples: _Optional[int] = ..., num_batches: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol_version", "software")
+    __slots__ = ("protocol_version", "software", "resume_token", "grace_period_s")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    GRACE_PERIOD_S_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     software: str
-    def __init__(self, protocol_version: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    resume_token: bytes
+    grace_period_s: float
+    def __init__(self, protocol_version: _Optional[int] = ..., software: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., grace_period_s: _Optional[float] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("protocol_version", "session_id", "token", "received")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    session_id: str
+    token: bytes
+    received: int
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., token: _Optional[bytes] = ..., received: _Optional[int] = ...) -> None: ...
+
+class Resumed(_message.Message):
+    __slots__ = ("received", "resume_token")
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    received: int
+    resume_token: bytes
+    def __init__(self, received: _Optional[int] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
 
 class OptimizerSettings(_message.Message):
     __slots__ = ("name", "learning_rate", "beta1", "beta2", "eps", "weight_decay", "momentum")
@@ -245,7 +287,7 @@ class UnitVersion(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("mode", "task", "cut", "local_epochs", "max_batches", "gradient_accumulation_steps", "first_step", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "frozen", "units", "teacher_embedding_scale", "teacher_cut", "teacher_blocks", "tensors", "ignore_index")
+    __slots__ = ("mode", "task", "cut", "local_epochs", "max_batches", "gradient_accumulation_steps", "first_step", "order_step", "done_steps", "commit_every_steps", "run", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "frozen", "units", "teacher_embedding_scale", "teacher_cut", "teacher_blocks", "tensors", "ignore_index")
     MODE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +295,10 @@ class Begin(_message.Message):
     MAX_BATCHES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    ORDER_STEP_FIELD_NUMBER: _ClassVar[int]
+    DONE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     UPLINK_CODEC_FIELD_NUMBER: _ClassVar[int]
     DOWNLINK_CODEC_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +319,10 @@ class Begin(_message.Message):
     max_batches: int
     gradient_accumulation_steps: int
     first_step: int
+    order_step: int
+    done_steps: int
+    commit_every_steps: int
+    run: str
     seed: int
     uplink_codec: Codec
     downlink_codec: Codec
@@ -286,7 +336,7 @@ class Begin(_message.Message):
     teacher_blocks: _containers.RepeatedScalarFieldContainer[str]
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     ignore_index: int
-    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., teacher_cut: _Optional[int] = ..., teacher_blocks: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ...) -> None: ...
+    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., order_step: _Optional[int] = ..., done_steps: _Optional[int] = ..., commit_every_steps: _Optional[int] = ..., run: _Optional[str] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., teacher_cut: _Optional[int] = ..., teacher_blocks: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("step", "microbatch", "num_microbatches", "step_num_tokens", "tensors")
@@ -331,6 +381,22 @@ class Update(_message.Message):
     learning_rate: float
     clip_coefficient: float
     def __init__(self, step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., clip_coefficient: _Optional[float] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("num_steps", "tensors")
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    num_steps: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, num_steps: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("commit_id", "units")
+    COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    commit_id: str
+    units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
+    def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ...) -> None: ...
 
 class TurnDone(_message.Message):
     __slots__ = ("num_steps", "num_examples", "tensors")

@@ -42,7 +42,7 @@ def _running(**settings: object) -> Iterator[DataPlaneServer]:
 
 @pytest.fixture
 def server() -> Iterator[DataPlaneServer]:
-    with _running(handshake_timeout_s=1.0) as running:
+    with _running(handshake_timeout_s=1.0, grace_period_s=0.5) as running:
         yield running
 
 
@@ -75,7 +75,9 @@ def _exchange(session: Session, device: Link) -> None:
 
 
 def _edge_of(session: Session) -> Link:
+    """The edge's side of a device at its turn: tensors may come."""
     assert session.link is not None
+    session.link.admit()
     return session.link
 
 
@@ -114,9 +116,10 @@ def test_tensors_larger_than_grpc_takes_by_default(server: DataPlaneServer) -> N
     content = bytes(range(256)) * (6 << 12)  # 6 MiB
     session = server.expect(_ticket())
     with connect(server.address, _hello(session.ticket)) as device:
+        edge = _edge_of(session)
         tensor = EncodedTensor(pb.DTYPE_UINT8, (len(content),), pb.CODEC_NONE, content)
         device.send(pb.Forward(), {"smashed": tensor})
-        assert bytes(_edge_of(session).receive("Forward", WAIT_S).tensors["smashed"].payload) == content
+        assert bytes(edge.receive("Forward", WAIT_S).tensors["smashed"].payload) == content
 
 
 def test_whoever_waits_for_a_session_is_woken(server: DataPlaneServer) -> None:
@@ -294,7 +297,7 @@ def test_something_else_than_a_hello(server: DataPlaneServer) -> None:
         send(_framed(pb.GradientNorms()))
         failure = _answer(frames).failure
         assert failure.code == pb.FAILURE_CODE_PROTOCOL
-        assert "sent GradientNorms; expected Hello" in failure.message
+        assert "sent GradientNorms; expected Hello or Resume" in failure.message
     _serves(server)
 
 
@@ -306,7 +309,7 @@ def test_a_stranger_that_announces_tensors(server: DataPlaneServer) -> None:
     )
     with _raw(server) as (send, frames):
         send(_framed(body))
-        assert "announces 1 tensors in a Forward; expected none before the handshake" in _answer(frames).failure.message
+        assert "announces 1 tensors in a Forward; expected none before its turn" in _answer(frames).failure.message
     with _raw(server) as (send, frames):
         send(_framed(_hello(_ticket(), token=b"wrong")))
         send(_framed(body, sequence=1))  # at once, before the hello is judged
@@ -329,10 +332,11 @@ def test_a_device_that_announces_a_tebibyte(server: DataPlaneServer) -> None:
         name="smashed", dtype=pb.DTYPE_UINT8, shape=[TIB], codec=pb.CODEC_NONE, total_bytes=TIB, num_chunks=1 << 20
     )
     with connect(server.address, _hello(session.ticket)) as device:
+        edge = _edge_of(session)
         device.send(body)
         started_s = time.monotonic()
         with pytest.raises(TensorError, match=rf"'smashed' of Forward from device seven has shape \[{TIB}\]"):
-            _edge_of(session).receive("Forward", WAIT_S)
+            edge.receive("Forward", WAIT_S)
         assert time.monotonic() - started_s < 2
         with pytest.raises(ProtocolError, match=str(TIB)):
             device.receive("Backward", WAIT_S)
@@ -346,19 +350,20 @@ def test_a_stream_that_ends_within_a_message(server: DataPlaneServer) -> None:
     with _raw(server) as (send, frames):
         send(_framed(_hello(session.ticket)))
         assert _answer(frames).HasField("welcome")
+        edge = _edge_of(session)
         for sequence, frame in enumerate(parts[:2], start=1):
             frame.sequence = sequence
             send(frame.SerializeToString())
-        send(None)
+        send(pb.DeviceFrame(sequence=3, last=True).SerializeToString())
         message = "Tensor 'smashed' of Forward (chunk 2 of 3, 16 of 20 bytes) was truncated by the stream's end"
         with pytest.raises(TensorError, match=re.escape(message)):
-            _edge_of(session).receive("Forward", WAIT_S)
+            edge.receive("Forward", WAIT_S)
     _serves(server)
 
 
 def test_a_frame_beyond_the_limit() -> None:
     limits = Limits(max_frame_bytes=10_000)
-    with _running(limits=limits) as server:
+    with _running(limits=limits, grace_period_s=0.5) as server:
         session = server.expect(_ticket())
         with connect(server.address, _hello(session.ticket)) as device:  # whose own limits are wider
             device.send(pb.GradientNorms(norms=[1.0] * 5_000))
@@ -414,7 +419,7 @@ def test_a_silent_peer_is_cut_off_while_another_is_served() -> None:
         started_s = time.monotonic()
         failure = _answer(frames).failure
         assert time.monotonic() - started_s < 5
-        assert "a device that has not shaken hands sent nothing for 0.5 s; expected Hello" in failure.message
+        assert "a device that has not shaken hands sent nothing for 0.5 s; expected Hello or Resume" in failure.message
         _serves(server)
 
 
@@ -435,12 +440,12 @@ def test_no_edge_at_all() -> None:
 
 
 def test_more_streams_than_the_server_takes() -> None:
-    with _running(max_sessions=1) as server:
+    with _running(max_streams=1) as server:
         first = server.expect(_ticket(1))
         second = server.expect(_ticket(2))
         with connect(server.address, _hello(first.ticket)) as device:
             with pytest.raises(PeerLostError, match="RESOURCE_EXHAUSTED"):
-                with connect(server.address, _hello(second.ticket)):
+                with connect(server.address, _hello(second.ticket), timeout_s=0.5):
                     pytest.fail("it was let in")
             _exchange(first, device)
         server.end(first)
@@ -449,7 +454,7 @@ def test_more_streams_than_the_server_takes() -> None:
 
 def _connects(server: DataPlaneServer, session: Session) -> bool:
     try:
-        with connect(server.address, _hello(session.ticket)):
+        with connect(server.address, _hello(session.ticket), timeout_s=0.5):
             return True
     except PeerLostError:
         return False

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from flwr_splitkd.errors import ProtocolError, TensorError
+from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
 from flwr_splitkd.wire.framing import Assembler, Limits, WireMessage, to_frames
 from flwr_splitkd.wire.tensors import ITEM_BYTES, EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -35,9 +36,8 @@ def _frames(messages: list[tuple[pb.Forward, dict[str, EncodedTensor]]], limits:
 
 def _assemble(frames: list[pb.DeviceFrame], limits: Limits | None = None) -> list[WireMessage]:
     assembler = Assembler(limits or Limits(), "device 3")
-    messages = [message for frame in frames if (message := assembler.feed(frame))]
-    assembler.end()
-    return messages
+    last = type(frames[0])(sequence=len(frames), last=True)
+    return [message for frame in [*frames, last] if (message := assembler.feed(frame))]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3, 7, 64, 1000, 1 << 20])
@@ -164,7 +164,15 @@ def test_an_empty_frame_within_a_message_is_no_progress() -> None:
 def test_a_chunk_of_another_size(frame: int, data: bytes, message: str) -> None:
     frames = _two_tensors()
     frames[frame].chunks[0].data = data
+    frames[frame].chunks[0].crc32 = zlib.crc32(data)
     with pytest.raises(TensorError, match=re.escape(message)):
+        _assemble(frames)
+
+
+def test_bytes_that_were_altered() -> None:
+    frames = _two_tensors()
+    frames[2].chunks[0].data = bytes([frames[2].chunks[0].data[0] ^ 4]) + frames[2].chunks[0].data[1:]
+    with pytest.raises(CorruptFrameError, match=re.escape("'a' of Forward (chunk 2 of 3, 8 of 10 bytes) has CRC-32")):
         _assemble(frames)
 
 
@@ -287,7 +295,7 @@ def test_a_stranger_may_not_send_tensors() -> None:
     device = Assembler(Limits(), "a stranger", admitted=False)
     hello = pb.DeviceFrame(hello=pb.Hello(protocol_version=1))
     assert device.feed(hello) is not None
-    device.admit("device 3")
+    device.peer, device.admitted = "device 3", True
     for frame in frames:
         frame.sequence += 1
     assert [device.feed(frame) for frame in frames][-1] is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -13,11 +14,18 @@ from flwr_splitkd.errors import DataError, NonFiniteError, PeerLostError, Protoc
 from flwr_splitkd.testing import Tamper, connected_links
 from flwr_splitkd.wire.framing import Frame, Limits
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 WAIT_S = 10.0
-SMALL = Limits(chunk_bytes=8)
+SMALL = Limits(chunk_bytes=8, min_bytes_per_s=1.0)
+
+
+def _attached(frame_type: type[Frame], peer: str, grace_period_s: float = 0.0) -> tuple[Link, Stream]:
+    link, stream = Link(peer=peer, grace_period_s=grace_period_s), Stream(frame_type, peer=peer)
+    stream.attach(link)
+    return link, stream
 
 
 def _bytes(content: bytes) -> EncodedTensor:
@@ -34,8 +42,8 @@ def test_messages_in_both_directions_with_tensors() -> None:
         assert bytes(forward.tensors["empty"].payload) == b""
         edge.send(pb.Backward(step=4), {"gradient": _bytes(content[::-1])})
         assert bytes(device.receive("Backward", WAIT_S).tensors["gradient"].payload) == content[::-1]
-    assert device.bytes_sent == edge.bytes_received > 100
-    assert edge.bytes_sent == device.bytes_received > 100
+        assert device.bytes_sent == edge.bytes_received > 100
+        _until(lambda: edge.bytes_sent == device.bytes_received > 100)
 
 
 def test_two_kinds_may_be_expected() -> None:
@@ -122,19 +130,19 @@ def test_a_flood_stops_at_the_inbox_and_loses_nothing() -> None:
 
 def test_the_end_of_a_flooding_peer_is_noticed_while_nobody_reads() -> None:
     """The transport's thread that reports a lost stream must not wait for the computing thread."""
-    edge = Link(pb.EdgeFrame, peer="the device")
+    edge, stream = _attached(pb.EdgeFrame, "the device")
     flood = [pb.DeviceFrame(sequence=i, forward=pb.Forward(step=i)) for i in range(20)]
-    reader = threading.Thread(target=edge.incoming, args=(flood,), daemon=True)
+    reader = threading.Thread(target=stream.carry, args=(flood,), daemon=True)
     reader.start()
     time.sleep(0.05)
     assert reader.is_alive()  # held back by the full inbox
     started_s = time.monotonic()
-    edge.lost("its stream ended")
+    stream.end("its stream ended")
     assert time.monotonic() - started_s < 1
     assert edge.closed
     reader.join(WAIT_S)
     assert not reader.is_alive()
-    assert list(edge.outgoing()) == []
+    assert list(stream.outgoing()) == []
     received = []
     with pytest.raises(PeerLostError, match="the device is lost: its stream ended"):
         while True:
@@ -143,12 +151,12 @@ def test_the_end_of_a_flooding_peer_is_noticed_while_nobody_reads() -> None:
 
 
 def test_fail_and_close_are_safe_on_a_stream_that_is_over() -> None:
-    device = Link(pb.DeviceFrame, peer="the edge")
+    device, stream = _attached(pb.DeviceFrame, "the edge")
     device.send(pb.TurnDone(num_steps=3))
     device.close()
     device.close()
     device.fail(DataError("too late"))
-    assert [frame.WhichOneof("body") for frame in device.outgoing()] == ["turn_done"]  # what was queued is sent
+    assert [frame.WhichOneof("body") for frame in stream.outgoing()] == ["turn_done", None]  # what was queued is sent
     with pytest.raises(PeerLostError, match="The stream to the edge is closed; nothing can be sent"):
         device.send(pb.TurnDone())
 
@@ -186,6 +194,13 @@ def _alter_total(frame: Frame) -> list[Frame]:
 def _cut_chunk(frame: Frame) -> list[Frame]:
     for chunk in frame.chunks:
         chunk.data = chunk.data[:-1]
+        chunk.crc32 = zlib.crc32(chunk.data)
+    return [frame]
+
+
+def _flip_a_bit(frame: Frame) -> list[Frame]:
+    for chunk in frame.chunks:
+        chunk.data = bytes([chunk.data[0] ^ 1]) + chunk.data[1:]
     return [frame]
 
 
@@ -228,8 +243,8 @@ def test_a_stream_that_ends_within_a_message() -> None:
     frames[0].forward.tensors.add(
         name="smashed", dtype=pb.DTYPE_UINT8, shape=[9], codec=pb.CODEC_NONE, total_bytes=9, num_chunks=1
     )
-    edge = Link(pb.EdgeFrame, peer="the device")
-    edge.incoming(frames)
+    edge, stream = _attached(pb.EdgeFrame, "the device")
+    stream.carry([*frames, pb.DeviceFrame(sequence=1, last=True)])
     with pytest.raises(TensorError, match=re.escape("(chunk 0 of 1, 0 of 9 bytes) was truncated by the stream's end")):
         edge.receive("Forward", WAIT_S)
 
