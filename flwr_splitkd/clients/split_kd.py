@@ -136,7 +136,6 @@ class SplitKDClient:
                 compute_device=self._compute_device,
                 begin_timeout_s=self._begin_timeout_s,
                 step_timeout_s=self._step_timeout_s,
-                run=str(context.run_id),
                 teacher=self._teacher,
                 student_folder=self._student_folder
                 or cache_root() / "students" / f"{context.run_id}-{_file_name(hello.device_name)}",

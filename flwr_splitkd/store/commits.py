@@ -67,11 +67,19 @@ class CommitLog:
     Parameters
     ----------
     folder
-        Created when missing. Commits found there are continued.
+        Created when missing. Commits found there are continued from the newest one whose every byte is right.
+
+    Attributes
+    ----------
+    latest
+        The commit in force.
+    damaged
+        Newer manifests that were passed over, and why.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.damaged: dict[str, str] = {}
         for place in (folder, folder / "units"):
             remove_leftovers(place)
         self.latest = self._newest_valid()
@@ -117,11 +125,18 @@ class CommitLog:
         return read_tensors(self._unit_path(unit, self.latest.units[unit]))
 
     def _newest_valid(self) -> Manifest | None:
-        """The newest manifest that parses and whose files are all whole; their bytes are checked when read."""
+        """The newest manifest that parses and whose files hold what it says."""
         for path in self._newest_first():
             manifest = _parse(path)
-            if manifest and all(is_whole(self._unit_path(*item)) for item in manifest.units.items()):
+            if manifest is None:
+                self.damaged[path.name] = "it is no manifest of this format"
+                continue
+            try:
+                for item in manifest.units.items():
+                    read_tensors(self._unit_path(*item), expected_digest=item[1])
                 return manifest
+            except StoreError as error:
+                self.damaged[path.name] = str(error)
         return None
 
     def _prune(self) -> None:

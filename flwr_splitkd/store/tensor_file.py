@@ -65,8 +65,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, durable: bool, f
         ) from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of `write_tensors` and check it against its digest.
+def read_tensors(path: Path, *, expected_digest: str | None = None) -> dict[str, Tensor]:
+    """Read a file of `write_tensors` and check it against a digest: the one given, or else its own.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            expected = (file.metadata() or {}).get(_DIGEST_KEY)
+            expected = expected_digest or (file.metadata() or {}).get(_DIGEST_KEY)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read: {error}. Its commit is not used.") from error
     got = digest(tensors)

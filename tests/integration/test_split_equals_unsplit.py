@@ -257,10 +257,12 @@ def test_split_training_equals_unsplit(
     )
     assert list(split) == list(unsplit)
     with capsys.disabled():
-        print(f"\n{model}, codecs {codecs}: edge pid {os.getpid()}, device pids {pids}, {edge.next_step} AdamW steps")
+        print(
+            f"\n{model}, codecs {codecs}: edge pid {os.getpid()}, device pids {pids}, {edge.student.next_step} AdamW steps"
+        )
         print(f"bytes handed over per turn, both ways: {[outcome.handover_bytes for outcome in outcomes]}")
     assert len({os.getpid(), *pids}) == 4
-    assert edge.next_step == 20
+    assert edge.student.next_step == 20
     different = [name for name in unsplit if not torch.equal(split[name], unsplit[name])]
     assert not different, different
     # The comparison must be able to fail: training moved every matrix (some biases have no gradient).

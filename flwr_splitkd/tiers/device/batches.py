@@ -57,7 +57,7 @@ class DeviceData:
         """
         # A loader that shuffles draws its order from torch's generator when its iterator is made.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(data_seed(plan.seed, plan.first_step, epoch))
+            torch.manual_seed(data_seed(plan.seed, plan.order_step, epoch))
             iterator = iter(self._batches)
             first = next(iterator, None)
         if first is None:

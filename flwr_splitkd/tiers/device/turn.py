@@ -90,7 +90,6 @@ def run_turn(
     compute_device: torch.device,
     begin_timeout_s: float,
     step_timeout_s: float,
-    run: str = "",
     teacher: Callable[[], nn.Module] | None = None,
     student_folder: Path | None = None,
 ) -> TurnReport:
@@ -113,8 +112,6 @@ def run_turn(
         Seconds to wait for the turn to begin, while other devices have theirs.
     step_timeout_s
         Seconds to wait for each answer of the edge.
-    run
-        Name of the run, in letters, digits and "-": moments that stay with the device are of no use to another run.
     teacher
         Builds the teacher, for when its first blocks run here.
     student_folder
@@ -139,7 +136,6 @@ def run_turn(
         cache=cache,
         compute_device=compute_device,
         step_timeout_s=step_timeout_s,
-        own_version=f"own-{run}",
         teacher=teacher,
     )
     del begin  # its payloads are as large as the half and its moments
@@ -159,12 +155,12 @@ class _Turn:
         cache: DeviceCache,
         compute_device: torch.device,
         step_timeout_s: float,
-        own_version: str,
         teacher: Callable[[], nn.Module] | None,
     ) -> None:
         self._link, self._layout, self._cache = link, layout, cache
-        self._own_version = own_version
         self._plan: pb.Begin = begin.body
+        # Moments that stay with the device are of no use to another run.
+        self._own_version = f"own-{self._plan.run}"
         self._device, self._timeout_s = compute_device, step_timeout_s
         self._training = self._plan.mode == pb.MODE_TRAIN
         # To evaluate, units come without their moments: then only what has none is worth keeping.
@@ -179,10 +175,16 @@ class _Turn:
         self._num_examples = 0
 
     def run(self, data: DeviceData) -> TurnReport:
+        left_out = self._plan.done_steps  # a part of this turn that was committed before the rest was lost
         with seed_dropout(self._half.model, self._layout, self._plan.seed) as seeds:
             for epoch in range(self._plan.local_epochs):
                 for microbatches in data.epoch(self._plan, epoch, self._layout.data_input):
+                    if left_out:
+                        left_out -= 1
+                        continue
                     self._run_step(microbatches, seeds)
+                    if self._is_checkpoint():
+                        self._hand_in()
         num_steps = self._step - self._plan.first_step
         trained = self._trained_units() if self._training else {}
         flat = {name: tensor for unit in trained.values() for name, tensor in unit.items()}
@@ -190,6 +192,16 @@ class _Turn:
         result: pb.TurnResult = self._link.receive("TurnResult", self._timeout_s).body
         self._remember(result)
         return TurnReport(result=result, num_examples=self._num_examples, num_steps=num_steps, task=self._plan.task)
+
+    def _is_checkpoint(self) -> bool:
+        every, num_steps = self._plan.commit_every_steps, self._step - self._plan.first_step
+        return self._training and every > 0 and num_steps % every == 0
+
+    def _hand_in(self) -> None:
+        """Have what was trained so far committed."""
+        flat = {name: tensor for unit in self._trained_units().values() for name, tensor in unit.items()}
+        self._link.send(pb.Checkpoint(num_steps=self._step - self._plan.first_step), encode_all(flat))
+        self._remember(self._link.receive("Committed", self._timeout_s).body)
 
     # ---- one optimiser step
 
@@ -331,7 +343,7 @@ class _Turn:
 
     # ---- what the disk cache keeps for the next turn
 
-    def _remember(self, result: pb.TurnResult) -> None:
+    def _remember(self, result: pb.TurnResult | pb.Committed) -> None:
         if not self._training:
             return
         self._keep_own_moments()

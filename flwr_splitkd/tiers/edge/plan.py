@@ -33,6 +33,8 @@ class TurnSettings:
         For smashed data and teacher embeddings, and for gradients.
     lr_schedule
         Factor on the base learning rate by step.
+    commit_every_steps
+        Optimiser steps after which a turn commits what it has; 0 for only at its end.
     step_timeout_s
         Seconds that a device may take for one answer.
     """
@@ -44,6 +46,7 @@ class TurnSettings:
     uplink_codec: CodecName = "none"
     downlink_codec: CodecName = "none"
     lr_schedule: LearningRateSchedule = constant
+    commit_every_steps: int = 0
     step_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
@@ -54,7 +57,8 @@ class TurnSettings:
         ConfigError
             If a setting is out of range.
         """
-        for name, minimum in (("seed", 0), ("gradient_accumulation_steps", 1), ("max_batches", 0)):
+        minima = {"seed": 0, "gradient_accumulation_steps": 1, "max_batches": 0, "commit_every_steps": 0}
+        for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least {minimum}.")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
@@ -76,9 +80,15 @@ class TurnPlan:
     local_epochs
         Passes over the device's data.
     first_step
-        Number of the turn's first optimiser step, over the whole run.
+        Number of the first optimiser step to take, over the whole run.
     info
-        What the commit shall remember beside it.
+        What each commit of the turn shall remember beside how far it is.
+    done_steps
+        Steps of this turn that were committed before it was lost; they are not taken again.
+    order_step
+        Seeds the order of the data: `first_step` when the turn began; the same as that when not given.
+    run
+        Name of the run in the device's cache.
     """
 
     mode: TurnMode
@@ -86,6 +96,14 @@ class TurnPlan:
     local_epochs: int
     first_step: int
     info: Mapping[str, Any]
+    done_steps: int = 0
+    order_step: int | None = None
+    run: str = ""
+
+    @property
+    def data_step(self) -> int:
+        """The step that seeds the order of the data."""
+        return self.first_step if self.order_step is None else self.order_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

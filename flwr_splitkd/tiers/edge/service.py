@@ -41,7 +41,6 @@ class EdgeService:
         ticket_lifetime_s: float,
     ) -> None:
         self.server, self.student = server, student
-        self.next_step = 0
         self._objective, self._settings = objective, settings
         self._ticket_lifetime_s = ticket_lifetime_s
         codecs = {codec_code(settings.uplink_codec), codec_code(settings.downlink_codec)}
@@ -62,36 +61,49 @@ class EdgeService:
         cut: int,
         local_epochs: int,
         info: Mapping[str, Any],
+        done_steps: int = 0,
+        order_step: int | None = None,
+        run: str = "",
     ) -> TurnOutcome:
-        """Serve a connected session's turn on this thread, and end the session.
+        """Serve a connected session's turn on this thread, and end the session, unless its device has come back meanwhile.
+
+        Parameters as in `TurnPlan`.
 
         Raises
         ------
         SplitKDError
-            Why the turn failed; the student is as it was before.
+            Why the turn failed; the student is as of the last commit.
         """
-        if session.link is None or session.hello is None:
+        link, hello = session.link, session.hello
+        if link is None or hello is None:
             raise ValueError("Only a connected session can be served.")
         try:
             if mode != "deliver":
                 self.student.layout.check_cut(cut)
-            plan = TurnPlan(mode=mode, cut=cut, local_epochs=local_epochs, first_step=self.next_step, info=info)
-            outcome = run_turn(
-                session.link,
-                session.hello,
+            plan = TurnPlan(
+                mode=mode,
+                cut=cut,
+                local_epochs=local_epochs,
+                first_step=self.student.next_step,
+                info=info,
+                done_steps=done_steps,
+                order_step=order_step,
+                run=run,
+            )
+            return run_turn(
+                link,
+                hello,
                 student=self.student,
                 objective=self._objective,
                 settings=self._settings,
                 plan=plan,
             )
         except BaseException as error:
-            session.link.fail(error)
+            link.fail(error)
             raise
         finally:
-            self.server.end(session)
-        if mode == "train":
-            self.next_step += outcome.num_steps
-        return outcome
+            if session.link is link:
+                self.server.end(session)
 
     def close(self) -> None:
         """Close every stream and the port."""

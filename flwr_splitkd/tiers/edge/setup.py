@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,12 +24,17 @@ from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent, HandoverName
 from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.wire.credentials import TlsFiles
+from flwr_splitkd.wire.framing import Limits
 from flwr_splitkd.wire.server import DataPlaneServer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 __all__ = ["EdgeSetup"]
+
+_log = logging.getLogger(__name__)
+
+_MIN_MESSAGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,8 @@ class EdgeSetup:
     tls: TlsFiles | None
     insecure: bool
     compute_device: torch.device
+    grace_period_s: float = 15.0
+    max_message_bytes: int | None = None
     peft: PeftConfig | None = None
     teacher_blocks: tuple[str, ...] = ()
     teacher_cut: int | None = None
@@ -60,8 +68,12 @@ class EdgeSetup:
         Raises
         ------
         ConfigError
-            If one is unknown.
+            If one is unknown or out of range.
         """
+        if not self.grace_period_s >= 0:
+            raise ConfigError(f"`grace_period_s` is {self.grace_period_s}; expected 0 or more seconds.")
+        if self.max_message_bytes is not None and self.max_message_bytes < 1:
+            raise ConfigError(f"`max_message_bytes` is {self.max_message_bytes}; expected at least 1, or None.")
         if self.optimizer_handover not in HANDOVERS:
             raise ConfigError(
                 f"`optimizer_handover` is {self.optimizer_handover!r}; expected one of {', '.join(HANDOVERS)}."
@@ -81,8 +93,8 @@ class EdgeSetup:
         set_tied_embeddings(inner_model(student), self.tied_embeddings)
         return student
 
-    def open(self, student: nn.Module, commits: Path, *, ticket_lifetime_s: float) -> EdgeService:
-        """Check the models, bind the port, commit the initial state and begin to listen.
+    def open(self, student: nn.Module, commits: Path, *, ticket_lifetime_s: float, resume: bool = False) -> EdgeService:
+        """Check the models, bind the port, commit the initial state (or load the last commit) and begin to listen.
 
         Parameters
         ----------
@@ -92,26 +104,38 @@ class EdgeSetup:
             Folder of the commit log.
         ticket_lifetime_s
             Seconds that a called device has to come.
+        resume
+            Whether the log holds the run that goes on, or none.
 
         Raises
         ------
         ConfigError, CutError
             If the settings or the models cannot be used.
         StoreError
-            If the commit log cannot be written, or holds another run.
+            If the commit log cannot be read or written, holds another run, or nothing to resume from.
         """
         # The cheap checks come first: a teacher may take minutes.
         log = CommitLog(commits)
-        if log.latest is not None:
+        for name, reason in log.damaged.items():
+            _log.warning("%s of %s is passed over: %s", name, commits, reason)
+        if resume and log.latest is None:
             raise StoreError(
-                f"{commits} holds commit {log.latest.commit_id} of an earlier run; expected an empty folder, because a new run "
-                "would replace its student. Give this run another `run_folder`."
+                f"{commits} has {len(log.damaged)} damaged commits and no whole one; expected one to resume from. "
+                "Start a new run, with the arrays of another run's student if you have them."
+            )
+        if not resume and (log.latest or log.damaged):
+            what = f"commit {log.latest.commit_id}" if log.latest else "commits"
+            raise StoreError(
+                f"{commits} holds {what} of an earlier run; expected an empty folder, because a new run would replace its "
+                "student. Give this run another `run_folder`, or go on with the earlier one by `resume`."
             )
         server = DataPlaneServer(
             data_address=self.data_address,
             advertised_address=self.advertised_address,
             tls=self.tls,
             insecure=self.insecure,
+            grace_period_s=self.grace_period_s,
+            limits=Limits(max_message_bytes=self.max_message_bytes or _default_message_bytes(student)),
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
         )
         try:
@@ -151,6 +175,12 @@ class EdgeSetup:
             settings=self.turn,
             ticket_lifetime_s=ticket_lifetime_s,
         )
+
+
+def _default_message_bytes(student: nn.Module) -> int:
+    """Four times the student: weights with both moments of AdamW, and room for a large batch."""
+    student_bytes: int = sum(tensor.nbytes for tensor in student.state_dict().values())
+    return max(_MIN_MESSAGE_BYTES, 4 * student_bytes)
 
 
 def _freeze_input_embeddings(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import ProtocolError
+from flwr_splitkd.errors import ProtocolError, StoreError
 from flwr_splitkd.models import Fingerprint, fingerprint, inner_model
 from flwr_splitkd.split import EdgeHalf, Layout, is_token_model, load_unit_state, random_batch, verify_cut
 from flwr_splitkd.store import CommitLog, Manifest
@@ -53,7 +53,13 @@ class EdgeStudent:
     handover
         What becomes of the moments of layers that change hands.
     log
-        Where commits go. An empty log gets the initial state as its first commit.
+        Where commits go. An empty log gets the initial state as its first commit; of another one, the state of its last
+        commit takes the place of the model's.
+
+    Raises
+    ------
+    StoreError
+        If the log holds another student's commits, or cannot be read or written.
     """
 
     def __init__(
@@ -75,12 +81,35 @@ class EdgeStudent:
         self._checked_cuts: set[int] = set()
         self._names = versioned_units(model, layout)
         self._versions: dict[str, str] = {}
-        self._commit_units(self._names, {"event": "start"})
+        if log.latest is None:
+            self._commit_units(self._names, {"event": "start", "next_step": 0})
+        else:
+            self._take_over(log.latest)
 
     @property
     def last_commit(self) -> str:
         """Name of the commit in force."""
         return self._log.latest.commit_id if self._log.latest else ""
+
+    @property
+    def last_info(self) -> Mapping[str, Any]:
+        """What the commit in force remembers: ``next_step``, and what whoever served the turn gave it."""
+        return self._log.latest.info if self._log.latest else {}
+
+    @property
+    def next_step(self) -> int:
+        """Number of the optimiser step that comes after the last commit."""
+        return int(self.last_info["next_step"])
+
+    def note(self, info: Mapping[str, Any]) -> None:
+        """Commit the same student with something else to remember.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full.
+        """
+        self._log.commit({}, {**info, "next_step": self.next_step})
 
     def half(self, cut: int) -> EdgeHalf:
         """Cut the student for a turn; `EdgeHalf.restore` makes it whole again."""
@@ -198,6 +227,18 @@ class EdgeStudent:
     def _weights(self, unit: str) -> dict[str, Tensor]:
         state = self.model.state_dict()
         return {name: state[name].detach() for name in self._names[unit]}
+
+    def _take_over(self, manifest: Manifest) -> None:
+        """Continue from a commit of an earlier process."""
+        if set(manifest.units) != set(self._names):
+            odd = sorted(set(manifest.units) ^ set(self._names))
+            raise StoreError(
+                f"Commit {manifest.commit_id} has {len(manifest.units)} units; expected the {len(self._names)} of this student. "
+                f"The first that differs is {odd[0]!r}. Resume with the settings that the run began with."
+            )
+        self.roll_back()
+        for unit, version in manifest.units.items():
+            self._versions[unit] = version if self.handover == "full" else digest(self.travelling(unit))
 
     def _commit_units(self, units: Iterable[str], info: Mapping[str, Any]) -> Manifest:
         states = {unit: pack(self._weights(unit), self.moments) for unit in units}

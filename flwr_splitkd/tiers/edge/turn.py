@@ -1,6 +1,7 @@
 """One turn on the edge, from the plan to the commit.
 
-Begin -> (receive -> forward -> loss -> backward -> send)* -> step ... -> take the device's half in -> commit.
+Begin -> (receive -> forward -> loss -> backward -> send)* -> step ... -> take the device's half in -> commit. With
+`commit_every_steps`, the device's half is taken in and committed in between too.
 Runs on the caller's thread: torch never runs on gRPC's.
 """
 
@@ -41,6 +42,7 @@ __all__ = ["run_turn"]
 
 _log = logging.getLogger(__name__)
 
+_STEPS = "Forward|TurnDone"
 _MODES = {"train": pb.MODE_TRAIN, "evaluate": pb.MODE_EVALUATE, "deliver": pb.MODE_DELIVER}
 _DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
 _LOSS_REMEDY = "The turn is undone; lower the learning rate, clip gradients, or check the labels."
@@ -55,7 +57,7 @@ def run_turn(
     settings: TurnSettings,
     plan: TurnPlan,
 ) -> TurnOutcome:
-    """Serve one turn. If it fails for any reason, the student is as it was before.
+    """Serve one turn. If it fails for any reason, the student is as of the last commit: before the turn, or in its midst.
 
     Raises
     ------
@@ -98,13 +100,14 @@ class _Turn:
 
     def run(self) -> TurnOutcome:
         started_s = time.monotonic()
+        self._link.admit()
         self._send_begin()
         moments: Moments = {}
         if self._plan.mode == "deliver":
             done = self._link.receive("TurnDone", self._settings.step_timeout_s)
         else:
             done, moments = self._run_half()
-        commit_id = self._commit(done, moments) if self._training else self._student.last_commit
+        commit_id = self._commit(done, moments, finished=True) if self._training else self._student.last_commit
         result = self._result(commit_id)
         self._tell(result)
         return TurnOutcome(
@@ -124,12 +127,21 @@ class _Turn:
         )
 
     def _run_half(self) -> tuple[WireMessage, Moments]:
-        message = self._link.receive("Forward|TurnDone", self._settings.step_timeout_s)
+        message = self._link.receive(_STEPS, self._settings.step_timeout_s)
         if message.kind == "Forward":
             self._student.check_cut(self._plan.cut, self._inputs(message, "inputs/"))
-        with self._student.half(self._plan.cut) as half:
-            half.train(self._training)
-            return self._run_steps(message, half)
+        optimizer: _Optimizer | None = None
+        while True:
+            with self._student.half(self._plan.cut) as half:
+                half.train(self._training)
+                optimizer = optimizer or _Optimizer(half, self._student, training=self._training)
+                message = self._run_steps(message, half, optimizer)
+            moments = optimizer.moments()
+            if message.kind != "Checkpoint":
+                return message, moments
+            commit_id = self._commit(message, moments, finished=False)
+            self._link.send(pb.Committed(commit_id=commit_id, units=self._versions()))
+            message = self._link.receive(_STEPS, self._settings.step_timeout_s)
 
     def _tell(self, result: pb.TurnResult) -> None:
         try:
@@ -151,6 +163,10 @@ class _Turn:
             max_batches=settings.max_batches,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             first_step=plan.first_step,
+            order_step=plan.data_step,
+            done_steps=plan.done_steps,
+            commit_every_steps=settings.commit_every_steps,
+            run=plan.run,
             seed=settings.seed,
             uplink_codec=codec_code(settings.uplink_codec),
             downlink_codec=codec_code(settings.downlink_codec),
@@ -170,7 +186,7 @@ class _Turn:
             teacher.into(begin)
             for unit, version in teacher.versions.items():
                 self._add_unit(begin, tensors, unit, version, partial(teacher.units.__getitem__, unit))
-        self._handover_bytes += _payload(tensors)
+        self._handover_bytes += sum(len(tensor.payload) for tensor in tensors.values())
         self._link.send(begin, tensors)
 
     def _add_unit(
@@ -187,31 +203,21 @@ class _Turn:
 
     # ---- steps
 
-    def _run_steps(self, message: WireMessage, half: EdgeHalf) -> tuple[WireMessage, Moments]:
-        trainable = [(n, p) for n, p in half.named_parameters() if p.requires_grad] if self._training else []
-        optimizer = self._student.optimizer.build(p for _, p in trainable) if trainable else None
-        if optimizer:
-            import_optimizer_state(optimizer, trainable, self._student.moments_of_half(half))
+    def _run_steps(self, message: WireMessage, half: EdgeHalf, optimizer: _Optimizer) -> WireMessage:
+        """Serve micro-batches until the device sends something else, which is returned."""
+        expected = "Forward|Checkpoint|TurnDone" if self._training and self._settings.commit_every_steps else _STEPS
         with seed_dropout(half.model, self._student.layout, self._settings.seed) as seeds:
             while message.kind == "Forward":
-                self._serve(message, half, seeds, trainable, optimizer)
-                message = self._link.receive("Forward|TurnDone", self._settings.step_timeout_s)
+                self._serve(message, half, seeds, optimizer)
+                message = self._link.receive(expected, self._settings.step_timeout_s)
         if self._microbatch:
             raise ProtocolError(
-                f"{self._link.peer} ended its turn within step {self._step}, after micro-batch "
+                f"{self._link.peer} sent {message.kind} within step {self._step}, after micro-batch "
                 f"{self._microbatch - 1} of {self._step_microbatches}; expected whole steps."
             )
-        moments = export_optimizer_state(optimizer, trainable) if optimizer else {}
-        return message, moments
+        return message
 
-    def _serve(
-        self,
-        message: WireMessage,
-        half: EdgeHalf,
-        seeds: DropoutSeeds,
-        trainable: list[tuple[str, nn.Parameter]],
-        optimizer: torch.optim.Optimizer | None,
-    ) -> None:
+    def _serve(self, message: WireMessage, half: EdgeHalf, seeds: DropoutSeeds, optimizer: _Optimizer) -> None:
         """Answer one Forward; after a step's last one, take the optimiser step."""
         forward: pb.Forward = message.body
         self._check_order(forward)
@@ -226,12 +232,10 @@ class _Turn:
         self._microbatch += 1
         if not last:
             return
-        if self._training and clipping:
-            self._clip(forward.step, half, trainable)
-        if optimizer:
-            set_learning_rate(optimizer, self._learning_rate(forward.step))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        if self._training:
+            if clipping:
+                self._clip(forward.step, half, optimizer.trainable)
+            optimizer.step(self._learning_rate(forward.step))
         self._step, self._microbatch = self._step + 1, 0
 
     def _differentiate(self, message: WireMessage, half: EdgeHalf) -> dict[str, EncodedTensor]:
@@ -328,14 +332,21 @@ class _Turn:
 
     # ---- the end
 
-    def _commit(self, done: WireMessage, moments: Moments) -> str:
-        if done.body.num_steps != self._step - self._plan.first_step:
+    def _commit(self, done: WireMessage, moments: Moments, *, finished: bool) -> str:
+        """Take the device's half in and make the student durable; `done` is a TurnDone or a Checkpoint."""
+        num_steps = self._step - self._plan.first_step
+        if done.body.num_steps != num_steps:
             raise ProtocolError(
-                f"{self._link.peer} reports {done.body.num_steps} steps; expected the "
-                f"{self._step - self._plan.first_step} that were served."
+                f"{self._link.peer} reports {done.body.num_steps} steps; expected the {num_steps} that were served."
             )
-        self._handover_bytes += _payload(done.tensors)
-        info = {**self._plan.info, "next_step": self._step}
+        self._handover_bytes += done.num_bytes
+        info = {
+            **self._plan.info,
+            "next_step": self._step,
+            "order_step": self._plan.data_step,
+            "done_steps": self._plan.done_steps + num_steps,
+            "finished": finished,
+        }
         return self._student.commit(self._plan.cut, decode_all(done.tensors), moments, info).commit_id
 
     def _result(self, commit_id: str) -> pb.TurnResult:
@@ -343,17 +354,19 @@ class _Turn:
         cross_entropy, kl = self._cross_entropy_sum / tokens, self._kl_sum / tokens
         loss = self._objective.loss
         kd_ratio = loss.kd_ratio if self._objective.teacher and self._training else 0.0
-        result = pb.TurnResult(
+        return pb.TurnResult(
             commit_id=commit_id,
             loss=(1 - kd_ratio) * cross_entropy + kd_ratio * loss.temperature**2 * kl,
             cross_entropy=cross_entropy,
             kl_divergence=kl,
             num_tokens=self._num_tokens,
             num_correct=self._num_correct,
+            units=self._versions(),
         )
-        for unit in self._student.device_units(self._plan.cut):
-            result.units.add(unit=unit, version=self._student.version(unit))
-        return result
+
+    def _versions(self) -> list[pb.UnitVersion]:
+        units = self._student.device_units(self._plan.cut)
+        return [pb.UnitVersion(unit=unit, version=self._student.version(unit)) for unit in units]
 
     def _sum(self, loss: StepLoss) -> None:
         self._num_tokens += loss.terms.num_tokens
@@ -362,11 +375,26 @@ class _Turn:
         self._kl_sum += float(loss.terms.kl_sum)
 
 
+class _Optimizer:
+    """The optimiser of the edge's half, for as long as the turn lasts; none when nothing trains there."""
+
+    def __init__(self, half: EdgeHalf, student: EdgeStudent, *, training: bool) -> None:
+        self.trainable = [(n, p) for n, p in half.named_parameters() if p.requires_grad] if training else []
+        self._optimizer = student.optimizer.build(p for _, p in self.trainable) if self.trainable else None
+        if self._optimizer:
+            import_optimizer_state(self._optimizer, self.trainable, student.moments_of_half(half))
+
+    def step(self, learning_rate: float) -> None:
+        if self._optimizer:
+            set_learning_rate(self._optimizer, learning_rate)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+
+    def moments(self) -> Moments:
+        return export_optimizer_state(self._optimizer, self.trainable) if self._optimizer else {}
+
+
 def _tensor(message: WireMessage, name: str) -> EncodedTensor:
     if name not in message.tensors:
         raise ProtocolError(f"{message.kind} has the tensors {sorted(message.tensors)}; expected {name!r} among them.")
     return message.tensors[name]
-
-
-def _payload(tensors: Mapping[str, EncodedTensor]) -> int:
-    return sum(len(tensor.payload) for tensor in tensors.values())

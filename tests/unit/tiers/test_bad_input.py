@@ -350,7 +350,7 @@ def test_the_turn_ends_within_a_step(tmp_path: Path) -> None:
         else:
             yield body, tensors
 
-    message = "ended its turn within step 0, after micro-batch 0 of 2; expected whole steps"
+    message = "sent TurnDone within step 0, after micro-batch 0 of 2; expected whole steps"
     _refused(tmp_path, ProtocolError, message, uplink=meddle, gradient_accumulation_steps=2, batches=_batches(4))
 
 
@@ -589,7 +589,7 @@ def test_a_cut_out_of_range(service: _Service, cut: int) -> None:
         with pytest.raises(SplitKDError, match=f"the edge at .* reported: {message}"):
             device.receive("Begin", 10)
         assert _equal(service.edge.state(), before)
-        assert service.service.next_step == 0
+        assert service.service.student.next_step == 0
 
 
 @pytest.mark.parametrize("cut", [LAYERS, 99, -1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.errors import ConfigError, CutError, DataError, SplitKDError
+from flwr_splitkd.errors import ConfigError, CutError, DataError, PeerLostError, SplitKDError
 from flwr_splitkd.models import build_skeleton, inner_model
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
@@ -160,7 +160,7 @@ class Federation:
         data: list[Any],
         mode: TurnMode = "train",
         epochs: int = 1,
-        run: str = "",
+        **plan_settings: Any,
     ) -> tuple[TurnOutcome, device_tier.TurnReport | None]:
         cache = DeviceCache(self.folder / f"device-{device}")
         hello = pb.Hello(cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()])
@@ -178,7 +178,6 @@ class Federation:
                     compute_device=CPU,
                     begin_timeout_s=20,
                     step_timeout_s=20,
-                    run=run,
                     teacher=self.teacher_on_device,
                     student_folder=self.folder / f"student-{device}",
                 )
@@ -187,7 +186,7 @@ class Federation:
             else:
                 reports.append(report)
 
-        plan = TurnPlan(mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={})
+        plan = TurnPlan(mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={}, **plan_settings)
         with connected_links() as (edge_link, device_link):
             self.edge_link = edge_link
             thread = threading.Thread(target=serve)
@@ -302,7 +301,7 @@ def test_a_device_lost_after_the_commit_has_taken_its_turn(tmp_path: Path, monke
 
     def commit_and_lose(*args: Any) -> Any:
         manifest = commit(*args)
-        federation.edge_link.lost("its battery is empty")
+        federation.edge_link.abandon(PeerLostError("its battery is empty"))
         return manifest
 
     monkeypatch.setattr(federation.student, "commit", commit_and_lose)

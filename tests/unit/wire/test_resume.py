@@ -177,7 +177,7 @@ def test_the_last_message_survives_a_cut(server: DataPlaneServer) -> None:
 
 def _resumed(relay: Relay, session: Session, token: bytes, received: int = 0) -> pb.EdgeFrame:
     """Knock with a Resume of one's own; the first frame that comes back."""
-    import grpc  # noqa: PLC0415
+    import grpc
 
     resume = pb.Resume(protocol_version=1, session_id=session.ticket.session_id, token=token, received=received)
     with grpc.insecure_channel(relay.address) as channel:
