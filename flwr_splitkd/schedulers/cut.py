@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.schedulers.generators import generator_state, set_generator_state
 from flwr_splitkd.schedulers.view import DeviceView
 
 __all__ = ["CutCycle", "CutPolicy", "CutTable", "FixedCut", "RandomCut"]
@@ -84,6 +85,14 @@ class CutCycle:
         self.cuts = tuple(_checked(cut, "cuts") for cut in cuts)
         self._dealt: dict[int, int] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Which cut each node has."""
+        return {"dealt": {str(node_id): cut for node_id, cut in self._dealt.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Deal on where another one has stopped."""
+        self._dealt = {int(node_id): int(cut) for node_id, cut in state["dealt"].items()}
+
     def choose(self, device: DeviceView) -> int:
         """Return the device's cut."""
         return self._dealt.setdefault(device.node_id, self.cuts[len(self._dealt) % len(self.cuts)])
@@ -104,6 +113,14 @@ class RandomCut:
         self.low, self.high, self.rng = _checked(low, "low"), _checked(high, "high"), rng
         if self.high < self.low:
             raise ConfigError(f"`high` is {high}; expected at least `low`, which is {low}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state."""
+        return generator_state(self.rng)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another generator of the same kind was."""
+        set_generator_state(self.rng, state)
 
     def choose(self, device: DeviceView) -> int:
         """Draw a cut."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
+from flwr_splitkd.schedulers.generators import generator_state, set_generator_state
 from flwr_splitkd.schedulers.view import Candidate
 
 __all__ = ["FewestTurnsFirst", "RandomOrder", "RoundRobin", "SelectionPolicy"]
@@ -50,6 +51,14 @@ class RandomOrder:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state."""
+        return generator_state(self.rng)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another generator of the same kind was."""
+        set_generator_state(self.rng, state)
 
     def order(self, candidates: Sequence[Candidate], num_turns: int, server_round: int) -> list[int]:
         """Draw `num_turns` nodes without replacement."""

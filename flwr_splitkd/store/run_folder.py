@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ class RunFolder:
         Created when missing.
     """
 
-    CONFIG, METRICS, FIGURE = "config.json", "metrics.jsonl", "figure.png"
+    CONFIG, METRICS, FIGURE, LOCK = "config.json", "metrics.jsonl", "figure.png", ".lock"
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -41,6 +44,40 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"`run_folder` is {self.path}; it cannot be created: {error}.") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out for the ``with`` block, or until this process ends in whatever way.
+
+        Raises
+        ------
+        StoreError
+            If another process, or another run in this one, has it.
+        """
+        with (self.path / self.LOCK).open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise StoreError(
+                    f"{self.path} is in use by process {file.read().strip()}; expected one run at a time. Wait for it to end, "
+                    "or stop it."
+                ) from error
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            self._drop_half_line()
+            yield
+
+    def _drop_half_line(self) -> None:
+        """Cut off what a process that was killed has not written to its end."""
+        if not self.metrics.exists():
+            return
+        content = self.metrics.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with self.metrics.open("r+b") as file:
+                file.truncate(whole)
 
     @property
     def commits(self) -> Path:
@@ -77,6 +114,14 @@ class RunFolder:
         except OSError as error:
             raise StoreError(f"{self.metrics} cannot be written: {error}. Free some disk space.") from error
 
+    def read_config(self) -> dict[str, Any]:
+        """What ``config.json`` holds; nothing if there is none, or it cannot be read."""
+        try:
+            content = json.loads((self.path / self.CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     def write_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Add these keys to ``config.json``, instead of what was there under the same ones; return all of them.
 
@@ -85,10 +130,8 @@ class RunFolder:
         StoreError
             If the disk is full or the file cannot be written.
         """
-        path = self.path / self.CONFIG
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        merged = {**before, **config}
-        write_atomically(path, json.dumps(merged, indent=2, default=str) + "\n")
+        merged = {**self.read_config(), **config}
+        write_atomically(self.path / self.CONFIG, json.dumps(merged, indent=2, default=str) + "\n")
         return merged
 
     def write_summary(self, text: str) -> None:

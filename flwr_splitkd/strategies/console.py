@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from logging import INFO, WARNING
+from typing import Any
 
+from flwr_splitkd.strategies.progress import Progress
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, perplexity
 from flwr_splitkd.strategies.turns import Call
 from flwr_splitkd.tiers.edge import EdgeSetup
 
-__all__ = ["log", "log_end", "log_overdue", "log_settings", "log_turn"]
+__all__ = ["log", "log_changes", "log_end", "log_overdue", "log_resumed", "log_settings", "log_turn"]
 
 log = logging.getLogger("flwr").log
 """Flower's own logger, so that a run reads as one."""
@@ -57,6 +60,25 @@ def log_turn(turn: TurnRecord) -> None:
         outcome.downlink_bytes / _MIB,
         outcome.duration_s,
     )
+
+
+def log_resumed(progress: Progress, commit_id: str) -> None:
+    """Log where a resumed run goes on."""
+    log(
+        INFO,
+        "\t└──> Resumed from commit %s: round %d, %d of %d turns of it done",
+        commit_id,
+        progress.next_round,
+        0 if progress.round_done else len(progress.served),
+        0 if progress.round_done else len(progress.order),
+    )
+
+
+def log_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Log which settings differ from those that a resumed run had."""
+    for name in sorted(before.keys() & now.keys()):
+        if before[name] != now[name]:
+            log(WARNING, "\tResumed with another `%s`: %s, which was %s", name, now[name], before[name])
 
 
 def log_overdue(call: Call) -> None:

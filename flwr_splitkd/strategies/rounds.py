@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Protocol
@@ -19,6 +19,7 @@ from flwr_splitkd.strategies import console
 from flwr_splitkd.strategies.callbacks import Callbacks
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import scalar_metrics
+from flwr_splitkd.strategies.progress import Progress, Unfinished
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
 from flwr_splitkd.tiers.edge import EdgeService, TurnMode
@@ -36,10 +37,14 @@ class Director(Protocol):
     """What a round asks of its strategy."""
 
     connect_timeout_s: float
-    turns_taken: dict[int, int]
 
-    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: TurnMode) -> Iterable[Call]:
-        """Yield the round's calls in order."""
+    def calls(
+        self, grid: Grid, server_round: int, config: ConfigRecord, mode: TurnMode, nodes: Sequence[int]
+    ) -> Iterable[Call]:
+        """Yield the calls of these nodes, or of the round, in order."""
+
+    def remember(self) -> Progress:
+        """Return where the run stands, with the state of the policies."""
 
     def choose(self, device: DeviceView) -> tuple[int, int]:
         """Return a turn's cut and local epochs."""
@@ -68,6 +73,8 @@ class RoundRunner:
         Where turns and metrics are recorded.
     callbacks
         Told of each turn and evaluation.
+    progress
+        Where the run stands; kept up to date.
     timeout_s
         Bound on the wait for Flower's replies at a round's end.
     """
@@ -80,9 +87,10 @@ class RoundRunner:
         result: SplitKDResult,
         folder: RunFolder,
         callbacks: Callbacks,
+        progress: Progress,
         timeout_s: float,
     ) -> None:
-        self._strategy, self._edge, self._grid = strategy, edge, grid
+        self._strategy, self._edge, self._grid, self._progress = strategy, edge, grid, progress
         self._result, self._folder, self._callbacks = result, folder, callbacks
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
 
@@ -95,7 +103,7 @@ class RoundRunner:
             If not one turn was completed.
         """
         turns, replies = self._serve_all(server_round, config, "train")
-        if turns and not any(turn.outcome for turn in turns):
+        if turns and not self._progress.served:
             reasons = "; ".join(f"{turn.device or turn.node_id}: {turn.error}" for turn in turns)
             raise NoDeviceError(
                 f"Round {server_round} had {len(turns)} turns and completed 0; expected at least 1. {reasons}"
@@ -138,21 +146,42 @@ class RoundRunner:
     def _serve_all(
         self, server_round: int, config: ConfigRecord, mode: TurnMode
     ) -> tuple[list[TurnRecord], list[Message]]:
-        """Serve every device of the round that comes; return what became of each, and Flower's replies."""
+        """Serve every device of the round that comes; return what became of each, and Flower's replies.
+
+        A device that was lost and has not come back by itself is called once more at the end.
+        """
+        turns: list[TurnRecord] = []
+        replies, lost = self._serve_calls(server_round, config, mode, turns, ())
+        if lost:
+            log(INFO, "\tcalling %d lost devices again", len(lost))
+            replies += self._serve_calls(server_round, config, mode, turns, lost)[0]
+        return turns, replies
+
+    def _serve_calls(
+        self,
+        server_round: int,
+        config: ConfigRecord,
+        mode: TurnMode,
+        turns: list[TurnRecord],
+        nodes: Sequence[int],
+    ) -> tuple[list[Message], list[int]]:
+        """Call some nodes, or those of the round; return Flower's replies, and the nodes that could come if called again."""
         window = CallWindow(
             self._grid,
-            self._strategy.calls(self._grid, server_round, config, mode),
+            self._strategy.calls(self._grid, server_round, config, mode, nodes),
             wait_for=self._wait_for,
             connect_timeout_s=self._strategy.connect_timeout_s,
             on_overdue=console.log_overdue,
         )
-        turns: list[TurnRecord] = []
         served: list[Call] = []
+        lost: list[int] = []
         waiting_since_s = time.monotonic()
         for item in window:
             wait_s = time.monotonic() - waiting_since_s
             if isinstance(item, GaveUp):
                 self._edge.server.end(item.call.session)
+                if item.may_come:
+                    lost.append(item.call.node_id)
                 turn = TurnRecord(
                     server_round=server_round,
                     turn=len(turns) + 1,
@@ -162,24 +191,38 @@ class RoundRunner:
                     mode=mode,
                     error=item.reason,
                 )
+            elif self._is_dismissed(item, mode):
+                continue
             else:
                 turn = self._serve(item, server_round, len(turns) + 1, mode, wait_s)
                 if turn.outcome is not None:  # of a lost device Flower says so only a minute later
                     served.append(item)
+                elif item.session.ended_s is None:
+                    window.again(item)
             turns.append(turn)
             self._record(turn)
             waiting_since_s = time.monotonic()
-        return turns, self._collect_replies(served, window.replies)
+        return self._collect_replies(served, window.replies), lost
+
+    def _is_dismissed(self, call: Call, mode: TurnMode) -> bool:
+        """Send a device away that had its turn before the run was resumed, as a node of another id."""
+        name = call.session.hello.device_name if call.session.hello else ""
+        if mode != "train" or not self._progress.had_turn(call.node_id, name):
+            return False
+        reason = f"device {name} had its turn in round {self._progress.server_round} before the run was resumed"
+        log(INFO, "\t%s", reason)
+        self._edge.dismiss(call.session, reason)
+        return True
 
     def _serve(self, call: Call, server_round: int, turn: int, mode: TurnMode, wait_s: float) -> TurnRecord:
-        hello = call.session.hello
+        hello, progress = call.session.hello, self._progress
         if hello is None:
             raise ValueError("Only a connected device can be served.")
         device = DeviceView(
             node_id=call.node_id,
             name=hello.device_name,
             server_round=server_round,
-            turn=len(self._result.turns),
+            turn=progress.num_turns,
             num_blocks=self._edge.student.layout.num_blocks,
             num_examples=hello.num_examples,
             num_batches=hello.num_batches,
@@ -197,18 +240,43 @@ class RoundRunner:
             local_epochs=local_epochs,
             wait_s=wait_s,
         )
-        info = {"server_round": server_round, "turn": turn, "node_id": call.node_id, "device": device.name}
+        part = progress.unfinished.get(call.node_id) if mode == "train" else None
+        info = {
+            "server_round": server_round,
+            "turn": turn,
+            "node_id": call.node_id,
+            "device": device.name,
+            "progress": self._strategy.remember().to_json(),
+        }
+        before = self._edge.student.last_commit
         try:
-            outcome = self._edge.serve(call.session, mode=mode, cut=cut, local_epochs=local_epochs, info=info)
+            outcome = self._edge.serve(
+                call.session,
+                mode=mode,
+                cut=cut,
+                local_epochs=local_epochs,
+                info=info,
+                done_steps=part.done_steps if part else 0,
+                order_step=part.order_step if part else None,
+                run=progress.run,
+            )
         except SplitKDError as error:
             # Not the device's fault: the next one would meet the same. A student that is done is not lost for that.
             if mode != "deliver" and isinstance(error, ConfigError | CutError | StoreError):
                 raise
-            return replace(base, error=str(error))
+            return replace(base, error=str(error) + self._keep_part(call.node_id, before))
         if mode == "train":
-            taken = self._strategy.turns_taken
-            taken[call.node_id] = taken.get(call.node_id, 0) + 1
+            progress.complete(call.node_id, device.name)
         return replace(base, outcome=outcome)
+
+    def _keep_part(self, node_id: int, commit_before: str) -> str:
+        """Remember what a failed turn has committed, and say so."""
+        student = self._edge.student
+        if student.last_commit == commit_before:
+            return ""
+        info = student.last_info
+        self._progress.unfinished[node_id] = Unfinished(info["order_step"], info["done_steps"])
+        return f" (its first {info['done_steps']} steps are kept in commit {student.last_commit})"
 
     def _record(self, turn: TurnRecord) -> None:
         self._result.turns.append(turn)

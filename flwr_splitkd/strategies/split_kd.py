@@ -43,6 +43,7 @@ from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.description import describe, versions
 from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean
+from flwr_splitkd.strategies.progress import Progress
 from flwr_splitkd.strategies.result import SplitKDResult
 from flwr_splitkd.strategies.rounds import EvaluateFn, RoundRunner, wait_for_nodes
 from flwr_splitkd.strategies.turns import Call
@@ -114,6 +115,9 @@ class SplitKD(Strategy):
         Batches of a device in one optimiser step.
     max_batches
         At most so many batches of each local epoch; 0 for all.
+    commit_every_steps
+        Optimiser steps after which a turn hands its layers in and commits what it has: no more than that is lost with a
+        device. It costs the way of the layers and their moments each time; 0 for only at the turn's end.
     uplink_codec, downlink_codec
         ``"none"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` for smashed data up and gradients down.
     fraction_train, fraction_evaluate
@@ -133,10 +137,17 @@ class SplitKD(Strategy):
         round's end, and it is given up. (A device that is ready waits 10 s for those before it, then goes first.)
     step_timeout_s
         Seconds that a device may take for one answer within its turn.
+    grace_period_s
+        Seconds that a device which has lost its connection has to resume its turn; then the turn is undone and the next
+        device has its own.
     node_timeout_s
         Seconds to wait for `min_available_nodes`.
+    max_message_bytes
+        Most that one message of a device may hold; four times the student, and at least 1 GiB, when not given.
     run_folder
         Where metrics and commits go; ``runs/<time>-<run id>`` when not given.
+    resume
+        Folder of a run to go on with from its last commit, instead of a `run_folder`. The same settings are expected.
     callbacks
         Told how the run goes. When not given: TensorBoard events and ``figure.png`` in the run folder, if the ``report``
         extra is installed.
@@ -175,6 +186,7 @@ class SplitKD(Strategy):
         max_grad_norm: float | None = None,
         gradient_accumulation_steps: int = 1,
         max_batches: int = 0,
+        commit_every_steps: int = 0,
         uplink_codec: CodecName = "none",
         downlink_codec: CodecName = "none",
         fraction_train: float = 1.0,
@@ -193,7 +205,10 @@ class SplitKD(Strategy):
         connect_timeout_s: float = 120.0,
         step_timeout_s: float = 300.0,
         node_timeout_s: float = 300.0,
+        grace_period_s: float = 15.0,
+        max_message_bytes: int | None = None,
         run_folder: str | Path | None = None,
+        resume: str | Path | None = None,
         callbacks: Sequence[Callback] | None = None,
         seed: int = 0,
         compute_device: str | None = None,
@@ -213,7 +228,12 @@ class SplitKD(Strategy):
         self.train_metrics_aggr_fn = train_metrics_aggr_fn or weighted_mean
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighted_mean
         self.connect_timeout_s, self.node_timeout_s = connect_timeout_s, node_timeout_s
-        self.run_folder, self.callbacks = run_folder, callbacks
+        if run_folder and resume:
+            raise ConfigError(
+                f"`run_folder` is {str(run_folder)!r} and `resume` is {str(resume)!r}; expected one of them: a resumed run "
+                "goes on in its own folder."
+            )
+        self.run_folder, self.resume, self.callbacks = run_folder, resume, callbacks
         self.setup = EdgeSetup(
             student=student,
             teacher=teacher,
@@ -235,17 +255,20 @@ class SplitKD(Strategy):
                 uplink_codec=uplink_codec,
                 downlink_codec=downlink_codec,
                 lr_schedule=lr_schedule,
+                commit_every_steps=commit_every_steps,
                 step_timeout_s=step_timeout_s,
             ),
             data_address=data_address,
             advertised_address=advertised_address,
             tls=tls,
             insecure=insecure,
+            grace_period_s=grace_period_s,
+            max_message_bytes=max_message_bytes,
             compute_device=torch.device(compute_device or ("cuda" if torch.cuda.is_available() else "cpu")),
         )
         self._edge: EdgeService | None = None
         self._message_ttl_s: float | None = None
-        self.turns_taken: dict[int, int] = {}
+        self._progress = Progress(run="")
 
     # ---- the loop
 
@@ -271,25 +294,48 @@ class SplitKD(Strategy):
         SplitKDError
             If the models, the settings or the run folder cannot be used.
         """
-        folder = RunFolder(Path(self.run_folder) if self.run_folder else _default_run_folder(grid))
+        folder = self._folder(grid)
+        with folder.locked():
+            return self._run(
+                folder, grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+            )
+
+    def _run(
+        self,
+        folder: RunFolder,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord | None,
+        evaluate_config: ConfigRecord | None,
+        evaluate_fn: EvaluateFn | None,
+    ) -> SplitKDResult:
         log(INFO, "Starting %s strategy:", type(self).__name__)
         self.summary()
         result = SplitKDResult(run_folder=folder.path)
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         started_s = time.monotonic()
-        self.turns_taken = {}
         self._message_ttl_s = timeout
-        config = folder.write_config({"strategy": self._settings(), "versions": versions()})
+        settings = self._settings()
+        if self.resume:
+            console.log_changes(folder.read_config().get("strategy", {}), settings)
+        config = folder.write_config({"strategy": settings, "versions": versions()})
         callbacks = Callbacks(default_callbacks() if self.callbacks is None else self.callbacks)
         self._edge = self._open_edge(initial_arrays, folder, ticket_lifetime_s=timeout)
+        self._progress = progress = Progress.from_commit(self._edge.student.last_info, run=str(grid.run.run_id))
+        progress.restore_policies(self._policies())
         error: BaseException | None = None
         try:
             callbacks.tell("on_start", folder, config)
             log(INFO, "\t└──> Data plane at %s, run folder %s", self._edge.server.address, folder.path)
-            rounds = RoundRunner(self, self._edge, grid, result, folder, callbacks, timeout)
-            rounds.evaluate_on_server(0, evaluate_fn)
-            server_round = 0
-            for server_round in range(1, num_rounds + 1):
+            if self.resume:
+                console.log_resumed(progress, self._edge.student.last_commit)
+            rounds = RoundRunner(self, self._edge, grid, result, folder, callbacks, progress, timeout)
+            if progress.next_round == 1 and not progress.served:
+                rounds.evaluate_on_server(0, evaluate_fn)
+            server_round = progress.server_round
+            for server_round in range(progress.next_round, num_rounds + 1):
                 log(INFO, "")
                 log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
                 metrics = rounds.train(server_round, train_config)
@@ -297,6 +343,8 @@ class SplitKD(Strategy):
                 metrics |= rounds.evaluate_on_server(server_round, evaluate_fn)
                 folder.append_metrics({"kind": "round", "server_round": server_round, **metrics})
                 callbacks.tell("on_round", server_round, metrics)
+                progress.round_done = True
+                self._edge.student.note({"progress": self.remember().to_json()})
                 result.stopped = self.stop.reason(metrics) or ""
                 if result.stopped:
                     log(INFO, "Stopping after round %s: %s", server_round, result.stopped)
@@ -328,8 +376,15 @@ class SplitKD(Strategy):
         """Make the messages of a round's evaluation, in order and one at a time; `arrays` do not travel in them."""
         return (call.message for call in self.calls(grid, server_round, config, "evaluate"))
 
-    def calls(self, grid: Grid, server_round: int, config: ConfigRecord, mode: TurnMode) -> Iterator[Call]:
+    def calls(
+        self, grid: Grid, server_round: int, config: ConfigRecord, mode: TurnMode, nodes: Sequence[int] = ()
+    ) -> Iterator[Call]:
         """Yield the round's calls in order; each opens its session on the data plane when it is drawn.
+
+        Parameters
+        ----------
+        nodes
+            Call these, instead of those that the policies choose.
 
         Raises
         ------
@@ -337,19 +392,7 @@ class SplitKD(Strategy):
             If too few nodes are connected.
         """
         edge = self._open_service()
-        fraction, minimum = {
-            "train": (self.fraction_train, self.min_train_nodes),
-            "evaluate": (self.fraction_evaluate, self.min_evaluate_nodes),
-            "deliver": (1.0, 0),  # to whoever is there
-        }[mode]
-        if fraction == 0.0:
-            return
-        wanted = 0 if mode == "deliver" else max(self.min_available_nodes, minimum)
-        online = wait_for_nodes(grid, wanted, self.node_timeout_s)
-        num_turns = min(max(int(len(online) * fraction), minimum), len(online))
-        candidates = [Candidate(node_id=node_id, turns=self.turns_taken.get(node_id, 0)) for node_id in online]
-        order = self.selection.order(candidates, num_turns, server_round)
-        log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
+        order = list(nodes) or self._order(grid, server_round, mode)
         # To deliver is for the handler that every device has.
         kind = MessageType.EVALUATE if mode == "evaluate" else MessageType.TRAIN
         for node_id in order:
@@ -367,6 +410,28 @@ class SplitKD(Strategy):
             ).into(content)
             message = Message(content=content, message_type=kind, dst_node_id=node_id, ttl=self._message_ttl_s)
             yield Call(message, session, len(order))
+
+    def _order(self, grid: Grid, server_round: int, mode: TurnMode) -> list[int]:
+        """Who takes a turn in a round; in a round that was begun before the run was resumed, who still has to."""
+        fraction, minimum = {
+            "train": (self.fraction_train, self.min_train_nodes),
+            "evaluate": (self.fraction_evaluate, self.min_evaluate_nodes),
+            "deliver": (1.0, 0),  # to whoever is there
+        }[mode]
+        if fraction == 0.0:
+            return []
+        wanted = 0 if mode == "deliver" else max(self.min_available_nodes, minimum)
+        online = wait_for_nodes(grid, wanted, self.node_timeout_s)
+        progress = self._progress
+        if mode == "train" and progress.server_round == server_round and set(progress.order) <= set(online):
+            return [node_id for node_id in progress.order if node_id not in progress.served]
+        num_turns = min(max(int(len(online) * fraction), minimum), len(online))
+        candidates = [Candidate(node_id=node_id, turns=progress.turns_taken.get(node_id, 0)) for node_id in online]
+        order = self.selection.order(candidates, num_turns, server_round)
+        log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
+        if mode == "train" and progress.server_round != server_round:
+            progress.begin_round(server_round, order)
+        return order
 
     def choose(self, device: DeviceView) -> tuple[int, int]:
         """Ask the policies for a turn's cut and local epochs."""
@@ -406,6 +471,22 @@ class SplitKD(Strategy):
                 contents.append(reply.content)
         return aggregate(contents, self.weighted_by_key) if contents else None
 
+    def remember(self) -> Progress:
+        """Where the run stands, with the state that the policies have now."""
+        self._progress.remember_policies(self._policies())
+        return self._progress
+
+    def _policies(self) -> dict[str, Any]:
+        return {"cut": self.cut, "selection": self.selection, "local_epochs": self.local_epochs, "stop": self.stop}
+
+    def _folder(self, grid: Grid) -> RunFolder:
+        if self.resume and not Path(self.resume).is_dir():
+            raise ConfigError(
+                f"`resume` is {str(self.resume)!r}; expected the folder of an earlier run, such as 'runs/<id>'. Check the path: "
+                f"a relative one is below {Path.cwd()}."
+            )
+        return RunFolder(Path(self.resume or self.run_folder or _default_run_folder(grid)))
+
     def _settings(self) -> dict[str, Any]:
         own = {name: describe(value) for name, value in vars(self).items() if name in _SETTINGS}
         return {**own, **describe(self.setup)}
@@ -414,7 +495,9 @@ class SplitKD(Strategy):
         student = self.setup.build_student()
         if initial_arrays:
             records.load_arrays(student, initial_arrays)
-        return self.setup.open(student, folder.commits, ticket_lifetime_s=ticket_lifetime_s)
+        return self.setup.open(
+            student, folder.commits, ticket_lifetime_s=ticket_lifetime_s, resume=self.resume is not None
+        )
 
     def _open_service(self) -> EdgeService:
         if self._edge is None:

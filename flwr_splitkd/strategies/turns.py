@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from flwr_splitkd.errors import PeerLostError
 from flwr_splitkd.wire.server import Session
 
 __all__ = ["Call", "CallWindow", "GaveUp"]
@@ -34,7 +35,7 @@ such a pair from waiting for each other.
 class Call:
     """A message that asked a device to come, and the session that it will open.
 
-    `num_turns` is how many calls the round has.
+    `num_turns` is how many calls the round has; `lost` tells that it had begun its turn.
     """
 
     message: Message
@@ -43,6 +44,7 @@ class Call:
     called_s: float = 0.0
     message_id: str = ""
     overdue: bool = False
+    lost: bool = False
 
     @property
     def node_id(self) -> int:
@@ -52,10 +54,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """A device that will have no turn in this round, and why."""
+    """A device that does not come, why, and whether it could if it were called again."""
 
     call: Call
     reason: str
+    may_come: bool = False
 
 
 class CallWindow:
@@ -99,6 +102,12 @@ class CallWindow:
             if not self._waiting:
                 return
             yield from self._next()
+
+    def again(self, call: Call) -> None:
+        """Wait for a device that was lost in its turn, behind all others: it may come back by itself."""
+        call.lost = call.overdue = True
+        call.called_s = time.monotonic()
+        self._waiting.append(call)
 
     def _fill(self, limit: int = _WINDOW) -> None:
         """Keep `limit` calls on their way; an overdue one does not count."""
@@ -145,7 +154,7 @@ class CallWindow:
 
     def _failed(self) -> list[GaveUp]:
         """Devices that cannot come any more: not called, gone again, or whose ClientApp has answered instead."""
-        gave_up = [GaveUp(call, reason) for call in self._waiting if (reason := _lost(call))]
+        gave_up = [GaveUp(call, reason, _may_come(call)) for call in self._waiting if (reason := _lost(call))]
         # Asked again for a reply that was pulled, Flower would say that there is none.
         by_id = {call.message_id: call for call in self._waiting if call.message_id not in {"", *self.replies}}
         lost = {gone.call.message_id for gone in gave_up}
@@ -158,7 +167,8 @@ class CallWindow:
             if call.session.connected or call.message_id in lost:
                 continue
             said = reply.error.reason if reply.has_error() else None
-            gave_up.append(GaveUp(call, _why(said)))
+            in_its_name = reply.metadata.src_node_id != call.node_id
+            gave_up.append(GaveUp(call, _why(said), may_come=call.lost or in_its_name))
         return gave_up
 
     def _expired(self) -> list[GaveUp]:
@@ -190,6 +200,11 @@ def _why(said: str | None) -> str:
     # An app that was written for another strategy: it looks for weights in the message, or replies at once.
     hint = "does its ClientApp have SplitKDMod, or handlers that call SplitKDClient?"
     return f"{said or 'its handler replied without taking its turn'}; {hint}"
+
+
+def _may_come(call: Call) -> bool:
+    """Whether a device that is gone was lost, rather than failed by itself."""
+    return call.session.link is not None and isinstance(call.session.link.error, PeerLostError)
 
 
 def _lost(call: Call) -> str:

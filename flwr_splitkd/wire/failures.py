@@ -32,6 +32,7 @@ _CODES: list[tuple[type[BaseException], pb.FailureCode]] = [
     (NonFiniteError, pb.FAILURE_CODE_NON_FINITE),
     (DataError, pb.FAILURE_CODE_DATA),
     (ProtocolError, pb.FAILURE_CODE_PROTOCOL),
+    (PeerLostError, pb.FAILURE_CODE_CANCELLED),
     (KeyboardInterrupt, pb.FAILURE_CODE_CANCELLED),
 ]
 

@@ -14,15 +14,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.wire.failures import error_from, failure_from
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.tensors import EncodedTensor
-
-if TYPE_CHECKING:
-    from flwr_splitkd.wire.stream import Stream
 
 __all__ = ["Link"]
 
@@ -53,6 +50,11 @@ class Link:
         Whether the peer may send tensors already; else once `admit` is called.
     hears_last
         Whether this side stays until the other one has its last message; of two sides, one does.
+
+    Notes
+    -----
+    The methods for streams get the stream that calls, and only ask whether it is the one that carries the link now: what
+    an earlier one still says is of no interest.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Link:
         self._closed = False
         self._peer_done = False
         self._error: SplitKDError | None = None
-        self._stream: Stream | None = None
+        self._stream: object | None = None
         self._lost_s: float | None = None
         self.lost_reason = ""
         self._fruitless = 0
@@ -161,7 +163,7 @@ class Link:
 
     # ---- the streams' side
 
-    def attach(self, stream: Stream, received: int) -> None:
+    def attach(self, stream: object, received: int) -> None:
         """Take `stream` instead of the one before; the peer has `received` messages of this side.
 
         Raises
@@ -180,7 +182,7 @@ class Link:
         """Number of the first message that the peer lacks, from 0."""
         return self._acknowledged
 
-    def take(self, stream: Stream, number: int) -> tuple[Any, Mapping[str, EncodedTensor]] | None:
+    def take(self, stream: object, number: int) -> tuple[Any, Mapping[str, EncodedTensor]] | None:
         """Wait for message `number` to put on the wire; None when `stream` has nothing more to carry."""
         with self._changed:
             while True:
@@ -202,7 +204,7 @@ class Link:
         self.bytes_sent += sent
         self.bytes_received += received
 
-    def acknowledge(self, stream: Stream, count: int) -> None:
+    def acknowledge(self, stream: object, count: int) -> None:
         """Forget the first `count` messages of this side: the peer has them.
 
         Raises
@@ -214,7 +216,7 @@ class Link:
             if self._stream is stream:
                 self._drop_acknowledged(count)
 
-    def deliver(self, stream: Stream, message: WireMessage) -> bool:
+    def deliver(self, stream: object, message: WireMessage) -> bool:
         """Wait for room in the inbox and put a message there; whether more may come."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._stream is not stream or self._has_room(message))
@@ -229,21 +231,21 @@ class Link:
             self._changed.notify_all()
             return True
 
-    def ended(self, stream: Stream) -> None:
+    def ended(self, stream: object) -> None:
         """The peer has ended `stream` on purpose."""
         with self._changed:
             if self._stream is stream:
                 self._peer_done = True
                 self._finish(PeerLostError(f"{self.peer} ended the stream."))
 
-    def broken(self, stream: Stream, error: SplitKDError) -> None:
+    def broken(self, stream: object, error: SplitKDError) -> None:
         """The peer's frames broke the protocol: tell it, and give it up."""
         with self._changed:
             if self._stream is stream:
                 self._error, self._peer_done = self._error or error, True
                 self.fail(error)
 
-    def lost(self, stream: Stream, reason: str) -> None:
+    def lost(self, stream: object, reason: str) -> None:
         """`stream` is gone; wait for another one, if there is a grace period. Never blocks."""
         with self._changed:
             if self._stream is not stream:

@@ -33,7 +33,7 @@ class Session:
     """One expected turn: first a ticket, then, once the device has shaken hands, a link.
 
     States: *expected* (`link` is None), *connected*, *ended* (`server.end` was called). A device that lost its connection
-    resumes its link; one whose process was started again gets another one.
+    resumes its link; one whose process was started again gets another one, also after `server.reopen`.
     """
 
     ticket: Ticket
@@ -144,6 +144,13 @@ class DataPlaneServer:
                 session.link.close()
             self._forget_ended()
 
+    def reopen(self, session: Session) -> None:
+        """Keep a session whose turn was lost: a process that was started again may come back with its resume token."""
+        with self.changed:
+            link, session.link = session.link, None
+            if link is not None:
+                link.close()
+
     def stop(self) -> None:
         """Close every stream and the port, and end the threads."""
         with self.changed:
@@ -210,7 +217,7 @@ class DataPlaneServer:
     def _greet(self, stream: Stream, hello: pb.Hello, session: Session | None) -> Session:
         if session is None:
             raise handshake.wrong_token(hello.session_id)
-        comes_back = session.link is not None and session.resume_tokens.opened_by(hello.token)
+        comes_back = session.resume_tokens.opened_by(hello.token)
         if not comes_back:
             handshake.check_ticket(hello, session.ticket, used=session.used, now_s=self._clock())
         handshake.check_holder(hello, session.ticket)

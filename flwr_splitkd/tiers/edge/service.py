@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from flwr_splitkd.errors import PeerLostError
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
@@ -65,7 +66,9 @@ class EdgeService:
         order_step: int | None = None,
         run: str = "",
     ) -> TurnOutcome:
-        """Serve a connected session's turn on this thread, and end the session, unless its device has come back meanwhile.
+        """Serve a connected session's turn on this thread, and end the session.
+
+        If the device was lost the session stays, so that it may come back (`Session.ended_s` is None then).
 
         Parameters as in `TurnPlan`.
 
@@ -90,7 +93,7 @@ class EdgeService:
                 order_step=order_step,
                 run=run,
             )
-            return run_turn(
+            outcome = run_turn(
                 link,
                 hello,
                 student=self.student,
@@ -98,12 +101,23 @@ class EdgeService:
                 settings=self._settings,
                 plan=plan,
             )
+            self.server.end(session)
+            return outcome
+        except PeerLostError as error:
+            link.fail(error)
+            if session.link is link:  # otherwise it has come back already
+                self.server.reopen(session)
+            raise
         except BaseException as error:
             link.fail(error)
+            self.server.end(session)
             raise
-        finally:
-            if session.link is link:
-                self.server.end(session)
+
+    def dismiss(self, session: Session, reason: str) -> None:
+        """Send a connected device away without a turn."""
+        if session.link is not None:
+            session.link.fail(PeerLostError(reason))
+        self.server.end(session)
 
     def close(self) -> None:
         """Close every stream and the port."""

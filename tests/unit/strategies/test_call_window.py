@@ -17,6 +17,7 @@ from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
 from flwr_splitkd.wire.credentials import Ticket
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.server import Session
+from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 CONNECT_TIMEOUT_S = 30.0
@@ -129,7 +130,9 @@ class _World:
 
     @staticmethod
     def _connect(call: Call) -> None:
-        call.session.link = Link(pb.EdgeFrame, peer=f"device {call.node_id}")
+        link = Link(peer=f"device {call.node_id}")
+        Stream(pb.EdgeFrame, peer=link.peer).attach(link)
+        call.session.link = link
 
 
 class _Round:
