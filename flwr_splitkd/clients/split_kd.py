@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
 from flwr_splitkd import records
+from flwr_splitkd.clients.supervisor import supervise
+from flwr_splitkd.clients.worker import Job
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import (
     build_skeleton,
     fingerprint,
@@ -32,9 +36,18 @@ from flwr_splitkd.wire.codec import supported_codecs
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["SplitKDClient"]
+__all__ = ["Identity", "SplitKDClient"]
 
 _TRAIN, _EVALUATE = "train-", "eval-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who takes a turn: Flower's identifiers of run and node, and the device's own name."""
+
+    run_id: int
+    node_id: int
+    name: str
 
 
 class SplitKDClient:
@@ -67,6 +80,17 @@ class SplitKDClient:
         Seconds to wait for the turn once connected, while other devices have theirs.
     step_timeout_s
         Seconds that the edge may take for one answer.
+    max_restarts
+        With more than 0, a turn runs in a worker process, which is started again so many times if it dies, for example for
+        want of memory. Its start takes some seconds; `student`, `teacher` and `data` must be such that multiprocessing can
+        send them to a process. With 0 the turn runs in the ClientApp's own process.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range.
+    DataError
+        If `data` is empty, or has no length.
     """
 
     def __init__(
@@ -82,7 +106,11 @@ class SplitKDClient:
         connect_timeout_s: float = 20.0,
         begin_timeout_s: float = 3600.0,
         step_timeout_s: float = 300.0,
+        max_restarts: int = 0,
     ) -> None:
+        if max_restarts < 0:
+            raise ConfigError(f"`max_restarts` is {max_restarts}; expected 0 or more.")
+        self._max_restarts = max_restarts
         self._student, self._teacher = student, teacher
         self._data = DeviceData(data)
         self._cache_folder = Path(cache_folder) if cache_folder else cache_root() / "devices"
@@ -114,9 +142,40 @@ class SplitKDClient:
 
     def _turn(self, msg: Message, context: Context) -> TurnReport:
         ticket = TurnTicket.from_content(msg.content)
+        name = context.node_config.get("device-name", context.node_config.get("partition-id", context.node_id))
+        identity = Identity(run_id=context.run_id, node_id=context.node_id, name=str(name))
+        if self._max_restarts:
+            return supervise(Job(self, ticket, identity, token=b""), max_restarts=self._max_restarts)
+        return self.take_turn(ticket, identity)
+
+    def take_turn(
+        self,
+        ticket: TurnTicket,
+        identity: Identity,
+        *,
+        token: bytes = b"",
+        on_token: Callable[[bytes], None] | None = None,
+    ) -> TurnReport:
+        """Take a turn in this process; `train` and `evaluate` call this, or have a worker call it.
+
+        Parameters
+        ----------
+        ticket, identity
+            What the edge sent, and who this device is.
+        token
+            A resume token that opens the session in place of the ticket's own.
+        on_token
+            Told each new resume token.
+
+        Raises
+        ------
+        SplitKDError
+            Why the turn came to nothing.
+        """
         whole, layout = self._build(ticket)
-        hello = self._hello(ticket, context, inner_model(whole), layout)
-        cache = DeviceCache(self._cache_folder / str(context.node_id) / hello.student.digest[:16])
+        hello = self._hello(ticket, identity, inner_model(whole), layout)
+        hello.token = token or ticket.token
+        cache = DeviceCache(self._cache_folder / str(identity.node_id) / hello.student.digest[:16])
         for unit, unit_version in cache.versions().items():
             if not unit.startswith(OWN_MOMENTS):
                 hello.cached_units.add(unit=unit, version=unit_version)
@@ -124,7 +183,11 @@ class SplitKDClient:
         with (
             compute_threads(threads),
             connect(
-                ticket.address, hello, root_certificate=ticket.root_certificate, timeout_s=self._connect_timeout_s
+                ticket.address,
+                hello,
+                root_certificate=ticket.root_certificate,
+                timeout_s=self._connect_timeout_s,
+                on_token=on_token,
             ) as link,
         ):
             return run_turn(
@@ -138,7 +201,7 @@ class SplitKDClient:
                 step_timeout_s=self._step_timeout_s,
                 teacher=self._teacher,
                 student_folder=self._student_folder
-                or cache_root() / "students" / f"{context.run_id}-{_file_name(hello.device_name)}",
+                or cache_root() / "students" / f"{identity.run_id}-{_file_name(hello.device_name)}",
             )
 
     def _build(self, ticket: TurnTicket) -> tuple[nn.Module, Layout]:
@@ -147,16 +210,14 @@ class SplitKDClient:
         set_tied_embeddings(model, ticket.tied_embeddings)  # type: ignore[arg-type]  # checked by the function
         return whole, find_layout(model, list(ticket.blocks) or None)
 
-    def _hello(self, ticket: TurnTicket, context: Context, model: nn.Module, layout: Layout) -> pb.Hello:
-        name = context.node_config.get("device-name", context.node_config.get("partition-id", context.node_id))
+    def _hello(self, ticket: TurnTicket, identity: Identity, model: nn.Module, layout: Layout) -> pb.Hello:
         return pb.Hello(
             protocol_version=PROTOCOL_VERSION,
             session_id=ticket.session_id,
-            token=ticket.token,
-            run_id=context.run_id,
-            node_id=context.node_id,
+            run_id=identity.run_id,
+            node_id=identity.node_id,
             server_round=ticket.server_round,
-            device_name=str(name),
+            device_name=identity.name,
             student=fingerprint_to_wire(fingerprint(model, layout)),
             codecs=supported_codecs(),
             num_examples=self._data.num_examples,

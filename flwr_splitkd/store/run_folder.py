@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flwr_splitkd.errors import StoreError
+from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.store.tensor_file import write_atomically
 
 __all__ = ["RunFolder"]
@@ -44,6 +44,22 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"`run_folder` is {self.path}; it cannot be created: {error}.") from error
+
+    @classmethod
+    def existing(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        if not Path(path).is_dir():
+            raise ConfigError(
+                f"`resume` is {str(path)!r}; expected the folder of an earlier run, such as 'runs/<id>'. Check the path: a "
+                f"relative one is below {Path.cwd()}."
+            )
+        return cls(Path(path))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

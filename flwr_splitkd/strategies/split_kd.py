@@ -480,12 +480,9 @@ class SplitKD(Strategy):
         return {"cut": self.cut, "selection": self.selection, "local_epochs": self.local_epochs, "stop": self.stop}
 
     def _folder(self, grid: Grid) -> RunFolder:
-        if self.resume and not Path(self.resume).is_dir():
-            raise ConfigError(
-                f"`resume` is {str(self.resume)!r}; expected the folder of an earlier run, such as 'runs/<id>'. Check the path: "
-                f"a relative one is below {Path.cwd()}."
-            )
-        return RunFolder(Path(self.resume or self.run_folder or _default_run_folder(grid)))
+        if self.resume:
+            return RunFolder.existing(self.resume)
+        return RunFolder(Path(self.run_folder) if self.run_folder else _default_run_folder(grid))
 
     def _settings(self) -> dict[str, Any]:
         own = {name: describe(value) for name, value in vars(self).items() if name in _SETTINGS}

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -50,6 +50,7 @@ def connect(
     root_certificate: bytes = b"",
     timeout_s: float = 20.0,
     limits: Limits | None = None,
+    on_token: Callable[[bytes], None] | None = None,
 ) -> Iterator[Link]:
     """Open a stream to the edge and shake hands; the link is closed at the end of the ``with`` block.
 
@@ -63,6 +64,8 @@ def connect(
         PEM of the authority that signed the edge's certificate; plaintext when empty.
     timeout_s
         Seconds for the connection and for the handshake, each.
+    on_token
+        Told each new resume token, for a process that comes back in place of this one.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def connect(
     HandshakeError
         If the edge refuses this device; the message says why.
     """
-    connection = _Connection(address, hello, root_certificate, timeout_s, limits or Limits())
+    connection = _Connection(address, hello, root_certificate, timeout_s, limits or Limits(), on_token)
     try:
         connection.open()
         yield connection.link
@@ -86,11 +89,17 @@ class _Connection:
     """A link with the thread that keeps a stream under it."""
 
     def __init__(
-        self, address: str, hello: pb.Hello, root_certificate: bytes, timeout_s: float, limits: Limits
+        self,
+        address: str,
+        hello: pb.Hello,
+        root_certificate: bytes,
+        timeout_s: float,
+        limits: Limits,
+        on_token: Callable[[bytes], None] | None,
     ) -> None:
         self.link = Link(peer=f"the edge at {address}", limits=limits)
-        # What the edge has not been told of yet is told anew by each stream.
         self.resume_token = b""
+        self._on_token = on_token
         self._address, self._hello = address, hello
         self._root_certificate, self._timeout_s, self._limits = root_certificate, timeout_s, limits
         self._opened = threading.Event()
@@ -230,6 +239,8 @@ class _Connection:
         if not isinstance(answer, pb.Welcome | pb.Resumed):
             raise ProtocolError(f"{self.link.peer} sent {answer.DESCRIPTOR.name}; expected Welcome or Resumed.")
         self.resume_token = answer.resume_token
+        if self._on_token:
+            self._on_token(self.resume_token)
         if isinstance(answer, pb.Welcome):
             self.link.grace_period_s = answer.grace_period_s
             stream.attach(self.link)

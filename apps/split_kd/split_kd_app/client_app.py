@@ -37,7 +37,11 @@ def _client(msg: Message, context: Context) -> SplitKDClient:
         max_batches=config.max_batches or None,
         seed=config.seed * 1_000_003 + server_round,  # every round in another order
     )
-    return SplitKDClient(student=task.student_builder(config.student, **config.model_options), data=data)
+    return SplitKDClient(
+        student=task.student_builder(config.student, **config.model_options),
+        data=data,
+        max_restarts=config.max_restarts,
+    )
 
 
 def _partition(context: Context, key: str) -> int:

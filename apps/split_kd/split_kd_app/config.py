@@ -63,8 +63,16 @@ class AppConfig:
         Allow plaintext on an address that is not loopback.
     connect_timeout
         Seconds after which a called device that has not connected no longer holds up the next call.
+    grace_period
+        Seconds that a device which has lost its connection has to resume its turn.
+    commit_every_steps
+        Optimiser steps after which a turn commits what it has; 0 for only at its end.
+    max_restarts
+        Times that a device's worker process is started again when it dies in a turn; 0 for no process of its own.
     run_dir
         Where ``<id>/`` goes; relative to the ServerApp's working directory.
+    resume
+        Folder of a run to go on with; the other keys should be those of that run.
     seed
         Of everything random.
     """
@@ -108,7 +116,11 @@ class AppConfig:
     tls_root_certificate: str = setting("")
     insecure: bool = setting(False)
     connect_timeout: float = setting(120.0, above=0.0)
+    grace_period: float = setting(15.0, minimum=0.0)
+    commit_every_steps: int = setting(0, minimum=0)
+    max_restarts: int = setting(0, minimum=0)
     run_dir: str = setting("runs")
+    resume: str = setting("")
     seed: int = setting(0, minimum=0)
 
     @property

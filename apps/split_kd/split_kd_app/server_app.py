@@ -37,7 +37,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds; leave metrics, the student and a summary in the run's folder."""
     config = read_config(context.run_config)
-    folder = RunFolder(Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}")
+    new = Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"
+    folder = RunFolder.existing(config.resume) if config.resume else RunFolder(new)
     folder.write_config({"app": "split_kd", "run_config": dict(context.run_config)})
 
     student = task.student_builder(config.student, **config.model_options)
@@ -92,7 +93,10 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         tls=config.tls,
         insecure=config.insecure,
         connect_timeout_s=config.connect_timeout,
-        run_folder=folder.path,
+        grace_period_s=config.grace_period,
+        commit_every_steps=config.commit_every_steps,
+        run_folder=None if config.resume else folder.path,
+        resume=config.resume or None,
         seed=config.seed,
     )
 
