@@ -43,6 +43,7 @@ from typing import IO, Any
 import psutil
 
 __all__ = [
+    "ENDING_SIGNALS",
     "RAY_DID_NOT_START",
     "Federation",
     "FederationError",
@@ -63,6 +64,8 @@ _TERMINATE_GRACE_S = 3.0
 _KILL_TIMEOUT_S = 20.0
 # The log stream ends by itself some polls after its run; on a busy machine that takes a while.
 _LOG_GRACE_S = 30.0
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a process to end, and lets it clean up."""
 RAY_DID_NOT_START = "The current node timed out during startup"
 """In the log of a simulation that failed before anything of the app ran on a device."""
 _POLL_S = 0.1
@@ -578,8 +581,7 @@ def shielded() -> Iterator[None]:
     """Ignore the signals that ask this process to end, so that a second one does not interrupt the clean-up half-way."""
     # Signals can only be set from the main thread.
     main = threading.current_thread() is threading.main_thread()
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ending} if main else {}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING_SIGNALS} if main else {}
     try:
         yield
     finally:
