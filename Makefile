@@ -50,6 +50,10 @@ given-venv:
 demo: $(READY) ## distill a small student on ten virtual devices
 	$(PY) scripts/demo.py
 
+.PHONY: deploy-demo
+deploy-demo: $(READY) ## the same in a deployment: TLS, authenticated SuperNodes; as root with links of 20 to 100 Mbit/s
+	$(PY) scripts/deploy_demo.py
+
 .PHONY: test
 test: $(READY) ## run all tests but the slow ones
 	$(PY) $(PYTEST)

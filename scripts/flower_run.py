@@ -2,7 +2,7 @@
 
 Used by `make demo`, by the integration tests and by the benchmarks, so that there is one way to do this::
 
-    with simulation(logs, supernodes=10) as federation:      # or deployment(logs, supernodes=2)
+    with simulation(logs, supernodes=10) as federation:      # or deployment(logs, supernodes=2, tls=certificates)
         outcome = federation.run(app, {"num-server-rounds": 2}, timeout_s=300.0, on_line=print)
     assert outcome.completed, outcome.tail()
 
@@ -10,7 +10,9 @@ Both kinds start `flower-superlink` as a child process on free loopback ports, w
 directory and a working directory of their own, and submit the app with `flwr run`. In a simulation the
 SuperLink gets `--simulation`, which is also what a bare `flwr run` starts behind the scenes; there it would
 be detached, on a fixed port, and outlive the run. In a deployment there is one `flower-supernode` process per
-device.
+device. With a folder of certificates (`flwr-splitkd certificates`) a deployment uses TLS and admits only
+SuperNodes whose public key has been registered. A command prefix such as ``ip netns exec edge`` puts the
+SuperLink, or a SuperNode, into a network of its own.
 
 The command line differs between Flower versions: the newer SuperLink serves every API over HTTP on one
 `--port`, the older one has three gRPC addresses. What the installed one understands is read from its
@@ -40,7 +42,18 @@ from typing import IO, Any
 
 import psutil
 
-__all__ = ["RAY_DID_NOT_START", "Federation", "FederationError", "Outcome", "Run", "alive", "deployment", "simulation"]
+__all__ = [
+    "ENDING_SIGNALS",
+    "RAY_DID_NOT_START",
+    "Federation",
+    "FederationError",
+    "Outcome",
+    "Run",
+    "alive",
+    "deployment",
+    "shielded",
+    "simulation",
+]
 
 Value = str | int | float | bool
 
@@ -51,9 +64,12 @@ _TERMINATE_GRACE_S = 3.0
 _KILL_TIMEOUT_S = 20.0
 # The log stream ends by itself some polls after its run; on a busy machine that takes a while.
 _LOG_GRACE_S = 30.0
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a process to end, and lets it clean up."""
 RAY_DID_NOT_START = "The current node timed out during startup"
 """In the log of a simulation that failed before anything of the app ran on a device."""
 _POLL_S = 0.1
+_CONNECTS = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1).close()"
 # Each `flwr ls` costs most of a second of CPU, so the end of the log stream tells that a run is over and this
 # is only the safety net.
 _STATUS_POLL_S = 20.0
@@ -175,14 +191,31 @@ class Federation:
     logs
         Where the logs of the processes and runs are kept: ``superlink.log``, ``supernode-<i>.log``,
         ``run-<id>.log``.
+    host
+        The address on which the SuperLink is reached.
+    tls
+        Folder of certificates and SuperNode keys; None for plaintext without authentication.
+    prefix
+        What the commands of the SuperLink's side start with.
     superlink
         The SuperLink's process.
     supernodes
         The SuperNodes' processes by partition id; empty in a simulation.
     """
 
-    def __init__(self, logs: Path, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+        tls: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.logs = logs
+        self.host = host
+        self.tls = None if tls is None else tls.resolve()
+        self.prefix = tuple(prefix)
         self.logs.mkdir(parents=True, exist_ok=True)
         # A short path on purpose: Ray puts UNIX sockets below it, whose paths are limited to 107 bytes.
         self._root = Path(tempfile.mkdtemp(prefix="skd-"))
@@ -200,15 +233,20 @@ class Federation:
     # -- processes ---------------------------------------------------------------------------------
 
     def spawn(
-        self, command: Sequence[str], *, log: str | None = None, stdout: int | None = None
+        self,
+        command: Sequence[str],
+        *,
+        log: str | None = None,
+        stdout: int | None = None,
+        prefix: Sequence[str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a Flower command in this federation's environment.
+        """Start a Flower command in this federation's environment, on the SuperLink's side or with a prefix of its own.
 
         Every process is the leader of its own session, so that Ctrl-C reaches only the caller, who then takes
         everything down in order.
         """
         program = Path(sysconfig.get_path("scripts")) / command[0]
-        arguments = [str(program), *command[1:]]
+        arguments = [*(self.prefix if prefix is None else prefix), str(program), *command[1:]]
         if log is not None:
             with (self.logs / log).open("ab") as file:
                 return self._popen(arguments, file, subprocess.STDOUT)
@@ -229,40 +267,67 @@ class Federation:
 
     def start_superlink(self, *, simulation: bool) -> None:
         """Start the SuperLink and wait until it answers."""
-        command = ["flower-superlink", "--insecure"]
+        command = ["flower-superlink", *self._superlink_security()]
         if simulation:
             command.append("--simulation")
         if _speaks_http():
             port = _free_port()
-            control = self._fleet_address = f"127.0.0.1:{port}"
-            command += ["--host", "127.0.0.1", "--port", str(port)]
+            control = self._fleet_address = f"{self.host}:{port}"
+            command += ["--host", self.host, "--port", str(port)]
         else:
-            control, self._fleet_address = f"127.0.0.1:{_free_port()}", f"127.0.0.1:{_free_port()}"
+            control, self._fleet_address = f"{self.host}:{_free_port()}", f"{self.host}:{_free_port()}"
             command += ["--control-api-address", control, "--serverappio-api-address", "127.0.0.1:0"]
             if not simulation:
                 command += ["--fleet-api-address", self._fleet_address]
+        trust = "insecure = true" if self.tls is None else f"root-certificates = {_toml(str(self.tls / 'ca.crt'))}"
         (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
-            f'[superlink.{_CONNECTION}]\naddress = "{control}"\ninsecure = true\n',
+            f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\naddress = "{control}"\n{trust}\n',
             encoding="utf-8",
         )
         self.superlink = self.spawn(command, log="superlink.log")
         self._await_port(control, self.superlink, "superlink.log")
 
+    def _superlink_security(self) -> list[str]:
+        if self.tls is None:
+            return ["--insecure"]
+        authority, certificate, key = (str(self.tls / name) for name in ("ca.crt", "server.pem", "server.key"))
+        files = ["--ssl-ca-certfile", authority, "--ssl-certfile", certificate, "--ssl-keyfile", key]
+        return [*files, "--enable-supernode-auth"]
+
     def simulate(self, supernodes: int, client_cpus: int) -> None:
         """Make the following runs simulate this many devices."""
         self._federation_config = {"num-supernodes": supernodes, "client-resources-num-cpus": client_cpus}
 
-    def start_supernode(self, partition_id: int, num_partitions: int) -> subprocess.Popen[bytes]:
-        """Start one device's SuperNode; it connects on its own."""
+    def register_supernode(self, public_key: Path) -> int:
+        """Let the owner of a key in as a SuperNode; returns its node id."""
+        reply = self.flwr_json(["supernode", "register", str(public_key.resolve()), _CONNECTION])
+        return int(reply["node-id"])
+
+    def start_supernode(
+        self, partition_id: int, num_partitions: int, *, key: Path | None = None, prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start one device's SuperNode; it connects on its own.
+
+        Parameters
+        ----------
+        partition_id, num_partitions
+            Go into its node config.
+        key
+            Its private key, where the SuperLink authenticates SuperNodes.
+        prefix
+            What its command starts with.
+        """
         port = _free_port()
-        command = ["flower-supernode", "--insecure", "--superlink", self._fleet_address]
+        command = ["flower-supernode", "--superlink", self._fleet_address]
+        command += ["--insecure"] if self.tls is None else ["--root-certificates", str(self.tls / "ca.crt")]
+        if key is not None:
+            command += ["--auth-supernode-private-key", str(key.resolve())]
         if _speaks_http():
             command += ["--host", "127.0.0.1", "--port", str(port)]
         else:
             command += ["--clientappio-api-address", f"127.0.0.1:{port}"]
         command += ["--node-config", f"partition-id={partition_id} num-partitions={num_partitions}"]
-        process = self.spawn(command, log=f"supernode-{partition_id}.log")
+        process = self.spawn(command, log=f"supernode-{partition_id}.log", prefix=prefix)
         self.supernodes[partition_id] = process
         return process
 
@@ -272,10 +337,10 @@ class Federation:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 break
-            with socket.socket() as probe:
-                probe.settimeout(1.0)
-                if probe.connect_ex((host, int(port))) == 0:
-                    return
+            # In a process of its own, because the port may be in another network than this one's.
+            probe = [*self.prefix, sys.executable, "-S", "-c", _CONNECTS, host, port]
+            if subprocess.run(probe, capture_output=True).returncode == 0:
+                return
             time.sleep(_POLL_S)
         output = (self.logs / log).read_text(encoding="utf-8", errors="replace")[-4000:]
         raise FederationError(
@@ -456,8 +521,17 @@ def simulation(
 
 
 @contextmanager
-def deployment(logs: Path, *, supernodes: int, environment: Mapping[str, str] | None = None) -> Iterator[Federation]:
-    """Yield a federation of one SuperLink process and `supernodes` SuperNode processes on loopback.
+def deployment(
+    logs: Path,
+    *,
+    supernodes: int,
+    environment: Mapping[str, str] | None = None,
+    tls: Path | None = None,
+    host: str = "127.0.0.1",
+    superlink_prefix: Sequence[str] = (),
+    supernode_prefixes: Sequence[Sequence[str]] = (),
+) -> Iterator[Federation]:
+    """Yield a federation of one SuperLink process and `supernodes` SuperNode processes.
 
     Parameters
     ----------
@@ -468,11 +542,28 @@ def deployment(logs: Path, *, supernodes: int, environment: Mapping[str, str] | 
         config.
     environment
         Variables to add to the processes' environment.
+    tls
+        Folder with ``ca.crt``, ``server.pem``, ``server.key`` and a key pair ``supernode-<i>.key`` and
+        ``.pub`` for each device: TLS, and authentication of the SuperNodes. None for neither.
+    host
+        Address on which the SuperLink listens and that the SuperNodes dial; the certificate must name it.
+    superlink_prefix
+        What the commands of the SuperLink and of `flwr` start with, such as ``ip netns exec edge``.
+    supernode_prefixes
+        The same for each SuperNode; none when not given.
     """
-    with _closing(Federation(logs, environment=environment)) as federation:
+    prefixes = supernode_prefixes or [()] * supernodes
+    if len(prefixes) != supernodes:
+        raise ValueError(f"`supernode_prefixes` has {len(prefixes)} entries; expected one for each of {supernodes}")
+    opened = Federation(logs, environment=environment, host=host, tls=tls, prefix=superlink_prefix)
+    with _closing(opened) as federation:
         federation.start_superlink(simulation=False)
-        for partition_id in range(supernodes):
-            federation.start_supernode(partition_id, supernodes)
+        for partition_id, prefix in enumerate(prefixes):
+            key = None
+            if federation.tls is not None:
+                key = federation.tls / f"supernode-{partition_id}.key"
+                federation.register_supernode(key.with_suffix(".pub"))
+            federation.start_supernode(partition_id, supernodes, key=key, prefix=prefix)
         yield federation
 
 
@@ -481,15 +572,21 @@ def _closing(federation: Federation) -> Iterator[Federation]:
     try:
         yield federation
     finally:
-        # A second Ctrl-C must not interrupt the clean-up half-way. Signals can only be set from the main
-        # thread.
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-        try:
+        with shielded():
             federation.close()
-        finally:
-            if main:
-                signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Ignore the signals that ask this process to end, so that a second one does not interrupt the clean-up half-way."""
+    # Signals can only be set from the main thread.
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING_SIGNALS} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment(root: Path, home: Path) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """`flwr-splitkd`: one file a command.
 
-==========  ====================================
-``new``     a Flower App that runs at once
-``report``  one page about a run, or about two
-==========  ====================================
+================  ================================================
+``new``           a Flower App that runs at once
+``report``        one page about a run, or about two
+``certificates``  certificates and keys, to try a deployment with
+================  ================================================
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from importlib.metadata import version
 
 import typer
 
+from flwr_splitkd.cli.certificates import certificates
 from flwr_splitkd.cli.new import new
 from flwr_splitkd.cli.report import report
 from flwr_splitkd.errors import SplitKDError
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(new)
 app.command()(report)
+app.command()(certificates)
 
 
 def _show_version(wanted: bool) -> None:

@@ -24,7 +24,9 @@ MODES = ["simulation", pytest.param("deployment", marks=pytest.mark.deployment)]
 
 
 @contextmanager
-def federation(mode: str, logs: Path, supernodes: int, client_cpus: int = 1) -> Iterator[Federation]:
+def federation(
+    mode: str, logs: Path, supernodes: int, client_cpus: int = 1, tls: Path | None = None
+) -> Iterator[Federation]:
     """Yield a federation of either kind, and fail if one of its processes outlives it.
 
     Parameters
@@ -37,11 +39,13 @@ def federation(mode: str, logs: Path, supernodes: int, client_cpus: int = 1) -> 
         Number of devices.
     client_cpus
         Simulation only: CPUs per busy device.
+    tls
+        Deployment only: folder of certificates and SuperNode keys.
     """
     if mode == "simulation":
         opened = simulation(logs, supernodes=supernodes, client_cpus=client_cpus)
     elif mode == "deployment":
-        opened = deployment(logs, supernodes=supernodes)
+        opened = deployment(logs, supernodes=supernodes, tls=tls)
     else:
         raise ValueError(f"`mode` is {mode!r}; expected 'simulation' or 'deployment'")
     with opened as running:
