@@ -62,6 +62,10 @@ test: $(READY) ## run all tests but the slow ones
 test-slow: $(READY) ## run the slow tests
 	$(PY) $(PYTEST) -m slow || { code=$$?; [ $$code -eq 5 ] && echo "no tests are marked slow" || exit $$code; }
 
+.PHONY: soak
+soak: $(READY) ## half an hour of training under random kills, without Flower (by hand)
+	PYTHONPATH=tests:tests/integration:tests/integration/faults $(PY) tests/integration/faults/soak.py --json runs/soak.json
+
 .PHONY: test-browser
 test-browser: $(READY) ## run the tests of the report page; needs Chromium (Debian: apt-get install chromium)
 	$(PY) -m pip install --quiet 'playwright>=1.45'

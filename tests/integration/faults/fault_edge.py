@@ -86,6 +86,7 @@ class ProcessGrid:
             return None
         else:  # as the SuperLink says in its own name, if a minute later
             said, source = {"error": "the ClientApp has ended"}, 1_000
+        del self._messages[message_id]
         metrics = MetricRecord({"num-examples": said.get("num_examples", 0), "train-loss": said.get("loss", 0.0)})
         return SimpleNamespace(
             metadata=SimpleNamespace(reply_to_message_id=message_id, src_node_id=source),
@@ -105,7 +106,7 @@ class GivenOrder:
         self._orders = orders
 
     def order(self, candidates: Sequence[Candidate], num_turns: int, server_round: int) -> list[int]:
-        return list(self._orders[server_round - 1])
+        return list(self._orders[(server_round - 1) % len(self._orders)])
 
 
 class Diary(Callback):
@@ -172,7 +173,7 @@ def main(job: dict[str, Any]) -> None:
         callbacks=[Diary(folder)],
     )
     grid: Any = ProcessGrid(job)
-    result = strategy.start(grid, ArrayRecord(llama_student().state_dict()), num_rounds=len(job["orders"]))
+    result = strategy.start(grid, ArrayRecord(llama_student().state_dict()), num_rounds=job["rounds"])
     state = result.arrays.to_torch_state_dict()
     done = {"digest": digest(state), "turns": [turn.error or f"{turn.device}" for turn in result.turns]}
     tensor_file.write_atomically(folder / "result.json", json.dumps(done))

@@ -12,150 +12,25 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from relay import Relay, relayed
-from zygote import fork
+from fault_run import GRACE_S, Run, alive, running, zygote_at
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
-GRACE_S = 3.0
-RUN_S = 90.0
-ORDERS = [[1, 2, 3], [1, 2, 3]]
 TABLE: list[tuple[str, ...]] = []
-
-
-@dataclass
-class Run:
-    """A run whose processes, network and disk a test can reach."""
-
-    folder: Path
-    zygote: str
-    relay: Relay
-    job: dict[str, Any]
-    edge_pid: int = 0
-    fault_s: float = 0.0
-    stopped: list[int] = field(default_factory=list)
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(self.job["run"])
-
-    def start(self, **changes: Any) -> None:
-        self.job.update(changes)
-        self.edge_pid = fork(self.zygote, "edge", self.job, self.folder / "edge.log")
-
-    def resume(self) -> None:
-        """Start the edge again, as after a reboot; nothing else is done to it."""
-        (self.folder / "go").touch()
-        self.start(resume=True, phase=None)
-
-    def reached(self) -> int:
-        """Wait until a process has come to the fault's place; its id."""
-        path = self.folder / "reached"
-        self.until(path.exists, "the place of the fault")
-        said = json.loads(path.read_text())
-        self.fault_s = time.time()
-        return int(said["pid"])
-
-    def go(self) -> None:
-        (self.folder / "go").touch()
-
-    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = RUN_S) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline_s, f"no {what} within {timeout_s:g} s\n{self.logs()}"
-            time.sleep(0.02)
-
-    def result(self) -> dict[str, Any]:
-        path = self.folder / "result.json"
-        self.until(lambda: path.exists() or not alive(self.edge_pid), "end of the run")
-        assert path.exists(), self.logs()
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-
-    def logs(self) -> str:
-        return "\n".join(f"== {path.name}\n{path.read_text()[-4000:]}" for path in sorted(self.folder.glob("*.log")))
-
-    def pids(self) -> list[int]:
-        path = self.folder / "pids"
-        return [*map(int, path.read_text().split())] if path.exists() else []
-
-    def diary(self) -> list[dict[str, Any]]:
-        path = self.folder / "diary.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def seconds_until(self, *events: str) -> str:
-        """From the fault to the first of these events, as the table shows it."""
-        found = [line["time_s"] for line in self.diary() if line["event"] in events and line["time_s"] >= self.fault_s]
-        return f"{min(found) - self.fault_s:.1f}" if found else "-"
-
-
-def alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    path = tmp_path_factory.mktemp("z") / "z"
-    folders = [HERE, HERE.parent, HERE.parents[1], HERE.parents[2]]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, folders)),
-        "OMP_NUM_THREADS": "1",
-        "GRPC_ENABLE_FORK_SUPPORT": "0",
-        "FLWR_TELEMETRY_ENABLED": "0",
-    }
-    command = [sys.executable, HERE / "zygote.py", path]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        yield str(path)
-        process.kill()
-
-
-@contextlib.contextmanager
-def running(tmp_path: Path, zygote: str, **job: Any) -> Iterator[Run]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with relayed(f"127.0.0.1:{port}") as relay:
-        defaults = {
-            "zygote": zygote,
-            "folder": str(tmp_path),
-            "run": str(tmp_path / "run"),
-            "port": port,
-            "advertised_address": relay.address,
-            "devices": 3,
-            "orders": ORDERS,
-            "batches": 4,
-            "commit_every_steps": 0,
-            "grace_period_s": GRACE_S,
-            "step_timeout_s": 30.0,
-            "max_restarts": 0,
-            "resume": False,
-            "phase": None,
-        }
-        run = Run(tmp_path, zygote, relay, {**defaults, **job})
-        try:
-            run.start()
-            yield run
-        finally:
-            for pid in [run.edge_pid, *run.pids()]:
-                for group in (os.killpg, os.kill):  # workers are in their device's group
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        group(pid, signal.SIGKILL)
+    with zygote_at(tmp_path_factory.mktemp("z") / "z") as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +220,7 @@ def test_nothing_is_lost(fault: Fault, zygote: str, uninterrupted: str, tmp_path
 def test_devices_that_are_stopped_for_good_hold_nobody_up(zygote: str, tmp_path: Path) -> None:
     """No reset, no end of the stream: pings notice it, the others go on, and the round ends without it."""
     phase = {"who": "device-1", "phase": "send Forward", "nth": 1}
-    with running(tmp_path, zygote, phase=phase, devices=2, orders=[[1, 2]]) as run:
+    with running(tmp_path, zygote, phase=phase, devices=2, orders=[[1, 2]], rounds=1) as run:
         pid = run.reached()
         stop(run, pid)
         run.go()
@@ -391,7 +266,7 @@ def test_a_full_disk(zygote: str, uninterrupted: str, tmp_path: Path) -> None:
 
 def test_a_second_process_is_kept_out(zygote: str, tmp_path: Path) -> None:
     phase = {"who": EDGE, "phase": "send Backward", "nth": 1}
-    with running(tmp_path, zygote, phase=phase, devices=1, orders=[[1]]) as run:
+    with running(tmp_path, zygote, phase=phase, devices=1, orders=[[1]], rounds=1) as run:
         first = run.reached()
         run.start(resume=True, phase=None)
         run.until(lambda: not alive(run.edge_pid), "end of the second process")
