@@ -20,6 +20,8 @@ __all__ = ["supervise"]
 
 _log = logging.getLogger(__name__)
 
+_PROGRAM = "from flwr_splitkd.clients.worker import main; main()"
+"""Not ``-m``: as `__main__` the module's classes would be others than the supervisor's."""
 _END_S = 5.0
 """Seconds that a worker which has answered gets to end by itself."""
 
@@ -55,7 +57,7 @@ def _run(job: Job, token: bytes) -> tuple[TurnReport | TurnFailed | None, bytes,
     ours, theirs = Pipe()
     with ours:
         with theirs:
-            command = [sys.executable, "-m", "flwr_splitkd.clients.worker", str(theirs.fileno())]
+            command = [sys.executable, "-c", _PROGRAM, str(theirs.fileno())]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         try:
             answer: Any = None

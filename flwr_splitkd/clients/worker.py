@@ -1,6 +1,6 @@
-"""A process of its own for a device's turn, so that what kills it does not kill the ClientApp: `python -m` this module.
+"""A process of its own for a device's turn, so that what kills it does not kill the ClientApp.
 
-The supervisor (`flwr_splitkd.clients.supervisor`) starts it with the number of a file descriptor, one end of a pipe.
+The supervisor (`flwr_splitkd.clients.supervisor`) starts `main` with the number of a file descriptor, one end of a pipe.
 What comes first is where to import from, then a `Job`. What goes back are the stream's resume tokens as they come, and
 at the end the turn's report or its error. Both ends are the same user's on the same machine, and what travels is what
 multiprocessing would send to a process of its own, by the same means.
@@ -84,7 +84,3 @@ def _end_with(pipe: Connection) -> None:
         pipe.recv()
     except (EOFError, OSError):
         os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ job, and where its output goes. It answers with the process's id.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -40,7 +41,7 @@ def _serve(path: str) -> None:
         print("ready", flush=True)
         while True:
             line, _ = listener.accept()
-            with line:
+            with line, contextlib.suppress(OSError):  # whoever asked may be dead by now
                 order = json.loads(line.makefile().readline())
                 pid = os.fork()
                 if pid == 0:
