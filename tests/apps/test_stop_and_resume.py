@@ -95,3 +95,17 @@ def test_an_edge_that_is_killed_goes_on_to_the_same_student(tmp_path: Path) -> N
     want = AutoModelForCausalLM.from_pretrained(expected).state_dict()
     different = [name for name in want if not got[name].equal(want[name])]
     assert not different
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_superlink_do_not_clash(tmp_path: Path) -> None:
+    """Each has its own port and its own tickets; a SuperNode serves them in turns."""
+    config = {**settings(tmp_path), "max-batches": 20}
+    with federation("deployment", tmp_path / "logs", supernodes=2) as running:
+        runs = [running.submit(APP, {**config, "run-dir": str(tmp_path / name)}) for name in ("one", "two")]
+        outcomes = [run.wait(300.0) for run in runs]
+        for outcome in outcomes:
+            assert outcome.completed, outcome.tail()
+    for name in ("one", "two"):
+        folder = newest((tmp_path / name).iterdir())
+        assert (folder / "metrics.jsonl").read_text().count('"commit_id"') == 4
