@@ -423,8 +423,11 @@ class SplitKD(Strategy):
         wanted = 0 if mode == "deliver" else max(self.min_available_nodes, minimum)
         online = wait_for_nodes(grid, wanted, self.node_timeout_s)
         progress = self._progress
-        if mode == "train" and progress.server_round == server_round and set(progress.order) <= set(online):
-            return [node_id for node_id in progress.order if node_id not in progress.served]
+        if mode == "train" and progress.server_round == server_round:
+            left = [node_id for node_id in progress.order if node_id not in progress.served]
+            # If none is there, SuperNodes were started again and have other ids now.
+            if not left or any(node_id in online for node_id in left):
+                return [node_id for node_id in left if node_id in online]
         num_turns = min(max(int(len(online) * fraction), minimum), len(online))
         candidates = [Candidate(node_id=node_id, turns=progress.turns_taken.get(node_id, 0)) for node_id in online]
         order = self.selection.order(candidates, num_turns, server_round)

@@ -185,12 +185,16 @@ class CallWindow:
             elif now_s - self._turn_ended_s < self._connect_timeout_s:
                 continue
             elif self._exhausted and all(other.overdue for other in self._waiting):
-                reason = (
-                    f"it did not connect within {2 * self._connect_timeout_s:g} s; check that its SuperNode runs and can "
-                    "reach the data plane's address, or raise `connect_timeout_s`"
-                )
-                gave_up.append(GaveUp(call, reason))
+                gave_up.append(GaveUp(call, self._why_expired(call)))
         return gave_up
+
+    def _why_expired(self, call: Call) -> str:
+        if call.lost:
+            return f"it was lost in its turn and did not come back within {self._connect_timeout_s:g} s"
+        return (
+            f"it did not connect within {2 * self._connect_timeout_s:g} s; check that its SuperNode runs and can "
+            "reach the data plane's address, or raise `connect_timeout_s`"
+        )
 
 
 def _why(said: str | None) -> str:

@@ -35,7 +35,7 @@ _ATTEMPT_S = 5.0
 """Seconds of one attempt to resume; a fresh attempt gets through sooner than an old one after a network has come back."""
 _PAUSE_S = 0.25
 """Seconds between two attempts to reach the edge."""
-_REFUSED_S = 3.0
+_REFUSED_S = 1.5
 """Seconds of refused connections after which the edge's process is taken to have ended.
 
 A lost network does not answer at all; a machine that refuses is there, and nobody listens on it any more.

@@ -214,7 +214,10 @@ def test_an_absent_first_is_overtaken_and_given_up_in_the_end(monkeypatch: pytes
     round_ = _Round(world, monkeypatch, [1, 2, 3, 4, 5]).run()
     assert round_.served == [2, 3, 4, 5]
     assert list(round_.gave_up) == [1]
-    assert "did not connect within 60 s" in round_.gave_up[1] and "`connect_timeout_s`" in round_.gave_up[1]
+    assert (
+        "lost in its turn and did not come back within 30 s" in round_.gave_up[1]
+        and "`connect_timeout_s`" in round_.gave_up[1]
+    )
     assert world.overdue == [1]
     assert 2 * CONNECT_TIMEOUT_S <= world.now_s <= 2 * CONNECT_TIMEOUT_S + 15
 
@@ -355,6 +358,53 @@ def test_a_device_that_connects_and_is_lost_before_its_turn(monkeypatch: pytest.
     assert round_.served == [1, 3]
     assert round_.gave_up == {2: "it connected and was lost before its turn: device 2 reported: out of memory"}
     assert world.now_s < CONNECT_TIMEOUT_S
+
+
+class _LosingRound(_Round):
+    """Devices are lost in their first turn, and put back to wait."""
+
+    def __init__(self, *arguments: Any, lost: set[int], **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.lost = lost
+
+    def run(self) -> _LosingRound:
+        for item in self.window:
+            assert self.world.now_s < 10_000, "the round does not end"
+            if isinstance(item, GaveUp):
+                self.gave_up[item.call.node_id] = f"{item.reason} ({item.may_come})"
+                continue
+            self.served.append(item.node_id)
+            self.world.wait_for(lambda: False, self.turn_s)
+            self.world.finish(item)
+            if item.node_id in self.lost:
+                self.lost.remove(item.node_id)
+                item.session.link = None
+                self.window.again(item)
+        return self
+
+
+def test_a_device_that_comes_back_by_itself_has_its_turn_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = _World({1: 1.0, 2: 1.0, 3: 1.0})
+    world.at(9.0, lambda: world._connect(world.calls["message 1"]))
+    round_ = _LosingRound(world, monkeypatch, [1, 2, 3], lost={1}).run()
+    assert round_.served == [1, 2, 1, 3] or round_.served == [1, 2, 3, 1]
+    assert round_.gave_up == {}
+
+
+def test_a_lost_device_holds_nobody_up_and_may_come_if_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = _World({1: 1.0, 2: 1.0, 3: 1.0})
+    world.at(40.0, lambda: world.reply(1, "its ClientApp has ended"))
+    round_ = _LosingRound(world, monkeypatch, [1, 2, 3], lost={1}).run()
+    assert round_.served == [1, 2, 3]
+    assert round_.gave_up == {1: "its ClientApp has ended (True)"}
+    assert world.now_s < 45
+
+
+def test_a_lost_device_of_which_nothing_is_heard_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = _World({1: 1.0, 2: 1.0})
+    round_ = _LosingRound(world, monkeypatch, [1, 2], lost={1}).run()
+    assert round_.served == [1, 2]
+    assert "lost in its turn and did not come back within 30 s" in round_.gave_up[1] and "(False)" in round_.gave_up[1]
 
 
 def test_an_early_reply_of_a_connected_device_is_not_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
