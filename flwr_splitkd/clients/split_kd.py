@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
 from flwr_splitkd import records
+from flwr_splitkd.clients.job import Identity, Job
 from flwr_splitkd.clients.supervisor import supervise
-from flwr_splitkd.clients.worker import Job
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import (
     build_skeleton,
@@ -36,18 +35,9 @@ from flwr_splitkd.wire.codec import supported_codecs
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Identity", "SplitKDClient"]
+__all__ = ["SplitKDClient"]
 
 _TRAIN, _EVALUATE = "train-", "eval-"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Who takes a turn: Flower's identifiers of run and node, and the device's own name."""
-
-    run_id: int
-    node_id: int
-    name: str
 
 
 class SplitKDClient:
@@ -145,7 +135,7 @@ class SplitKDClient:
         name = context.node_config.get("device-name", context.node_config.get("partition-id", context.node_id))
         identity = Identity(run_id=context.run_id, node_id=context.node_id, name=str(name))
         if self._max_restarts:
-            return supervise(Job(self, ticket, identity, token=b""), max_restarts=self._max_restarts)
+            return supervise(Job(self, ticket, identity), max_restarts=self._max_restarts)
         return self.take_turn(ticket, identity)
 
     def take_turn(

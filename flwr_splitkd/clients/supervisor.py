@@ -10,7 +10,7 @@ import sys
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
-from flwr_splitkd.clients.worker import Job, TurnFailed
+from flwr_splitkd.clients.job import Job, TurnFailed
 from flwr_splitkd.errors import ConfigError, SplitKDError
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from phases import Phases, patched
 from tiny_models import batches, llama_student
 
 from flwr_splitkd.clients import SplitKDClient
-from flwr_splitkd.clients.split_kd import Identity
+from flwr_splitkd.clients.job import Identity, Job
 from flwr_splitkd.clients.supervisor import supervise
-from flwr_splitkd.clients.worker import Job
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.store.tensor_file import write_atomically
 from flwr_splitkd.wire.link import Link
@@ -51,7 +50,7 @@ def main(job: dict[str, Any]) -> None:
     reply: dict[str, Any] = {"pid": os.getpid()}
     try:
         if job["max_restarts"]:
-            report = supervise(Job(client, ticket, identity, token=b""), max_restarts=job["max_restarts"])
+            report = supervise(Job(client, ticket, identity), max_restarts=job["max_restarts"])
         else:
             report = client.take_turn(replace(ticket), identity)
         reply |= {"num_examples": report.num_examples, "loss": report.result.loss}

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from flwr_splitkd.clients.job import Job, TurnFailed
 from flwr_splitkd.clients.supervisor import supervise
-from flwr_splitkd.clients.worker import Job, TurnFailed
 from flwr_splitkd.errors import ConfigError, DataError, HandshakeError, SplitKDError
 from flwr_splitkd.wire.handshake import Refusal
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -53,7 +53,7 @@ class FakeClient:
 
 
 def _supervised(folder: Path, *acts: str, max_restarts: int = 2) -> Any:
-    job = Job(FakeClient(folder, list(acts)), "ticket", "identity", b"")  # type: ignore[arg-type]
+    job = Job(FakeClient(folder, list(acts)), "ticket", "identity")  # type: ignore[arg-type]
     return supervise(job, max_restarts=max_restarts)
 
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_sent_to_a_process_is_named(tmp_path: Path) -> None:
     client: Any = FakeClient(tmp_path, ["answer"])
     client.student = lambda: None
     with pytest.raises(ConfigError, match="`max_restarts` needs a worker process.*lambda.*functions of a module"):
-        supervise(Job(client, "ticket", "identity", b""), max_restarts=1)  # type: ignore[arg-type]
+        supervise(Job(client, "ticket", "identity"), max_restarts=1)  # type: ignore[arg-type]
 
 
 def test_an_error_of_another_version_is_still_an_error() -> None:

@@ -214,10 +214,7 @@ def test_an_absent_first_is_overtaken_and_given_up_in_the_end(monkeypatch: pytes
     round_ = _Round(world, monkeypatch, [1, 2, 3, 4, 5]).run()
     assert round_.served == [2, 3, 4, 5]
     assert list(round_.gave_up) == [1]
-    assert (
-        "did not connect within 60 s" in round_.gave_up[1]
-        and "`connect_timeout_s`" in round_.gave_up[1]
-    )
+    assert "did not connect within 60 s" in round_.gave_up[1] and "`connect_timeout_s`" in round_.gave_up[1]
     assert world.overdue == [1]
     assert 2 * CONNECT_TIMEOUT_S <= world.now_s <= 2 * CONNECT_TIMEOUT_S + 15
 
