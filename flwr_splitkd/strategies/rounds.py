@@ -93,6 +93,7 @@ class RoundRunner:
         self._strategy, self._edge, self._grid, self._progress = strategy, edge, grid, progress
         self._result, self._folder, self._callbacks = result, folder, callbacks
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
+        self._started_s = time.monotonic()
 
     def train(self, server_round: int, config: ConfigRecord) -> dict[str, float]:
         """Serve a round's turns; return their metrics.
@@ -249,6 +250,7 @@ class RoundRunner:
             "progress": self._strategy.remember().to_json(),
         }
         before = self._edge.student.last_commit
+        base = replace(base, started_s=time.monotonic() - self._started_s)
         try:
             outcome = self._edge.serve(
                 call.session,
