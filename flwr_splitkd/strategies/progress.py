@@ -45,6 +45,8 @@ class Progress:
         Nodes that have had their turn in it, with the device's name.
     unfinished
         Nodes whose turn in it was lost half-way.
+    next_order
+        Nodes that take a turn in the next round, if they were chosen ahead of it.
     turns_taken
         Turns that each node has completed in the run.
     policies
@@ -57,6 +59,7 @@ class Progress:
     order: list[int] = field(default_factory=list)
     served: dict[int, str] = field(default_factory=dict)
     unfinished: dict[int, Unfinished] = field(default_factory=dict)
+    next_order: list[int] = field(default_factory=list)
     turns_taken: dict[int, int] = field(default_factory=dict)
     policies: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +76,7 @@ class Progress:
     def begin_round(self, server_round: int, order: Sequence[int]) -> None:
         """A round starts."""
         self.server_round, self.round_done, self.order = server_round, False, list(order)
-        self.served, self.unfinished = {}, {}
+        self.served, self.unfinished, self.next_order = {}, {}, []
 
     def complete(self, node_id: int, name: str) -> None:
         """A node has had its turn."""
