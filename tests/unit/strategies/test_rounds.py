@@ -1,10 +1,12 @@
-"""The first devices of a round are called while Flower's replies to the one before are awaited."""
+"""Rounds over a grid and an edge that answer at once: who is called when, and what is written down."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +123,24 @@ class _Federation:
 
 class _Said:
     reason = "a reply without metrics is enough here"
+
+
+def test_each_turn_tells_when_it_began(tmp_path: Path) -> None:
+    federation = _Federation(tmp_path, failing=[2])
+    serve = federation.serve
+
+    def take(session: Session, **settings: Any) -> Any:
+        time.sleep(0.05)
+        return serve(session, **settings)
+
+    federation.serve = take  # type: ignore[method-assign]
+    federation.train(1)
+    federation.train(2)
+    turns = list(map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()))
+    assert [turn["node_id"] for turn in turns] == [1, 2, 3, 1, 2, 3]
+    began_s = [turn["started_s"] for turn in turns if "error" not in turn]
+    assert [later - earlier > 0.09 for earlier, later in pairwise(began_s)] == [True, False, True]
+    assert all(later - earlier > 0.04 for earlier, later in pairwise(began_s))
 
 
 def test_the_next_round_is_called_before_replies_are_awaited(tmp_path: Path) -> None:
