@@ -168,7 +168,7 @@ class RoundRunner:
         window = self._called_ahead(server_round) if mode == "train" else None
         window = window or self._window(server_round, config, mode)
         served, lost = self._serve_calls(window, server_round, mode, turns)
-        replies = window.replies
+        replies = dict(window.replies)
         if lost:
             log(INFO, "\tcalling %d lost devices again", len(lost))
             window = self._window(server_round, config, mode, lost)

@@ -426,13 +426,14 @@ class SplitKD(Strategy):
         progress = self._progress
         if mode == "train" and progress.server_round == server_round and set(progress.order) <= set(online):
             return [node_id for node_id in progress.order if node_id not in progress.served]
-        order = progress.next_order if mode == "train" and set(progress.next_order) <= set(online) else []
+        is_next = mode == "train" and server_round > progress.server_round
+        order = progress.next_order if is_next and set(progress.next_order) <= set(online) else []
         if not order:
             num_turns = min(max(int(len(online) * fraction), minimum), len(online))
             candidates = [Candidate(node_id=node_id, turns=progress.turns_taken.get(node_id, 0)) for node_id in online]
             order = self.selection.order(candidates, num_turns, server_round)
         log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
-        if mode == "train" and progress.server_round != server_round:
+        if is_next:
             if progress.round_done:
                 progress.begin_round(server_round, order)
             else:
