@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class Progress:
         Nodes that have had their turn in it, with the device's name.
     unfinished
         Nodes whose turn in it was lost half-way.
+    next_order
+        Nodes that take a turn in the next round, if they were chosen ahead of it.
     turns_taken
         Turns that each node has completed in the run.
     policies
@@ -57,6 +59,7 @@ class Progress:
     order: list[int] = field(default_factory=list)
     served: dict[int, str] = field(default_factory=dict)
     unfinished: dict[int, Unfinished] = field(default_factory=dict)
+    next_order: list[int] = field(default_factory=list)
     turns_taken: dict[int, int] = field(default_factory=dict)
     policies: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +76,25 @@ class Progress:
     def begin_round(self, server_round: int, order: Sequence[int]) -> None:
         """A round starts."""
         self.server_round, self.round_done, self.order = server_round, False, list(order)
-        self.served, self.unfinished = {}, {}
+        self.served, self.unfinished, self.next_order = {}, {}, []
+
+    def order_of(self, server_round: int, online: Sequence[int], choose: Callable[[], list[int]]) -> list[int]:
+        """Who is called in a round, in order; asks `choose` for a round that nobody was chosen for yet.
+
+        In a round that was begun before the run was resumed these are who still has to take a turn. For the round after the one
+        at work the choice is kept until it begins.
+        """
+        if server_round == self.server_round:
+            left = [node_id for node_id in self.order if node_id not in self.served]
+            # If none of them is there, SuperNodes were started again and have other ids now.
+            is_known = not left or any(node_id in online for node_id in left)
+            return [node_id for node_id in left if node_id in online] if is_known else choose()
+        order = self.next_order if self.next_order and set(self.next_order) <= set(online) else choose()
+        if self.round_done:
+            self.begin_round(server_round, order)
+        else:
+            self.next_order = order
+        return order
 
     def complete(self, node_id: int, name: str) -> None:
         """A node has had its turn."""

@@ -38,6 +38,8 @@ class TurnRecord:
         Why it came to nothing; empty otherwise.
     wait_s
         Seconds that the edge waited for this device with nothing else to do.
+    started_s
+        Seconds from the start of the run, or of its continuation, until this turn began; it ended ``outcome.duration_s`` later.
     """
 
     server_round: int
@@ -50,6 +52,7 @@ class TurnRecord:
     outcome: TurnOutcome | None = None
     error: str = ""
     wait_s: float = 0.0
+    started_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As a line of ``metrics.jsonl``."""
@@ -73,6 +76,7 @@ class TurnRecord:
             "perplexity": perplexity(self.outcome.cross_entropy),
             "tokens_per_s": self.outcome.num_tokens / max(self.outcome.duration_s, 1e-9),
             "wait_s": self.wait_s,
+            "started_s": self.started_s,
         }
 
 

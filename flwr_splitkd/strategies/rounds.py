@@ -46,6 +46,9 @@ class Director(Protocol):
     def remember(self) -> Progress:
         """Return where the run stands, with the state of the policies."""
 
+    def may_call_ahead(self, grid: Grid) -> bool:
+        """Return whether the next round's devices can be called before this one is evaluated."""
+
     def choose(self, device: DeviceView) -> tuple[int, int]:
         """Return a turn's cut and local epochs."""
 
@@ -93,16 +96,21 @@ class RoundRunner:
         self._strategy, self._edge, self._grid, self._progress = strategy, edge, grid, progress
         self._result, self._folder, self._callbacks = result, folder, callbacks
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
+        self._started_s = time.monotonic()
+        self._ahead: CallWindow | None = None
 
-    def train(self, server_round: int, config: ConfigRecord) -> dict[str, float]:
+    def train(self, server_round: int, config: ConfigRecord, *, call_ahead: bool = False) -> dict[str, float]:
         """Serve a round's turns; return their metrics.
+
+        With `call_ahead` the first devices of the next round are called, if they may be, as soon as nobody is left to serve:
+        they start while the edge waits for Flower's replies and evaluates. See `call_off`.
 
         Raises
         ------
         NoDeviceError
             If not one turn was completed.
         """
-        turns, replies = self._serve_all(server_round, config, "train")
+        turns, replies = self._serve_all(server_round, config, "train", call_ahead=call_ahead)
         if turns and not self._progress.served:
             reasons = "; ".join(f"{turn.device or turn.node_id}: {turn.error}" for turn in turns)
             raise NoDeviceError(
@@ -113,6 +121,12 @@ class RoundRunner:
             log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
             self._result.train_metrics_clientapp[server_round] = metrics
         return scalar_metrics(metrics)
+
+    def call_off(self, reason: str) -> None:
+        """Send those away who were called for a round that does not take place."""
+        window, self._ahead = self._ahead, None
+        for call in window.waiting if window else ():
+            self._edge.dismiss(call.session, reason)
 
     def evaluate(self, server_round: int, config: ConfigRecord) -> dict[str, float]:
         """Evaluate on the devices, if the strategy says so; return the metrics."""
@@ -144,35 +158,49 @@ class RoundRunner:
         return scalar_metrics(metrics)
 
     def _serve_all(
-        self, server_round: int, config: ConfigRecord, mode: TurnMode
+        self, server_round: int, config: ConfigRecord, mode: TurnMode, *, call_ahead: bool = False
     ) -> tuple[list[TurnRecord], list[Message]]:
         """Serve every device of the round that comes; return what became of each, and Flower's replies.
 
         A device that was lost and has not come back by itself is called once more at the end.
         """
         turns: list[TurnRecord] = []
-        replies, lost = self._serve_calls(server_round, config, mode, turns, ())
+        window = self._called_ahead(server_round) if mode == "train" else None
+        window = window or self._window(server_round, config, mode)
+        served, lost = self._serve_calls(window, server_round, mode, turns)
+        replies = dict(window.replies)
         if lost:
             log(INFO, "\tcalling %d lost devices again", len(lost))
-            replies += self._serve_calls(server_round, config, mode, turns, lost)[0]
-        return turns, replies
+            window = self._window(server_round, config, mode, lost)
+            served += self._serve_calls(window, server_round, mode, turns)[0]
+            replies |= window.replies
+        # Not before: a node that was lost must not be called for two rounds at a time.
+        if call_ahead and self._progress.served and self._strategy.may_call_ahead(self._grid):
+            self._ahead = self._window(server_round + 1, config, mode)
+            self._ahead.call_ahead()
+        return turns, self._collect_replies(served, replies)
 
-    def _serve_calls(
-        self,
-        server_round: int,
-        config: ConfigRecord,
-        mode: TurnMode,
-        turns: list[TurnRecord],
-        nodes: Sequence[int],
-    ) -> tuple[list[Message], list[int]]:
-        """Call some nodes, or those of the round; return Flower's replies, and the nodes that could come if called again."""
-        window = CallWindow(
+    def _window(self, server_round: int, config: ConfigRecord, mode: TurnMode, nodes: Sequence[int] = ()) -> CallWindow:
+        """Calls for some nodes, or those of the round."""
+        return CallWindow(
             self._grid,
             self._strategy.calls(self._grid, server_round, config, mode, nodes),
             wait_for=self._wait_for,
             connect_timeout_s=self._strategy.connect_timeout_s,
             on_overdue=console.log_overdue,
         )
+
+    def _called_ahead(self, server_round: int) -> CallWindow | None:
+        """Begin the round with the calls that are under way, if there are any."""
+        window, self._ahead = self._ahead, None
+        if window is not None:
+            self._progress.begin_round(server_round, self._progress.next_order)
+        return window
+
+    def _serve_calls(
+        self, window: CallWindow, server_round: int, mode: TurnMode, turns: list[TurnRecord]
+    ) -> tuple[list[Call], list[int]]:
+        """Serve whoever comes; return the completed calls, and the nodes that could come if called again."""
         served: list[Call] = []
         lost: list[int] = []
         waiting_since_s = time.monotonic()
@@ -202,7 +230,7 @@ class RoundRunner:
             turns.append(turn)
             self._record(turn)
             waiting_since_s = time.monotonic()
-        return self._collect_replies(served, window.replies), lost
+        return served, lost
 
     def _is_dismissed(self, call: Call, mode: TurnMode) -> bool:
         """Send a device away that had its turn before the run was resumed, as a node of another id."""
@@ -249,6 +277,7 @@ class RoundRunner:
             "progress": self._strategy.remember().to_json(),
         }
         before = self._edge.student.last_commit
+        base = replace(base, started_s=time.monotonic() - self._started_s)
         try:
             outcome = self._edge.serve(
                 call.session,

@@ -338,7 +338,7 @@ class SplitKD(Strategy):
             for server_round in range(progress.next_round, num_rounds + 1):
                 log(INFO, "")
                 log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-                metrics = rounds.train(server_round, train_config)
+                metrics = rounds.train(server_round, train_config, call_ahead=server_round < num_rounds)
                 metrics |= rounds.evaluate(server_round, evaluate_config)
                 metrics |= rounds.evaluate_on_server(server_round, evaluate_fn)
                 folder.append_metrics({"kind": "round", "server_round": server_round, **metrics})
@@ -348,6 +348,7 @@ class SplitKD(Strategy):
                 result.stopped = self.stop.reason(metrics) or ""
                 if result.stopped:
                     log(INFO, "Stopping after round %s: %s", server_round, result.stopped)
+                    rounds.call_off(f"the run stops after round {server_round}: {result.stopped}")
                     break
             result.arrays = records.arrays_from_model(self._edge.student.whole)
             if self.student_on_device == "whole":
@@ -422,19 +423,24 @@ class SplitKD(Strategy):
             return []
         wanted = 0 if mode == "deliver" else max(self.min_available_nodes, minimum)
         online = wait_for_nodes(grid, wanted, self.node_timeout_s)
-        progress = self._progress
-        if mode == "train" and progress.server_round == server_round:
-            left = [node_id for node_id in progress.order if node_id not in progress.served]
-            # If none is there, SuperNodes were started again and have other ids now.
-            if not left or any(node_id in online for node_id in left):
-                return [node_id for node_id in left if node_id in online]
         num_turns = min(max(int(len(online) * fraction), minimum), len(online))
-        candidates = [Candidate(node_id=node_id, turns=progress.turns_taken.get(node_id, 0)) for node_id in online]
-        order = self.selection.order(candidates, num_turns, server_round)
+
+        def choose() -> list[int]:
+            taken = self._progress.turns_taken
+            candidates = [Candidate(node_id=node_id, turns=taken.get(node_id, 0)) for node_id in online]
+            return self.selection.order(candidates, num_turns, server_round)
+
+        order = self._progress.order_of(server_round, online, choose) if mode == "train" else choose()
         log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
-        if mode == "train" and progress.server_round != server_round:
-            progress.begin_round(server_round, order)
         return order
+
+    def may_call_ahead(self, grid: Grid) -> bool:
+        """Whether the next round's devices can be called before this one is evaluated: none evaluates, and enough are there.
+
+        A node serves one message at a time: one that waits for its turn would not answer an evaluation.
+        """
+        wanted = max(self.min_available_nodes, self.min_train_nodes, 1)
+        return self.fraction_evaluate == 0.0 and len(list(grid.get_node_ids())) >= wanted
 
     def choose(self, device: DeviceView) -> tuple[int, int]:
         """Ask the policies for a turn's cut and local epochs."""

@@ -103,6 +103,15 @@ class CallWindow:
                 return
             yield from self._next()
 
+    def call_ahead(self) -> None:
+        """Call the first devices before anybody waits for them."""
+        self._fill()
+
+    @property
+    def waiting(self) -> tuple[Call, ...]:
+        """The calls that are under way."""
+        return tuple(self._waiting)
+
     def again(self, call: Call) -> None:
         """Wait for a device that was lost in its turn, behind all others: it may come back by itself."""
         call.lost = call.overdue = True

@@ -110,7 +110,9 @@ class TurnPlan:
 class TurnOutcome:
     """A completed turn. Losses are means over its counted labels; bytes are those of the data plane.
 
-    `loss` is what was minimised; `kl_divergence` is without the factor temperature squared.
+    `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `first_forward_s` are the seconds
+    from the turn's begin until the first smashed data had arrived: the device's part, the way of its layers and a forward pass;
+    0 if none came. `handover_downlink_bytes` are those of `handover_bytes` that the device got before.
     """
 
     cut: int
@@ -123,6 +125,8 @@ class TurnOutcome:
     kl_divergence: float
     num_correct: int
     duration_s: float
+    first_forward_s: float
     uplink_bytes: int
     downlink_bytes: int
     handover_bytes: int
+    handover_downlink_bytes: int

@@ -86,6 +86,7 @@ class _Turn:
         settings: TurnSettings,
         plan: TurnPlan,
     ) -> None:
+        self._started_s, self._first_forward_s = time.monotonic(), 0.0
         self._link, self._student, self._objective = link, student, objective
         self._settings, self._plan = settings, plan
         self._training = plan.mode == "train"
@@ -96,10 +97,9 @@ class _Turn:
         self._step, self._microbatch, self._step_microbatches = plan.first_step, 0, 0
         self._num_tokens, self._num_correct = 0, 0
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
-        self._handover_bytes = 0
+        self._handover_bytes, self._handover_downlink_bytes = 0, 0
 
     def run(self) -> TurnOutcome:
-        started_s = time.monotonic()
         self._link.admit()
         self._send_begin()
         moments: Moments = {}
@@ -120,15 +120,18 @@ class _Turn:
             cross_entropy=result.cross_entropy,
             kl_divergence=result.kl_divergence,
             num_correct=self._num_correct,
-            duration_s=time.monotonic() - started_s,
+            duration_s=time.monotonic() - self._started_s,
+            first_forward_s=self._first_forward_s,
             uplink_bytes=self._link.bytes_received,
             downlink_bytes=self._link.bytes_sent,
             handover_bytes=self._handover_bytes,
+            handover_downlink_bytes=self._handover_downlink_bytes,
         )
 
     def _run_half(self) -> tuple[WireMessage, Moments]:
         message = self._link.receive(_STEPS, self._settings.step_timeout_s)
         if message.kind == "Forward":
+            self._first_forward_s = time.monotonic() - self._started_s
             self._student.check_cut(self._plan.cut, self._inputs(message, "inputs/"))
         optimizer: _Optimizer | None = None
         while True:
@@ -186,7 +189,8 @@ class _Turn:
             teacher.into(begin)
             for unit, version in teacher.versions.items():
                 self._add_unit(begin, tensors, unit, version, partial(teacher.units.__getitem__, unit))
-        self._handover_bytes += sum(len(tensor.payload) for tensor in tensors.values())
+        self._handover_downlink_bytes = sum(len(tensor.payload) for tensor in tensors.values())
+        self._handover_bytes += self._handover_downlink_bytes
         self._link.send(begin, tensors)
 
     def _add_unit(

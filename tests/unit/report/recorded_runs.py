@@ -20,9 +20,11 @@ def outcome(number: int, **changes: float) -> TurnOutcome:
         "kl_divergence": 2.0 / number,
         "num_correct": 0,
         "duration_s": 1.5,
+        "first_forward_s": 0.1,
         "uplink_bytes": 1 << 20,
         "downlink_bytes": 3 << 20,
         "handover_bytes": 2 << 20,
+        "handover_downlink_bytes": 1 << 20,
     }
     return TurnOutcome(commit_id=f"{number:06d}", **{**values, **changes})  # type: ignore[arg-type]
 

@@ -52,7 +52,7 @@ def test_commits_in_between_change_nothing(tmp_path: Path, handover: str) -> Non
     assert whole.student.last_commit == "000002"
 
 
-@pytest.mark.parametrize("lost_after", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("lost_after", [1, 2, 3, 5, 8])
 def test_a_lost_turn_goes_on_from_its_last_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_after: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,6 +259,7 @@ def test_only_what_changed_travels(tmp_path: Path) -> None:
     again, _ = federation.turn(0, 2, sentences())
     other, _ = federation.turn(1, 2, sentences())
     back, _ = federation.turn(0, 2, sentences())
+    assert [turn.handover_downlink_bytes > 0 for turn in (first, again, other, back)] == [True, False, True, True]
     up = other.handover_bytes - back.handover_bytes
     assert again.handover_bytes < first.handover_bytes  # nothing had to come down: the cache had it all
     assert back.handover_bytes > again.handover_bytes  # another device trained these layers since
@@ -293,6 +295,20 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
     assert outcome.kl_divergence == 0.0
     assert report is not None
     assert (report.num_examples, report.num_steps, outcome.num_tokens) == (6, 3, 30)
+
+
+def test_a_turn_tells_how_long_its_first_smashed_data_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_half = device_tier.turn._Turn._build_half
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.2)
+        return build_half(*arguments)
+
+    monkeypatch.setattr(device_tier.turn._Turn, "_build_half", slowly)
+    outcome, _ = Federation(tmp_path).turn(0, 2, sentences())
+    assert 0.2 <= outcome.first_forward_s < outcome.duration_s
+    nothing, _ = Federation(tmp_path / "nothing").turn(0, 2, sentences(), epochs=0)
+    assert nothing.first_forward_s == 0.0
 
 
 def test_a_device_lost_after_the_commit_has_taken_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
