@@ -50,7 +50,7 @@ def log_turn(turn: TurnRecord) -> None:
         losses = f"loss {outcome.loss:.4f}, perplexity {perplexity(outcome.cross_entropy):.2f}"
     log(
         INFO,
-        "\t%s, cut %d, %d steps, %s, %.0f tokens/s, %.1f MiB up, %.1f MiB down, %.1f s",
+        "\t%s, cut %d, %d steps, %s, %.0f tokens/s, %.1f MiB up, %.1f MiB down, %.1f s%s",
         who,
         outcome.cut,
         outcome.num_steps,
@@ -59,6 +59,7 @@ def log_turn(turn: TurnRecord) -> None:
         outcome.uplink_bytes / _MIB,
         outcome.downlink_bytes / _MIB,
         outcome.duration_s,
+        f", connection resumed {outcome.num_resumed} x" if outcome.num_resumed else "",
     )
 
 

@@ -137,6 +137,8 @@ class SplitKD(Strategy):
         round's end, and it is given up. (A device that is ready waits 10 s for those before it, then goes first.)
     step_timeout_s
         Seconds that a device may take for one answer within its turn.
+    turn_timeout_s
+        Seconds that a whole turn may take; None for as long as its answers come.
     grace_period_s
         Seconds that a device which has lost its connection has to resume its turn; then the turn is undone and the next
         device has its own.
@@ -205,6 +207,7 @@ class SplitKD(Strategy):
         connect_timeout_s: float = 120.0,
         step_timeout_s: float = 300.0,
         node_timeout_s: float = 300.0,
+        turn_timeout_s: float | None = None,
         grace_period_s: float = 15.0,
         max_message_bytes: int | None = None,
         run_folder: str | Path | None = None,
@@ -257,6 +260,7 @@ class SplitKD(Strategy):
                 lr_schedule=lr_schedule,
                 commit_every_steps=commit_every_steps,
                 step_timeout_s=step_timeout_s,
+                turn_timeout_s=turn_timeout_s,
             ),
             data_address=data_address,
             advertised_address=advertised_address,

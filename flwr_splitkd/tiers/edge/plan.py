@@ -37,6 +37,8 @@ class TurnSettings:
         Optimiser steps after which a turn commits what it has; 0 for only at its end.
     step_timeout_s
         Seconds that a device may take for one answer.
+    turn_timeout_s
+        Seconds that a whole turn may take; None for as long as its answers come.
     """
 
     seed: int = 0
@@ -48,6 +50,7 @@ class TurnSettings:
     lr_schedule: LearningRateSchedule = constant
     commit_every_steps: int = 0
     step_timeout_s: float = 300.0
+    turn_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -63,6 +66,9 @@ class TurnSettings:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least {minimum}.")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"`max_grad_norm` is {self.max_grad_norm}; expected more than 0, or None not to clip.")
+        for name in ("step_timeout_s", "turn_timeout_s"):
+            if (seconds := getattr(self, name)) is not None and not seconds > 0:
+                raise ConfigError(f"`{name}` is {seconds}; expected more than 0 seconds.")
         codec_code(self.uplink_codec)
         codec_code(self.downlink_codec)
 
@@ -110,9 +116,10 @@ class TurnPlan:
 class TurnOutcome:
     """A completed turn. Losses are means over its counted labels; bytes are those of the data plane.
 
-    `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `first_forward_s` are the seconds
-    from the turn's begin until the first smashed data had arrived: the device's part, the way of its layers and a forward pass;
-    0 if none came. `handover_downlink_bytes` are those of `handover_bytes` that the device got before.
+    `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `num_resumed` counts connections
+    that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had
+    arrived: the device's part, the way of its layers and a forward pass; 0 if none came. `handover_downlink_bytes` are those of
+    `handover_bytes` that the device got before.
     """
 
     cut: int
@@ -125,6 +132,7 @@ class TurnOutcome:
     kl_divergence: float
     num_correct: int
     duration_s: float
+    num_resumed: int
     first_forward_s: float
     uplink_bytes: int
     downlink_bytes: int

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError, TensorError
 from flwr_splitkd.split import (
     EdgeHalf,
     clip_coefficient,
@@ -104,7 +104,7 @@ class _Turn:
         self._send_begin()
         moments: Moments = {}
         if self._plan.mode == "deliver":
-            done = self._link.receive("TurnDone", self._settings.step_timeout_s)
+            done = self._receive("TurnDone")
         else:
             done, moments = self._run_half()
         commit_id = self._commit(done, moments, finished=True) if self._training else self._student.last_commit
@@ -121,6 +121,7 @@ class _Turn:
             kl_divergence=result.kl_divergence,
             num_correct=self._num_correct,
             duration_s=time.monotonic() - self._started_s,
+            num_resumed=self._link.num_resumed,
             first_forward_s=self._first_forward_s,
             uplink_bytes=self._link.bytes_received,
             downlink_bytes=self._link.bytes_sent,
@@ -128,8 +129,24 @@ class _Turn:
             handover_downlink_bytes=self._handover_downlink_bytes,
         )
 
+    def _receive(self, expected: str) -> WireMessage:
+        """Wait for the device's next message, as long as it may take."""
+        timeout_s, bound_s = self._settings.step_timeout_s, self._settings.turn_timeout_s
+        if bound_s is None:
+            return self._link.receive(expected, timeout_s)
+        left_s = self._started_s + bound_s - time.monotonic()
+        try:
+            return self._link.receive(expected, min(timeout_s, max(left_s, 0.0)))
+        except PeerLostError as error:
+            if time.monotonic() < self._started_s + bound_s or not self._link.attached:
+                raise
+            raise PeerLostError(
+                f"{self._link.peer} has not ended its turn after {bound_s:g} s; expected it by then. Choose a lower cut or fewer "
+                "batches for it, or raise `turn_timeout_s`."
+            ) from error
+
     def _run_half(self) -> tuple[WireMessage, Moments]:
-        message = self._link.receive(_STEPS, self._settings.step_timeout_s)
+        message = self._receive(_STEPS)
         if message.kind == "Forward":
             self._first_forward_s = time.monotonic() - self._started_s
             self._student.check_cut(self._plan.cut, self._inputs(message, "inputs/"))
@@ -144,7 +161,7 @@ class _Turn:
                 return message, moments
             commit_id = self._commit(message, moments, finished=False)
             self._link.send(pb.Committed(commit_id=commit_id, units=self._versions()))
-            message = self._link.receive(_STEPS, self._settings.step_timeout_s)
+            message = self._receive(_STEPS)
 
     def _tell(self, result: pb.TurnResult) -> None:
         try:
@@ -213,7 +230,7 @@ class _Turn:
         with seed_dropout(half.model, self._student.layout, self._settings.seed) as seeds:
             while message.kind == "Forward":
                 self._serve(message, half, seeds, optimizer)
-                message = self._link.receive(expected, self._settings.step_timeout_s)
+                message = self._receive(expected)
         if self._microbatch:
             raise ProtocolError(
                 f"{self._link.peer} sent {message.kind} within step {self._step}, after micro-batch "
@@ -311,7 +328,7 @@ class _Turn:
     # ---- the optimiser step across both halves
 
     def _clip(self, step: int, half: EdgeHalf, trainable: list[tuple[str, nn.Parameter]]) -> None:
-        body: pb.GradientNorms = self._link.receive("GradientNorms", self._settings.step_timeout_s).body
+        body: pb.GradientNorms = self._receive("GradientNorms").body
         names = self._device_trainable
         if body.step != step or len(body.norms) != len(names):
             raise ProtocolError(

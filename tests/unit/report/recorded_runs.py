@@ -20,6 +20,7 @@ def outcome(number: int, **changes: float) -> TurnOutcome:
         "kl_divergence": 2.0 / number,
         "num_correct": 0,
         "duration_s": 1.5,
+        "num_resumed": 0,
         "first_forward_s": 0.1,
         "uplink_bytes": 1 << 20,
         "downlink_bytes": 3 << 20,

@@ -87,3 +87,12 @@ def test_a_run_goes_on_in_another_process_from_its_last_commit(tmp_path: Path) -
     expected, _ = whole.turn(0, 2, sentences())
     assert _equal(again, whole)
     assert outcome.handover_bytes == expected.handover_bytes  # nothing travelled for want of a version
+
+
+def test_a_turn_that_takes_too_long(tmp_path: Path) -> None:
+    """Every answer comes in time, and still the turn is too long."""
+    federation = Federation(tmp_path, settings=TurnSettings(turn_timeout_s=0.5, step_timeout_s=20.0))
+    before = federation.weights()
+    with pytest.raises(PeerLostError, match=r"the device has not ended its turn after 0.5 s; expected it by then"):
+        federation.turn(0, 2, sentences(), epochs=10_000)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in federation.weights().items())
