@@ -142,6 +142,7 @@ class _Connection:
     def _open_first(self) -> None:
         deadline_s = time.monotonic() + self._timeout_s
         while True:
+            self._wait_listening()
             try:
                 return self._stream(self._hello, self._timeout_s)
             except _Busy:
@@ -152,27 +153,32 @@ class _Connection:
     def _reopen(self) -> None:
         """Open another stream for a turn that has lost its own, or give the edge up."""
         grace_period_s = self.link.grace_period_s
-        lost_s, refused_since_s = time.monotonic(), None
+        deadline_s = time.monotonic() + grace_period_s
         _log.warning(
             "%s is lost: %s; dialling again for up to %g s", self.link.peer, self.link.lost_reason, grace_period_s
         )
         while not self._closing.is_set() and not self.link.closed:
-            now_s = time.monotonic()
-            if _is_refused(self._address):
-                refused_since_s = refused_since_s or now_s
-                if now_s - refused_since_s >= _REFUSED_S:
-                    raise _Unreachable(f"{self.link.peer} is lost: nobody listens there any more")
-            else:
-                refused_since_s = None
-                try:
-                    left_s = max(lost_s + grace_period_s - now_s, _PAUSE_S)
-                    return self._stream(self._resume(), min(left_s, _ATTEMPT_S))
-                except _Unreachable as error:
-                    _log.info("%s", error)
-                except HandshakeError as error:
-                    raise PeerLostError(f"{self.link.peer} has given this turn up: {error}") from error
+            self._wait_listening()
+            try:
+                left_s = max(deadline_s - time.monotonic(), _PAUSE_S)
+                return self._stream(self._resume(), min(left_s, _ATTEMPT_S))
+            except _Unreachable as error:
+                _log.info("%s", error)
+            except HandshakeError as error:
+                raise PeerLostError(f"{self.link.peer} has given this turn up: {error}") from error
             self._closing.wait(_PAUSE_S)
         return None
+
+    def _wait_listening(self) -> None:
+        """Wait while the edge's machine says that nobody listens there; not for long, since it listens before it calls."""
+        started_s = time.monotonic()
+        while _is_refused(self._address):
+            if time.monotonic() - started_s >= _REFUSED_S:
+                raise PeerLostError(
+                    f"{self.link.peer} is lost: nobody listens at this address. Has the run ended? Else check `advertised_address`."
+                )
+            if self._closing.wait(_PAUSE_S):
+                return
 
     def _resume(self) -> pb.Resume:
         return pb.Resume(

@@ -434,9 +434,11 @@ def test_a_silent_edge() -> None:
 
 def test_no_edge_at_all() -> None:
     address = f"127.0.0.1:{_free_port()}"
-    with pytest.raises(PeerLostError, match=f"{address} did not answer for 0.5 s.*`advertised_address`"):
-        with connect(address, _hello(_ticket()), timeout_s=0.5):
+    started_s = time.monotonic()
+    with pytest.raises(PeerLostError, match=f"{address} is lost: nobody listens at this address.*`advertised_address`"):
+        with connect(address, _hello(_ticket())):
             pytest.fail("connected to nothing")
+    assert time.monotonic() - started_s < 5
 
 
 def test_more_streams_than_the_server_takes() -> None:
