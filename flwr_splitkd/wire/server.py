@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from flwr_splitkd.errors import ConfigError, PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.errors import ConfigError, CorruptFrameError, PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
 from flwr_splitkd.wire.channel import channel_options
@@ -19,10 +19,10 @@ from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
-from flwr_splitkd.wire.v1 import dataplane_pb2_grpc as pb_grpc
 
 __all__ = ["DataPlaneServer", "Session"]
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["DataPlane"].full_name
 _STOP_GRACE_S = 2.0
 _MAX_NAME = 64
 """Characters of a device's own name that go into errors and logs."""
@@ -115,7 +115,11 @@ class DataPlaneServer:
             options=channel_options(self._limits),
             maximum_concurrent_rpcs=max_streams,
         )
-        pb_grpc.add_DataPlaneServicer_to_server(_Servicer(self._serve), self._server)
+        # Not the generated service: it parses on gRPC's own thread, whatever the size, and logs what is no frame.
+        turn = grpc.stream_stream_rpc_method_handler(
+            self._serve, response_serializer=pb.EdgeFrame.SerializeToString
+        )
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Turn": turn}),))
         port = self._bind(listen, tls)
         self.address = address_to_dial(advertised_address, listen, port)
         self.root_certificate = tls.root() if tls else b""
@@ -180,12 +184,12 @@ class DataPlaneServer:
 
     # ---- gRPC's threads
 
-    def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
+    def _serve(self, serialized: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
         stream = Stream(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits)
         # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
         if not context.add_callback(lambda: stream.end("its connection dropped")):
             return
-        threading.Thread(target=self._read, args=(stream, frames), name="splitkd-reader", daemon=True).start()
+        threading.Thread(target=self._read, args=(stream, stream.parsed(serialized)), name="splitkd-reader", daemon=True).start()
         yield from stream.outgoing(self._handshake_timeout_s)
         if stream.corrupt:  # otherwise the device would take the stream's end for an answer
             context.abort(grpc.StatusCode.DATA_LOSS, str(stream.corrupt))
@@ -194,6 +198,9 @@ class DataPlaneServer:
         try:
             session = self._admit(stream, stream.first(frames))
             stream.carry(_noticed(frames, session.resume_tokens.settle))
+        except CorruptFrameError as error:
+            stream.corrupt = error
+            stream.end(str(error))
         except SplitKDError as error:
             stream.refuse(error)
         except grpc.RpcError:
@@ -266,19 +273,6 @@ class DataPlaneServer:
             heard = session.link is None or session.link.done
             if heard or now_s - session.ended_s > self._grace_period_s:
                 del self._sessions[session_id]
-
-
-class _Servicer(pb_grpc.DataPlaneServicer):
-    """Adapts the generated service to a function."""
-
-    def __init__(
-        self, serve: Callable[[Iterator[pb.DeviceFrame], grpc.ServicerContext], Iterator[pb.EdgeFrame]]
-    ) -> None:
-        self._serve = serve
-
-    def Turn(self, request_iterator: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
-        """Serve one turn of one device."""
-        return self._serve(request_iterator, context)
 
 
 def _noticed(frames: Iterator[pb.DeviceFrame], notice: Callable[[], None]) -> Iterator[pb.DeviceFrame]:

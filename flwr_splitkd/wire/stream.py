@@ -12,8 +12,9 @@ from typing import Any
 
 from flwr_splitkd.errors import CorruptFrameError, PeerLostError, SplitKDError
 from flwr_splitkd.wire.failures import failure_from
-from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, to_frames
+from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, parse_device_frame, to_frames
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["Stream"]
 
@@ -122,6 +123,20 @@ class Stream:
             number += 1
         if link.closed and not self._ended:
             yield self._frame_type(sequence=self._sequence, acknowledged=link.received, last=True)
+
+    def parsed(self, serialized: Iterable[bytes]) -> Iterator[pb.DeviceFrame]:
+        """A device's frames, each parsed when it is asked for.
+
+        Raises
+        ------
+        ProtocolError
+            If one is larger than it may be before the device's turn.
+        CorruptFrameError
+            If one is no frame.
+        """
+        for one in serialized:
+            admitted = self._link is not None and self._link.admitted
+            yield parse_device_frame(one, self._limits, self.peer, admitted=admitted)
 
     def carry(self, frames: Iterable[Frame]) -> None:
         """Hand the other side's messages to the link until there are no more.
