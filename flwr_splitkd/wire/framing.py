@@ -26,6 +26,10 @@ _BODY_FIELDS: dict[type[Frame], dict[str, str]] = {
 }
 
 
+_MAX_NAME = 512
+"""Characters of a tensor's name: it comes from outside and goes into errors."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a receiver accepts from a peer.
@@ -122,7 +126,9 @@ def parse_device_frame(serialized: bytes, limits: Limits, peer: str, *, admitted
             f"{peer} sent a frame of {len(serialized)} bytes; expected at most {limits.max_opening_bytes} before its turn."
         )
     try:
-        return pb.DeviceFrame.FromString(serialized)
+        frame = pb.DeviceFrame()
+        frame.ParseFromString(serialized)
+        return frame
     except DecodeError:
         raise CorruptFrameError(
             f"{peer} sent {len(serialized)} bytes that are no frame; expected one of protocol flwr_splitkd.wire.v1."
@@ -264,6 +270,11 @@ class _Partial:
         names: set[str] = set()
         total = 0
         for header in self._headers:
+            if len(header.name) > _MAX_NAME:
+                raise TensorError(
+                    f"{self._kind} of {peer} announces a tensor whose name has {len(header.name)} characters; expected at "
+                    f"most {_MAX_NAME}."
+                )
             what = f"Tensor {header.name!r} of {self._kind} from {peer}"
             if header.name in names:
                 raise TensorError(f"{what} is announced twice; expected each name once.")

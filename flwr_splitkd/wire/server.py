@@ -17,6 +17,7 @@ from flwr_splitkd.wire.channel import channel_options
 from flwr_splitkd.wire.credentials import ResumeTokens, Ticket, TlsFiles
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.places import Places
 from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
@@ -24,6 +25,7 @@ __all__ = ["DataPlaneServer", "Session"]
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["DataPlane"].full_name
 _STOP_GRACE_S = 2.0
+_SWEEP_S = 1.0
 _MAX_NAME = 64
 """Characters of a device's own name that go into errors and logs."""
 
@@ -109,6 +111,8 @@ class DataPlaneServer:
         self._sessions: dict[str, Session] = {}
         self._model: pb.ModelFingerprint | None = None
         self._codecs: tuple[int, ...] = ()
+        self._places = Places(max_streams)
+        self._stopped = threading.Event()
         self._pool = futures.ThreadPoolExecutor(max_streams, thread_name_prefix="splitkd-data-plane")
         self._server = grpc.server(
             self._pool,
@@ -116,9 +120,7 @@ class DataPlaneServer:
             maximum_concurrent_rpcs=max_streams,
         )
         # Not the generated service: it parses on gRPC's own thread, whatever the size, and logs what is no frame.
-        turn = grpc.stream_stream_rpc_method_handler(
-            self._serve, response_serializer=pb.EdgeFrame.SerializeToString
-        )
+        turn = grpc.stream_stream_rpc_method_handler(self._serve, response_serializer=pb.EdgeFrame.SerializeToString)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Turn": turn}),))
         port = self._bind(listen, tls)
         self.address = address_to_dial(advertised_address, listen, port)
@@ -128,6 +130,7 @@ class DataPlaneServer:
         """Begin to admit devices whose student is `model` and that know all of `codecs`."""
         self._model, self._codecs = model, codecs
         self._server.start()
+        threading.Thread(target=self._sweep, name="splitkd-sweeper", daemon=True).start()
 
     def expect(self, ticket: Ticket) -> Session:
         """Admit the ticket's holder, once."""
@@ -163,6 +166,7 @@ class DataPlaneServer:
             self.end(session)
         # Not without a bound: after bytes that are no frame, gRPC (1.85) sometimes never calls a server stopped.
         self._server.stop(_STOP_GRACE_S).wait(2 * _STOP_GRACE_S)
+        self._stopped.set()
         self._pool.shutdown(wait=False)  # gRPC leaves that to whoever made the pool
 
     def _bind(self, listen: ListenAddress, tls: TlsFiles | None) -> int:
@@ -186,13 +190,28 @@ class DataPlaneServer:
 
     def _serve(self, serialized: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
         stream = Stream(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits)
+        self._places.take(stream, context.cancel)
         # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
-        if not context.add_callback(lambda: stream.end("its connection dropped")):
-            return
-        threading.Thread(target=self._read, args=(stream, stream.parsed(serialized)), name="splitkd-reader", daemon=True).start()
+        if not context.add_callback(lambda: self._leave(stream)):
+            return self._leave(stream)
+        threading.Thread(
+            target=self._read, args=(stream, stream.parsed(serialized)), name="splitkd-reader", daemon=True
+        ).start()
         yield from stream.outgoing(self._handshake_timeout_s)
         if stream.corrupt:  # otherwise the device would take the stream's end for an answer
             context.abort(grpc.StatusCode.DATA_LOSS, str(stream.corrupt))
+        if stream.displaced:
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{stream.peer} said nothing, and another one needed its place"
+            )
+
+    def _leave(self, stream: Stream) -> None:
+        self._places.leave(stream)
+        stream.end("its connection dropped")
+
+    def _sweep(self) -> None:
+        while not self._stopped.wait(_SWEEP_S):
+            self._places.sweep(time.monotonic())
 
     def _read(self, stream: Stream, frames: Iterator[pb.DeviceFrame]) -> None:
         try:

@@ -37,6 +37,7 @@ class Stream:
     def __init__(self, frame_type: type[Frame], *, peer: str, limits: Limits | None = None) -> None:
         self.peer = peer
         self.corrupt: CorruptFrameError | None = None
+        self.displaced = False
         self._frame_type = frame_type
         self._limits = limits or Limits()
         self._assembler = Assembler(self._limits, peer, admitted=False)
@@ -60,6 +61,30 @@ class Stream:
             if self._opening is None:
                 self._opening = failure_from(error)
         self.end("it was refused")
+
+    @property
+    def waits_for_opening(self) -> bool:
+        """Whether the other side has said nothing yet that was understood."""
+        return self._opening is None and self._link is None and not self._ended
+
+    @property
+    def over(self) -> bool:
+        """Whether this side has nothing more to say on it than what is under way."""
+        link = self._link
+        return self._ended or (link is not None and (link.closed or not link.is_carried_by(self)))
+
+    @property
+    def frames_sent(self) -> int:
+        """Frames that the transport has taken so far."""
+        return self._sequence
+
+    def displace(self) -> None:
+        """End it in favour of another one, unless the other side has said something by now. Never blocks."""
+        with self._changed:
+            if not self.waits_for_opening:
+                return
+            self._ended = self.displaced = True
+            self._changed.notify_all()
 
     def first(self, frames: Iterator[Frame]) -> WireMessage:
         """Wait for the other side's first message.
