@@ -72,9 +72,10 @@ class ResumeTokens:
         self._valid = [*self._valid[-1:], token]
         return token
 
-    def settle(self) -> None:
-        """The device has the newest token: no other one opens anything."""
-        self._valid = self._valid[-1:]
+    def settle(self, token: bytes) -> None:
+        """The device has this token: if it is the newest, no other one opens anything."""
+        if self._valid[-1:] == [token]:
+            self._valid = [token]
 
     def opened_by(self, token: bytes) -> bool:
         """Compare in constant time."""

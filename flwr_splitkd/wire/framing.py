@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
 from flwr_splitkd.wire.tensors import EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Assembler", "Frame", "Limits", "WireMessage", "to_frames"]
+__all__ = ["Assembler", "Frame", "Limits", "WireMessage", "parse_device_frame", "to_frames"]
 
 Frame = pb.DeviceFrame | pb.EdgeFrame
 
@@ -22,6 +24,10 @@ _BODY_FIELDS: dict[type[Frame], dict[str, str]] = {
     }
     for frame_type in (pb.DeviceFrame, pb.EdgeFrame)
 }
+
+
+_MAX_NAME = 512
+"""Characters of a tensor's name: it comes from outside and goes into errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +46,8 @@ class Limits:
         Payload bytes that a sender puts into one frame.
     max_frame_bytes
         Serialized bytes of one frame; gRPC drops larger ones before they are read.
+    max_opening_bytes
+        Serialized bytes of one frame of a device that has not its turn yet: Hello is the largest.
     min_bytes_per_s
         Slowest rate at which a peer that is waited for may move its bytes.
     """
@@ -49,6 +57,7 @@ class Limits:
     max_dimensions: int = 8
     chunk_bytes: int = 1 << 20
     max_frame_bytes: int = 8 << 20
+    max_opening_bytes: int = 256 << 10
     min_bytes_per_s: float = 4096.0
 
 
@@ -98,6 +107,32 @@ def to_frames(
             frame.chunks.add(tensor=position, index=index, data=bytes(chunk), crc32=zlib.crc32(chunk))
             room -= len(chunk)
     yield frame
+
+
+def parse_device_frame(serialized: bytes, limits: Limits, peer: str, *, admitted: bool) -> pb.DeviceFrame:
+    """Parse a frame whose sender need not be what it says.
+
+    A frame takes up to thirty times its bytes once it is parsed, so those before the device's turn must be small.
+
+    Raises
+    ------
+    ProtocolError
+        If the frame is larger than it may be before its device's turn.
+    CorruptFrameError
+        If the bytes are no frame: they were altered on their way, or come from something that is no device.
+    """
+    if not admitted and len(serialized) > limits.max_opening_bytes:
+        raise ProtocolError(
+            f"{peer} sent a frame of {len(serialized)} bytes; expected at most {limits.max_opening_bytes} before its turn."
+        )
+    try:
+        frame = pb.DeviceFrame()
+        frame.ParseFromString(serialized)
+        return frame
+    except DecodeError:
+        raise CorruptFrameError(
+            f"{peer} sent {len(serialized)} bytes that are no frame; expected one of protocol flwr_splitkd.wire.v1."
+        ) from None
 
 
 class Assembler:
@@ -235,6 +270,11 @@ class _Partial:
         names: set[str] = set()
         total = 0
         for header in self._headers:
+            if len(header.name) > _MAX_NAME:
+                raise TensorError(
+                    f"{self._kind} of {peer} announces a tensor whose name has {len(header.name)} characters; expected at "
+                    f"most {_MAX_NAME}."
+                )
             what = f"Tensor {header.name!r} of {self._kind} from {peer}"
             if header.name in names:
                 raise TensorError(f"{what} is announced twice; expected each name once.")

@@ -22,6 +22,9 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 
+_MAX_CODECS = 16
+"""Codecs of a device that an error names."""
+
 
 class Refusal(HandshakeError):
     """A refused handshake with the code that tells the device why."""
@@ -98,9 +101,12 @@ def check_model(got: pb.ModelFingerprint, expected: pb.ModelFingerprint) -> None
 
 def check_codecs(offered: Collection[int], needed: Collection[int]) -> None:
     """Refuse a device that cannot speak a codec of the plan."""
-    missing = [pb.Codec.Name(code) for code in needed if code not in offered]
+    known = set(offered)  # as sent it may be long, and is compared while other devices wait
+    missing = [pb.Codec.Name(code) for code in needed if code not in known]
     if missing:
-        names = [pb.Codec.Name(code) if code in pb.Codec.values() else str(code) for code in offered]
+        names = [
+            pb.Codec.Name(code) if code in pb.Codec.values() else str(code) for code in sorted(known)[:_MAX_CODECS]
+        ]
         raise Refusal(
             pb.FAILURE_CODE_CODEC,
             f"The device knows the codecs {names}; expected {missing} among them. "

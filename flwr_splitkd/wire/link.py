@@ -150,6 +150,10 @@ class Link:
         """Whether a stream carries this link now."""
         return self._stream is not None
 
+    def is_carried_by(self, stream: object) -> bool:
+        """Whether `stream` carries this link now."""
+        return self._stream is stream
+
     @property
     def done(self) -> bool:
         """Whether this side has closed and the other one has, or needs, nothing more of it."""

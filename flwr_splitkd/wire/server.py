@@ -7,23 +7,26 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
-from flwr_splitkd.errors import ConfigError, PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.errors import ConfigError, CorruptFrameError, PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
 from flwr_splitkd.wire.channel import channel_options
 from flwr_splitkd.wire.credentials import ResumeTokens, Ticket, TlsFiles
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.places import Places
 from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
-from flwr_splitkd.wire.v1 import dataplane_pb2_grpc as pb_grpc
 
 __all__ = ["DataPlaneServer", "Session"]
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["DataPlane"].full_name
 _STOP_GRACE_S = 2.0
+_SWEEP_S = 1.0
 _MAX_NAME = 64
 """Characters of a device's own name that go into errors and logs."""
 
@@ -109,13 +112,17 @@ class DataPlaneServer:
         self._sessions: dict[str, Session] = {}
         self._model: pb.ModelFingerprint | None = None
         self._codecs: tuple[int, ...] = ()
+        self._places = Places(max_streams)
+        self._stopped = threading.Event()
         self._pool = futures.ThreadPoolExecutor(max_streams, thread_name_prefix="splitkd-data-plane")
         self._server = grpc.server(
             self._pool,
             options=channel_options(self._limits),
             maximum_concurrent_rpcs=max_streams,
         )
-        pb_grpc.add_DataPlaneServicer_to_server(_Servicer(self._serve), self._server)
+        # Not the generated service: it parses on gRPC's own thread, whatever the size, and logs what is no frame.
+        turn = grpc.stream_stream_rpc_method_handler(self._serve, response_serializer=pb.EdgeFrame.SerializeToString)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Turn": turn}),))
         port = self._bind(listen, tls)
         self.address = address_to_dial(advertised_address, listen, port)
         self.root_certificate = tls.root() if tls else b""
@@ -124,6 +131,7 @@ class DataPlaneServer:
         """Begin to admit devices whose student is `model` and that know all of `codecs`."""
         self._model, self._codecs = model, codecs
         self._server.start()
+        threading.Thread(target=self._sweep, name="splitkd-sweeper", daemon=True).start()
 
     def expect(self, ticket: Ticket) -> Session:
         """Admit the ticket's holder, once."""
@@ -159,6 +167,7 @@ class DataPlaneServer:
             self.end(session)
         # Not without a bound: after bytes that are no frame, gRPC (1.85) sometimes never calls a server stopped.
         self._server.stop(_STOP_GRACE_S).wait(2 * _STOP_GRACE_S)
+        self._stopped.set()
         self._pool.shutdown(wait=False)  # gRPC leaves that to whoever made the pool
 
     def _bind(self, listen: ListenAddress, tls: TlsFiles | None) -> int:
@@ -180,43 +189,63 @@ class DataPlaneServer:
 
     # ---- gRPC's threads
 
-    def _serve(self, frames: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
+    def _serve(self, serialized: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
         stream = Stream(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits)
+        self._places.take(stream, context.cancel)
         # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
-        if not context.add_callback(lambda: stream.end("its connection dropped")):
-            return
-        threading.Thread(target=self._read, args=(stream, frames), name="splitkd-reader", daemon=True).start()
+        if not context.add_callback(lambda: self._leave(stream)):
+            return self._leave(stream)
+        threading.Thread(
+            target=self._read, args=(stream, stream.parsed(serialized)), name="splitkd-reader", daemon=True
+        ).start()
         yield from stream.outgoing(self._handshake_timeout_s)
         if stream.corrupt:  # otherwise the device would take the stream's end for an answer
             context.abort(grpc.StatusCode.DATA_LOSS, str(stream.corrupt))
+        if stream.displaced:
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{stream.peer} said nothing, and another one needed its place"
+            )
+
+    def _leave(self, stream: Stream) -> None:
+        self._places.leave(stream)
+        stream.end("its connection dropped")
+
+    def _sweep(self) -> None:
+        while not self._stopped.wait(_SWEEP_S):
+            self._places.sweep(time.monotonic())
 
     def _read(self, stream: Stream, frames: Iterator[pb.DeviceFrame]) -> None:
         try:
-            session = self._admit(stream, stream.first(frames))
-            stream.carry(_noticed(frames, session.resume_tokens.settle))
+            settle = self._admit(stream, stream.first(frames))
+            stream.carry(_noticed(frames, settle))
+        except CorruptFrameError as error:
+            stream.corrupt = error
+            stream.end(str(error))
         except SplitKDError as error:
             stream.refuse(error)
         except grpc.RpcError:
             stream.end("its connection dropped")
 
-    def _admit(self, stream: Stream, message: WireMessage) -> Session:
-        """Judge a stream's first message, answer it, and attach the stream to its session's link."""
+    def _admit(self, stream: Stream, message: WireMessage) -> Callable[[], None]:
+        """Judge a stream's first message, answer it, and attach the stream to its session's link.
+
+        What is returned is to be called when the device has said something more: then it has the token that came with the
+        answer.
+        """
         if message.kind not in ("Hello", "Resume"):
             raise ProtocolError(f"{stream.peer} sent {message.kind}; expected Hello or Resume.")
         handshake.check_version(message.body)
         with self.changed:
             self._forget_ended()
             session = self._sessions.get(message.body.session_id)
-            if message.kind == "Hello":
-                session = self._greet(stream, message.body, session)
-            else:
-                session = self._resume(stream, message.body, session)
+            if session is None:
+                raise handshake.wrong_token(message.body.session_id)
+            answer = self._greet if message.kind == "Hello" else self._resume
+            token = answer(stream, message.body, session)
             self.changed.notify_all()
-        return session
+        return partial(session.resume_tokens.settle, token)
 
-    def _greet(self, stream: Stream, hello: pb.Hello, session: Session | None) -> Session:
-        if session is None:
-            raise handshake.wrong_token(hello.session_id)
+    def _greet(self, stream: Stream, hello: pb.Hello, session: Session) -> bytes:
         comes_back = session.resume_tokens.opened_by(hello.token)
         if not comes_back:
             handshake.check_ticket(hello, session.ticket, used=session.used, now_s=self._clock())
@@ -246,16 +275,16 @@ class DataPlaneServer:
         before, session.hello, session.link = session.link, hello, link  # a link means connected
         if before is not None:
             before.abandon(PeerLostError(f"{link.peer} is lost: its process was started again"))
-        return session
+        return welcome.resume_token
 
-    def _resume(self, stream: Stream, resume: pb.Resume, session: Session | None) -> Session:
-        if session is None or session.link is None or not session.resume_tokens.opened_by(resume.token):
+    def _resume(self, stream: Stream, resume: pb.Resume, session: Session) -> bytes:
+        if session.link is None or not session.resume_tokens.opened_by(resume.token):
             raise handshake.wrong_token(resume.session_id)
         if session.link.closed and (session.link.done or session.link.error):
             raise handshake.given_up(session.link.error)
         resumed = pb.Resumed(received=session.link.received, resume_token=session.resume_tokens.renew())
         stream.attach(session.link, resume.received, answer=resumed)
-        return session
+        return resumed.resume_token
 
     def _forget_ended(self) -> None:
         """Drop sessions that nobody can come back to."""
@@ -266,19 +295,6 @@ class DataPlaneServer:
             heard = session.link is None or session.link.done
             if heard or now_s - session.ended_s > self._grace_period_s:
                 del self._sessions[session_id]
-
-
-class _Servicer(pb_grpc.DataPlaneServicer):
-    """Adapts the generated service to a function."""
-
-    def __init__(
-        self, serve: Callable[[Iterator[pb.DeviceFrame], grpc.ServicerContext], Iterator[pb.EdgeFrame]]
-    ) -> None:
-        self._serve = serve
-
-    def Turn(self, request_iterator: Iterator[pb.DeviceFrame], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
-        """Serve one turn of one device."""
-        return self._serve(request_iterator, context)
 
 
 def _noticed(frames: Iterator[pb.DeviceFrame], notice: Callable[[], None]) -> Iterator[pb.DeviceFrame]:

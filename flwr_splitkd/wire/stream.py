@@ -12,8 +12,9 @@ from typing import Any
 
 from flwr_splitkd.errors import CorruptFrameError, PeerLostError, SplitKDError
 from flwr_splitkd.wire.failures import failure_from
-from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, to_frames
+from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, parse_device_frame, to_frames
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["Stream"]
 
@@ -36,6 +37,7 @@ class Stream:
     def __init__(self, frame_type: type[Frame], *, peer: str, limits: Limits | None = None) -> None:
         self.peer = peer
         self.corrupt: CorruptFrameError | None = None
+        self.displaced = False
         self._frame_type = frame_type
         self._limits = limits or Limits()
         self._assembler = Assembler(self._limits, peer, admitted=False)
@@ -59,6 +61,30 @@ class Stream:
             if self._opening is None:
                 self._opening = failure_from(error)
         self.end("it was refused")
+
+    @property
+    def waits_for_opening(self) -> bool:
+        """Whether the other side has said nothing yet that was understood."""
+        return self._opening is None and self._link is None and not self._ended
+
+    @property
+    def over(self) -> bool:
+        """Whether this side has nothing more to say on it than what is under way."""
+        link = self._link
+        return self._ended or (link is not None and (link.closed or not link.is_carried_by(self)))
+
+    @property
+    def frames_sent(self) -> int:
+        """Frames that the transport has taken so far."""
+        return self._sequence
+
+    def displace(self) -> None:
+        """End it in favour of another one, unless the other side has said something by now. Never blocks."""
+        with self._changed:
+            if not self.waits_for_opening:
+                return
+            self._ended = self.displaced = True
+            self._changed.notify_all()
 
     def first(self, frames: Iterator[Frame]) -> WireMessage:
         """Wait for the other side's first message.
@@ -122,6 +148,20 @@ class Stream:
             number += 1
         if link.closed and not self._ended:
             yield self._frame_type(sequence=self._sequence, acknowledged=link.received, last=True)
+
+    def parsed(self, serialized: Iterable[bytes]) -> Iterator[pb.DeviceFrame]:
+        """A device's frames, each parsed when it is asked for.
+
+        Raises
+        ------
+        ProtocolError
+            If one is larger than it may be before the device's turn.
+        CorruptFrameError
+            If one is no frame.
+        """
+        for one in serialized:
+            admitted = self._link is not None and self._link.admitted
+            yield parse_device_frame(one, self._limits, self.peer, admitted=admitted)
 
     def carry(self, frames: Iterable[Frame]) -> None:
         """Hand the other side's messages to the link until there are no more.

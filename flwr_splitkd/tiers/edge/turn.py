@@ -417,5 +417,8 @@ class _Optimizer:
 
 def _tensor(message: WireMessage, name: str) -> EncodedTensor:
     if name not in message.tensors:
-        raise ProtocolError(f"{message.kind} has the tensors {sorted(message.tensors)}; expected {name!r} among them.")
+        some = sorted(message.tensors)[:8]
+        raise ProtocolError(
+            f"{message.kind} has {len(message.tensors)} tensors, {some} among them; expected {name!r} as well."
+        )
     return message.tensors[name]

@@ -19,7 +19,7 @@ import psutil
 from relay import Relay, relayed
 from zygote import fork
 
-__all__ = ["GRACE_S", "Run", "alive", "running", "zygote_at"]
+__all__ = ["GRACE_S", "Run", "running", "zygote_at"]
 
 HERE = Path(__file__).parent
 GRACE_S = 3.0
@@ -68,9 +68,17 @@ class Run:
             assert time.monotonic() < deadline_s, f"no {what} within {timeout_s:g} s\n{self.logs()}"
             time.sleep(0.02)
 
+    def lives(self, pid: int) -> bool:
+        """Whether this process of the run is alive; its number may belong to somebody else by now."""
+        try:
+            process = psutil.Process(pid)
+            return process.status() != psutil.STATUS_ZOMBIE and self.zygote in process.cmdline()
+        except psutil.Error:
+            return False
+
     def result(self) -> dict[str, Any]:
         path = self.folder / "result.json"
-        self.until(lambda: path.exists() or not alive(self.edge_pid), "end of the run")
+        self.until(lambda: path.exists() or not self.lives(self.edge_pid), "end of the run")
         assert path.exists(), self.logs()
         content: dict[str, Any] = json.loads(path.read_text())
         return content
@@ -90,13 +98,6 @@ class Run:
         """From the fault to the first of these events, as the table shows it."""
         found = [line["time_s"] for line in self.diary() if line["event"] in events and line["time_s"] >= self.fault_s]
         return f"{min(found) - self.fault_s:.1f}" if found else "-"
-
-
-def alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextlib.contextmanager
@@ -146,7 +147,7 @@ def running(tmp_path: Path, zygote: str, **job: Any) -> Iterator[Run]:
             run.start()
             yield run
         finally:
-            for pid in [run.edge_pid, *run.pids()]:
+            for pid in filter(run.lives, [run.edge_pid, *run.pids()]):
                 for group in (os.killpg, os.kill):  # workers are in their device's group
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         group(pid, signal.SIGKILL)

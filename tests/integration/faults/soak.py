@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from fault_run import Run, alive, running, zygote_at
+from fault_run import Run, running, zygote_at
 
 MIB = 1 << 20
 
@@ -35,7 +35,7 @@ class Soak:
     def disturb(self) -> None:
         acts = {"device killed": 4, "device stopped for some seconds": 2, "connection cut": 4, "edge killed": 1}
         name = self.rng.choices(list(acts), weights=list(acts.values()))[0]
-        devices = [pid for pid in self.run.pids()[-4:] if alive(pid)]
+        devices = [pid for pid in self.run.pids()[-4:] if self.run.lives(pid)]
         if name.startswith("device") and not devices:
             return
         self.faults[name] = self.faults.get(name, 0) + 1
@@ -45,7 +45,7 @@ class Soak:
             pid = self.rng.choice(devices)
             os.kill(pid, signal.SIGSTOP)
             time.sleep(self.rng.uniform(0.5, 14))
-            if alive(pid):
+            if self.run.lives(pid):
                 os.kill(pid, signal.SIGCONT)
         elif name == "connection cut":
             self.run.relay.refusing = True
@@ -57,12 +57,12 @@ class Soak:
 
     def restart_edge(self, **changes: Any) -> None:
         os.kill(self.run.edge_pid, signal.SIGKILL)
-        self.run.until(lambda: not alive(self.run.edge_pid), "death of the edge")
+        self.run.until(lambda: not self.run.lives(self.run.edge_pid), "death of the edge")
         self.run.start(resume=True, **changes)
         self.memory.append([])
 
     def look(self, started_s: float) -> None:
-        if not alive(self.run.edge_pid):
+        if not self.run.lives(self.run.edge_pid):
             sys.exit(f"the edge has ended by itself\n{self.run.logs()}")
         memory = psutil.Process(self.run.edge_pid).memory_info().rss / MIB
         self.memory[-1].append((time.monotonic() - started_s, memory))
@@ -119,7 +119,7 @@ def _soak(soak: Soak, arguments: argparse.Namespace) -> dict[str, Any]:
     current = max(turn["server_round"] for turn in soak.turns())
     soak.restart_edge(rounds=current + 1)
     soak.run.result()
-    soak.run.until(lambda: not any(map(alive, soak.run.pids())), "end of every device", 20)
+    soak.run.until(lambda: not any(map(soak.run.lives, soak.run.pids())), "end of every device", 20)
     return _summary(soak)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_run import GRACE_S, Run, alive, running, zygote_at
+from fault_run import GRACE_S, Run, running, zygote_at
 
 pytestmark = pytest.mark.slow
 
@@ -90,17 +90,17 @@ def corrupt(run: Run, pid: int) -> None:
 
 def kill_edge(run: Run, pid: int) -> None:
     os.kill(run.edge_pid, signal.SIGKILL)
-    run.until(lambda: not alive(run.edge_pid), "death of the edge")
+    run.until(lambda: not run.lives(run.edge_pid), "death of the edge")
     run.go()
     devices = run.pids()
-    run.until(lambda: not any(map(alive, devices)), "end of the devices", 12)
+    run.until(lambda: not any(map(run.lives, devices)), "end of the devices", 12)
     run.resume()
 
 
 def kill_edge_and_damage(damage: Callable[[Path], None]) -> Callable[[Run, int], None]:
     def act(run: Run, pid: int) -> None:
         os.kill(run.edge_pid, signal.SIGKILL)
-        run.until(lambda: not alive(run.edge_pid), "death of the edge")
+        run.until(lambda: not run.lives(run.edge_pid), "death of the edge")
         run.go()
         damage(run.run_folder / "commits")
         run.resume()
@@ -213,7 +213,7 @@ def test_nothing_is_lost(fault: Fault, zygote: str, uninterrupted: str, tmp_path
         notice, back = run.seconds_until("lost", "failed"), run.seconds_until("attach", "turn")
         leftovers = [str(path) for path in tmp_path.rglob("*.part") if path.name != "reached.part"]
         assert not leftovers
-        run.until(lambda: not any(map(alive, [run.edge_pid, *run.pids()])), "end of every process", 15)
+        run.until(lambda: not any(map(run.lives, [run.edge_pid, *run.pids()])), "end of every process", 15)
     TABLE.append((fault.name, fault.outcome, notice, back))
 
 
@@ -249,7 +249,7 @@ def test_a_full_disk(zygote: str, uninterrupted: str, tmp_path: Path) -> None:
                 while True:
                     file.write(bytes(1 << 14))
             run.go()
-            run.until(lambda: not alive(run.edge_pid), "end of the edge")
+            run.until(lambda: not run.lives(run.edge_pid), "end of the edge")
             log = (tmp_path / "edge.log").read_text()
             assert "StoreError" in log and "No space left on device" in log
             assert "What was there before is untouched; free some disk space" in log
@@ -269,7 +269,7 @@ def test_a_second_process_is_kept_out(zygote: str, tmp_path: Path) -> None:
     with running(tmp_path, zygote, phase=phase, devices=1, orders=[[1]], rounds=1) as run:
         first = run.reached()
         run.start(resume=True, phase=None)
-        run.until(lambda: not alive(run.edge_pid), "end of the second process")
+        run.until(lambda: not run.lives(run.edge_pid), "end of the second process")
         assert f"{run.run_folder} is in use by process {first}; expected one run at a time" in run.logs()
         run.go()
         run.until((tmp_path / "result.json").exists, "result of the first process")

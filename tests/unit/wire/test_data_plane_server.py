@@ -272,7 +272,8 @@ def _raw(server: DataPlaneServer) -> Iterator[tuple[Callable[[bytes | None], Non
             queue.append(item)
             condition.notify_all()
 
-    with grpc.insecure_channel(server.address) as channel:
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(server.address, own_connection) as channel:
         method = "/flwr_splitkd.wire.v1.DataPlane/Turn"
         call = channel.stream_stream(method, request_serializer=None, response_deserializer=None)(requests())
         try:
@@ -317,11 +318,27 @@ def test_a_stranger_that_announces_tensors(server: DataPlaneServer) -> None:
     _serves(server)
 
 
-def test_bytes_that_are_no_frame(server: DataPlaneServer) -> None:
+def test_bytes_that_are_no_frame(server: DataPlaneServer, caplog: pytest.LogCaptureFixture) -> None:
     with _raw(server) as (send, frames):
         send(b"\xff" * 40)
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError, match="sent 40 bytes that are no frame"):
             next(frames)
+    _serves(server)
+    assert not caplog.records  # whoever scans ports must not fill the log
+
+
+def test_a_large_frame_before_the_turn(server: DataPlaneServer) -> None:
+    """Also from a device that is let in: it has nothing to say yet."""
+    session = server.expect(_ticket())
+    large = pb.DeviceFrame(sequence=1, chunks=[pb.TensorChunk()] * 150_000).SerializeToString()
+    with _raw(server) as (send, frames):
+        send(large)
+        assert "sent a frame of 300002 bytes; expected at most 262144" in _answer(frames).failure.message
+    with _raw(server) as (send, frames):
+        send(_framed(_hello(session.ticket)))
+        assert _answer(frames).HasField("welcome")
+        send(large)
+        assert "device seven sent a frame of 300002 bytes" in _answer(frames).failure.message
     _serves(server)
 
 
@@ -460,6 +477,37 @@ def _connects(server: DataPlaneServer, session: Session) -> bool:
             return True
     except PeerLostError:
         return False
+
+
+def test_silent_strangers_make_room() -> None:
+    """Each would keep its place for a minute, and all of them together every place."""
+    with _running(max_streams=8, handshake_timeout_s=60.0) as server, contextlib.ExitStack() as strangers:
+        calls = [strangers.enter_context(_raw(server))[1] for _ in range(16)]
+        for _ in range(4):
+            _serves(server)
+        _until(lambda: sum(not call.is_active() for call in calls) >= 10)  # type: ignore[attr-defined]
+        for call in (call for call in calls if not call.is_active()):  # type: ignore[attr-defined]
+            with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+                next(call)
+        assert len(server._places._taken) <= 8
+
+
+def test_a_device_that_takes_nothing_does_not_hold_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flwr_splitkd.wire.places._LINGER_S", 0.5)
+    monkeypatch.setattr("flwr_splitkd.wire.server._SWEEP_S", 0.1)
+    content = bytes(30 << 20)
+    with _running(grace_period_s=0.5) as server:
+        session = server.expect(_ticket())
+        with _raw(server) as (send, frames):
+            send(_framed(_hello(session.ticket)))
+            assert _answer(frames).HasField("welcome")
+            tensor = EncodedTensor(pb.DTYPE_UINT8, (len(content),), pb.CODEC_NONE, content)
+            _edge_of(session).send(pb.Begin(), {"stem|weight/x": tensor})
+            time.sleep(1.0)  # long enough, but its turn is not over
+            assert session.connected and len(server._places._taken) == 1
+            server.end(session)
+            _until(lambda: not server._places._taken)
+        _serves(server)
 
 
 # ---- addresses

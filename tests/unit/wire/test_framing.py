@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
-from flwr_splitkd.wire.framing import Assembler, Limits, WireMessage, to_frames
+from flwr_splitkd.wire.framing import Assembler, Limits, WireMessage, parse_device_frame, to_frames
 from flwr_splitkd.wire.tensors import ITEM_BYTES, EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
@@ -301,3 +301,32 @@ def test_a_stranger_may_not_send_tensors() -> None:
     assert [device.feed(frame) for frame in frames][-1] is not None
     with pytest.raises(ProtocolError, match="The stream of device 3 was closed"):
         device.feed(frames[0])
+
+
+# ---- from bytes
+
+
+def test_bytes_that_are_no_frame() -> None:
+    for garbage in (b"\xff" * 40, b"\x12\x7f", b"GET / HTTP/1.1\r\n\r\n"):
+        with pytest.raises(CorruptFrameError, match=f"device 3 sent {len(garbage)} bytes that are no frame"):
+            parse_device_frame(garbage, Limits(), "device 3", admitted=True)
+
+
+def test_a_frame_is_small_before_its_turn() -> None:
+    """Such as one of many empty chunks, which takes thirty times its bytes."""
+    limits = Limits(max_opening_bytes=100)
+    for size in (100, 102):
+        serialized = pb.DeviceFrame(chunks=[pb.TensorChunk()] * (size // 2)).SerializeToString()
+        assert len(serialized) == size
+        assert len(parse_device_frame(serialized, limits, "device 3", admitted=True).chunks) == size // 2
+    with pytest.raises(ProtocolError, match="device 3 sent a frame of 102 bytes; expected at most 100 before its turn"):
+        parse_device_frame(serialized, limits, "device 3", admitted=False)
+    assert len(parse_device_frame(serialized[2:], limits, "device 3", admitted=False).chunks) == 50
+
+
+def test_a_long_name_does_not_get_into_errors() -> None:
+    body = pb.Forward()
+    body.tensors.add(name="x" * 100_000, dtype=99)
+    with pytest.raises(TensorError, match="Forward of device 3 announces a tensor whose name has 100000 ch") as caught:
+        Assembler(Limits(), "device 3").feed(pb.DeviceFrame(forward=body))
+    assert len(str(caught.value)) < 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
@@ -112,6 +113,16 @@ def test_codecs() -> None:
     handshake.check_codecs([pb.CODEC_NONE, pb.CODEC_FLOAT16], [pb.CODEC_NONE])
     with pytest.raises(HandshakeError, match=re.escape("['CODEC_NONE', '42']; expected ['CODEC_INT8_BLOCKWISE']")):
         handshake.check_codecs([pb.CODEC_NONE, 42], [pb.CODEC_NONE, pb.CODEC_INT8_BLOCKWISE])
+
+
+def test_many_codecs_cost_no_time_and_flood_no_log() -> None:
+    """It is judged while every other device waits."""
+    hello = pb.Hello(codecs=[9] * 1_000_000 + [*range(10, 1000)])  # type: ignore[list-item]
+    started_s = time.monotonic()
+    with pytest.raises(HandshakeError, match="CODEC_NONE") as caught:
+        handshake.check_codecs(hello.codecs, [pb.CODEC_NONE, pb.CODEC_INT8_BLOCKWISE])
+    assert time.monotonic() - started_s < 1
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(
