@@ -94,9 +94,10 @@ class Run:
         path = self.folder / "diary.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def seconds_until(self, *events: str) -> str:
-        """From the fault to the first of these events, as the table shows it."""
-        found = [line["time_s"] for line in self.diary() if line["event"] in events and line["time_s"] >= self.fault_s]
+    def seconds_until(self, *events: str, about: str = "") -> str:
+        """From the fault to the first of these events with a device, as the table shows it."""
+        lines = [line for line in self.diary() if line["event"] in events and about in line["what"]]
+        found = [line["time_s"] for line in lines if line["time_s"] >= self.fault_s]
         return f"{min(found) - self.fault_s:.1f}" if found else "-"
 
 

@@ -210,7 +210,9 @@ def test_nothing_is_lost(fault: Fault, zygote: str, uninterrupted: str, tmp_path
             assert undone
         if fault.outcome == GOES_ON:
             assert "steps are kept in commit" in undone[0]
-        notice, back = run.seconds_until("lost", "failed"), run.seconds_until("attach", "turn")
+        device = "" if fault.who == EDGE else fault.who
+        notice = run.seconds_until("lost", about=device)
+        back = run.seconds_until("turn" if fault.outcome == UNHARMED else "attach", about=device)
         leftovers = [str(path) for path in tmp_path.rglob("*.part") if path.name != "reached.part"]
         assert not leftovers
         run.until(lambda: not any(map(run.lives, [run.edge_pid, *run.pids()])), "end of every process", 15)
