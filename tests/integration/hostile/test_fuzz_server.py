@@ -199,7 +199,7 @@ def test_no_wrong_token_passes(covered: Callable[[str, object], None]) -> None:
             link = used.link
             assert link is not None
             old_tokens = [used.resume_tokens.renew() for _ in range(3)]
-            used.resume_tokens.settle()
+            used.resume_tokens.settle(old_tokens[-1])
             wrong: dict[str, Callable[[], pb.Hello | pb.Resume]] = {
                 "drawn at random": lambda: hello(fresh.ticket, token=rng.randbytes(32)),
                 "one bit off": lambda: hello(fresh.ticket, token=_flipped(rng, fresh.ticket.token)),
