@@ -188,13 +188,17 @@ class Federation:
                 reports.append(report)
 
         plan = TurnPlan(mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={}, **plan_settings)
-        with connected_links() as (edge_link, device_link):
-            self.edge_link = edge_link
-            thread = threading.Thread(target=serve)
-            thread.start()
-            outcome = run_turn(
-                edge_link, hello, student=self.student, objective=self.objective, settings=self.settings, plan=plan
-            )
+        thread = threading.Thread(target=serve)
+        try:
+            with connected_links() as (edge_link, device_link):
+                self.edge_link = edge_link
+                thread.start()
+                outcome = run_turn(
+                    edge_link, hello, student=self.student, objective=self.objective, settings=self.settings, plan=plan
+                )
+                thread.join(20)
+        finally:
+            # Of a turn that was lost too: at its end it sets torch's generator back, which the next test draws from.
             thread.join(20)
         if mode == "train":
             self.next_step += outcome.num_steps
