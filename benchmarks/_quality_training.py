@@ -268,5 +268,4 @@ def _device(
             compute_device=torch.device("cpu"),
             begin_timeout_s=TIMEOUT_S,
             step_timeout_s=TIMEOUT_S,
-            run=str(RUN_ID),
         )
