@@ -1,6 +1,7 @@
 """A run of many minutes in which devices, workers, connections and the edge are killed at random: `make soak`.
 
-Real processes without Flower, as in `test_faults.py`. Prints a line a minute and a summary at the end: turns, what was done
+Real processes without Flower, as in `test_faults.py`. The edge is killed in the first third only: what comes after shows
+whether the memory of one long-lived process grows. Prints a line a minute and a summary at the end: turns, what was done
 to them, the loss, the memory of the edge and its slope, and the files that were left over.
 """
 
@@ -32,8 +33,8 @@ class Soak:
         self.faults: dict[str, int] = {}
         self.memory: list[list[tuple[float, float]]] = [[]]  # seconds and MiB, for each process of the edge
 
-    def disturb(self) -> None:
-        acts = {"device killed": 4, "device stopped for some seconds": 2, "connection cut": 4, "edge killed": 1}
+    def disturb(self, *, edge_too: bool) -> None:
+        acts = {"device killed": 4, "device stopped for some seconds": 2, "connection cut": 4, "edge killed": 2 * edge_too}
         name = self.rng.choices(list(acts), weights=list(acts.values()))[0]
         devices = [pid for pid in self.run.pids()[-4:] if self.run.lives(pid)]
         if name.startswith("device") and not devices:
@@ -74,14 +75,13 @@ class Soak:
         )
         return [line for line in lines if line["kind"] == "turn"]
 
-    def slope(self) -> float:
-        """MiB an hour, the median over processes of the edge that lived for a minute, without each one's first 20 s."""
-        slopes = []
-        for samples in self.memory:
-            settled = [(when, value) for when, value in samples if when > samples[0][0] + 20]
-            if len(settled) > 20 and settled[-1][0] - settled[0][0] > 40:
-                slopes.append(statistics.linear_regression(*zip(*settled, strict=True)).slope * 3600)
-        return statistics.median(slopes) if slopes else float("nan")
+    def slope(self, settling_s: float = 240.0) -> tuple[float, float]:
+        """MiB an hour of the edge's longest-lived process without its first `settling_s`, and over how many seconds."""
+        samples = max(self.memory, key=len)
+        settled = [(when, value) for when, value in samples if when > samples[0][0] + settling_s]
+        if len(settled) < 20:
+            return float("nan"), 0.0
+        return statistics.linear_regression(*zip(*settled, strict=True)).slope * 3600, settled[-1][0] - settled[0][0]
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def _soak(soak: Soak, arguments: argparse.Namespace) -> dict[str, Any]:
     while (now_s := time.monotonic()) < started_s + arguments.minutes * 60:
         soak.look(started_s)
         if now_s >= next_fault_s:
-            soak.disturb()
+            soak.disturb(edge_too=now_s < started_s + arguments.minutes * 20)
             next_fault_s = time.monotonic() + soak.rng.expovariate(1 / arguments.every_s)
         if now_s >= next_line_s:
             next_line_s += 60
@@ -140,6 +140,7 @@ def _summary(soak: Soak) -> dict[str, Any]:
     leftovers = [path.name for path in soak.run.folder.rglob("*") if ".part" in path.name]
     commits = soak.run.run_folder / "commits"
     peak = max(value for samples in soak.memory for _, value in samples)
+    slope, slope_over_s = soak.slope()
     return {
         "faults": soak.faults,
         "turns": len(turns),
@@ -148,7 +149,9 @@ def _summary(soak: Soak) -> dict[str, Any]:
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "edge_peak_mib": round(peak, 1),
-        "edge_slope_mib_per_hour": round(soak.slope(), 2),
+        "edge_slope_mib_per_hour": round(slope, 2),
+        "edge_slope_over_s": round(slope_over_s),
+        "edge_memory_each_minute_mib": [round(value) for _, value in max(soak.memory, key=len)[::120]],
         "edge_processes": len(soak.memory),
         "files_left_half_written": leftovers,
         "manifests": len(list(commits.glob("manifest-*.json"))),
