@@ -8,6 +8,7 @@
     │   └── UncuttableModelError    this architecture cannot be cut at all
     ├── DataError               a data set or partition cannot be used
     ├── NonFiniteError          NaN or infinity in smashed data, a gradient or the loss
+    ├── InfeasibleError         no cut meets the delay bound, the memory and the battery at once
     ├── NoDeviceError           no device can take part
     ├── StoreError              a checkpoint or cache file is missing, corrupt or cannot be written
     ├── PeerLostError           the other side of a stream is gone or silent
@@ -27,6 +28,7 @@ __all__ = [
     "CutError",
     "DataError",
     "HandshakeError",
+    "InfeasibleError",
     "NoDeviceError",
     "NonFiniteError",
     "PeerLostError",
@@ -60,6 +62,10 @@ class DataError(SplitKDError, ValueError):
 
 class NonFiniteError(SplitKDError, ArithmeticError):
     """NaN or infinity appeared in smashed data, a gradient or the loss."""
+
+
+class InfeasibleError(SplitKDError, ValueError):
+    """No cut and clock meet every constraint of a turn; the message says what would."""
 
 
 class NoDeviceError(SplitKDError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,16 +10,28 @@ import numpy as np
 
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers.generators import generator_state, set_generator_state
-from flwr_splitkd.schedulers.view import DeviceView
+from flwr_splitkd.schedulers.plan import Decision, FrequencyPolicy, plan_cut_and_frequency
+from flwr_splitkd.schedulers.view import DeviceView, Outlook
 
-__all__ = ["CutCycle", "CutPolicy", "CutTable", "FixedCut", "RandomCut"]
+__all__ = ["CutCycle", "CutPolicy", "CutTable", "FixedCut", "OptimalCut", "RandomCut"]
 
 
 class CutPolicy(Protocol):
-    """Chooses the cut layer of a turn."""
+    """Chooses the cut layer of a turn.
 
-    def choose(self, device: DeviceView) -> int:
-        """Return the cut layer: the device runs blocks ``0 .. cut - 1``; ``1 <= cut <= num_blocks - 1``."""
+    A policy with ``needs_outlook = True`` is given `DeviceView.outlook`; one with ``codecs`` may decide on any of them.
+    """
+
+    def choose(self, device: DeviceView) -> int | Decision:
+        """Return the cut layer: the device runs blocks ``0 .. cut - 1``; ``1 <= cut <= num_blocks - 1``.
+
+        A `Decision` says more: the codec, the server's clock, and the reasons.
+
+        Raises
+        ------
+        InfeasibleError
+            If the device cannot take this turn; it is left out of the round.
+        """
 
 
 class FixedCut:
@@ -96,6 +109,73 @@ class CutCycle:
     def choose(self, device: DeviceView) -> int:
         """Return the device's cut."""
         return self._dealt.setdefault(device.node_id, self.cuts[len(self._dealt) % len(self.cuts)])
+
+
+class OptimalCut:
+    """The cut, codec and server clock that take the least energy within a delay bound, see `plan_cut_and_frequency`.
+
+    Parameters
+    ----------
+    max_delay_s
+        Bound on a turn.
+    min_cut
+        Privacy floor: at least so many blocks stay on the device.
+    codecs
+        For smashed data and gradients, in order of preference among equals; other than ``"none"`` they are lossy.
+    frequency
+        ``"optimal"``, or hold the server's clock at ``"max"`` or ``"nominal"``.
+    cuts
+        Only these; all when not given.
+    """
+
+    needs_outlook = True
+
+    def __init__(
+        self,
+        *,
+        max_delay_s: float = math.inf,
+        min_cut: int = 1,
+        codecs: Sequence[str] = ("none",),
+        frequency: FrequencyPolicy = "optimal",
+        cuts: Sequence[int] | None = None,
+    ) -> None:
+        if not max_delay_s > 0:
+            raise ConfigError(f"`max_delay_s` is {max_delay_s}; expected more than 0 seconds.")
+        if not codecs:
+            raise ConfigError("`codecs` is empty; expected at least one, such as 'none'.")
+        self.max_delay_s, self.min_cut = max_delay_s, _checked(min_cut, "min_cut")
+        self.codecs, self.frequency = tuple(codecs), frequency
+        self.cuts = None if cuts is None else tuple(_checked(cut, "cuts") for cut in cuts)
+
+    def choose(self, device: DeviceView) -> Decision:
+        """Plan the turn.
+
+        Raises
+        ------
+        ConfigError
+            If the strategy has no planner.
+        InfeasibleError
+            If no option is feasible; with the values that would make it so.
+        """
+        if device.outlook is None:
+            raise ConfigError(
+                "OptimalCut has no outlook on the turn; expected a strategy with a planner, such as SplitKD."
+            )
+        return self.plan(device.outlook, device.local_epochs)
+
+    def plan(self, outlook: Outlook, local_epochs: int) -> Decision:
+        """Plan a turn of so many passes; raises as `choose` does."""
+        return plan_cut_and_frequency(
+            outlook.terms(local_epochs, self.codecs),
+            device=outlook.device,
+            server=outlook.server,
+            link=outlook.link,
+            max_delay_s=self.max_delay_s,
+            min_cut=self.min_cut,
+            battery_j=outlook.battery_j,
+            frequency=self.frequency if outlook.clock_is_ours else "max",
+            cuts=self.cuts,
+        )
 
 
 class RandomCut:
