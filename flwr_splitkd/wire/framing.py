@@ -82,7 +82,10 @@ class WireMessage:
 def to_frames(
     frame_type: type[Frame], body: Any, tensors: Mapping[str, EncodedTensor], limits: Limits
 ) -> Iterator[Frame]:
-    """Lay a message out in frames of at most ``limits.chunk_bytes`` payload; sequence numbers are unset."""
+    """Lay a message out in frames of at most ``limits.chunk_bytes`` payload; sequence numbers are unset.
+
+    The body goes first and alone: from its arrival to the last chunk's the receiver can tell the link's rate.
+    """
     frame = frame_type()
     slot = getattr(frame, _BODY_FIELDS[frame_type][body.DESCRIPTOR.name])
     slot.CopyFrom(body)  # not the body itself, which may have to be sent again
@@ -96,7 +99,7 @@ def to_frames(
             total_bytes=total,
             num_chunks=-(-total // limits.chunk_bytes),
         )
-    room = limits.chunk_bytes
+    room = 0
     for position, tensor in enumerate(tensors.values()):
         payload = memoryview(tensor.payload)
         for index, start in enumerate(range(0, len(payload), limits.chunk_bytes)):

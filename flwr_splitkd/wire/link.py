@@ -71,6 +71,7 @@ class Link:
         self.admitted = admitted
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.payload_bytes_received, self.receive_s = 0, 0.0
         self.received = 0
         self.num_resumed = 0
         self._limits = limits or Limits()
@@ -207,6 +208,12 @@ class Link:
         """Count bytes on the wire."""
         self.bytes_sent += sent
         self.bytes_received += received
+
+    def timed(self, message: WireMessage, seconds: float) -> None:
+        """Count a message's payload, and the seconds from its headers to its end."""
+        if message.num_bytes:
+            self.payload_bytes_received += message.num_bytes
+            self.receive_s += seconds
 
     def acknowledge(self, stream: object, count: int) -> None:
         """Forget the first `count` messages of this side: the peer has them.

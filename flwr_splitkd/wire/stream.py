@@ -7,6 +7,7 @@ which outlives it: if the connection is lost, the next stream of the same turn i
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -171,8 +172,11 @@ class Stream:
         link = self._link
         if link is None:
             raise ValueError("Only a stream that is attached can carry messages.")
+        headers_s = 0.0
         try:
             for frame in frames:
+                if frame.WhichOneof("body"):
+                    headers_s = time.monotonic()
                 link.moved(received=frame.ByteSize())
                 link.acknowledge(self, frame.acknowledged)
                 self._assembler.admitted = link.admitted
@@ -180,7 +184,10 @@ class Stream:
                 if frame.last:
                     link.ended(self)
                     return
-                if message is not None and not link.deliver(self, message):
+                if message is None:
+                    continue
+                link.timed(message, time.monotonic() - headers_s)
+                if not link.deliver(self, message):
                     return
             self.end("its connection dropped")
         except CorruptFrameError as error:  # the bytes, not the peer, are to blame: they are sent again

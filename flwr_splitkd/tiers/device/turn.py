@@ -6,6 +6,7 @@ Begin -> build the half -> (forward -> send -> receive -> backward)* -> step ...
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,7 @@ class _Turn:
         step_timeout_s: float,
         teacher: Callable[[], nn.Module] | None,
     ) -> None:
+        started_s = time.monotonic()
         self._link, self._layout, self._cache = link, layout, cache
         self._plan: pb.Begin = begin.body
         # Moments that stay with the device are of no use to another run.
@@ -173,8 +175,10 @@ class _Turn:
         self._optimizer = self._build_optimizer(moments)
         self._step = self._plan.first_step
         self._num_examples = 0
+        self._waited_s, self._setup_s = 0.0, time.monotonic() - started_s
 
     def run(self, data: DeviceData) -> TurnReport:
+        started_s, waited_s = time.monotonic(), self._waited_s
         left_out = self._plan.done_steps  # a part of this turn that was committed before the rest was lost
         with seed_dropout(self._half.model, self._layout, self._plan.seed) as seeds:
             for epoch in range(self._plan.local_epochs):
@@ -185,13 +189,30 @@ class _Turn:
                     self._run_step(microbatches, seeds)
                     if self._is_checkpoint():
                         self._hand_in()
+        compute_s = time.monotonic() - started_s - (self._waited_s - waited_s)
         num_steps = self._step - self._plan.first_step
         trained = self._trained_units() if self._training else {}
         flat = {name: tensor for unit in trained.values() for name, tensor in unit.items()}
-        self._link.send(pb.TurnDone(num_steps=num_steps, num_examples=self._num_examples), encode_all(flat))
-        result: pb.TurnResult = self._link.receive("TurnResult", self._timeout_s).body
+        times = pb.DeviceTimes(
+            setup_s=self._setup_s,
+            compute_s=compute_s,
+            received_bytes=self._link.payload_bytes_received,
+            receive_s=self._link.receive_s,
+        )
+        self._link.send(
+            pb.TurnDone(num_steps=num_steps, num_examples=self._num_examples, times=times), encode_all(flat)
+        )
+        result: pb.TurnResult = self._receive("TurnResult").body
         self._remember(result)
         return TurnReport(result=result, num_examples=self._num_examples, num_steps=num_steps, task=self._plan.task)
+
+    def _receive(self, expected: str) -> WireMessage:
+        """Wait for the edge's answer, and count for how long."""
+        started_s = time.monotonic()
+        try:
+            return self._link.receive(expected, self._timeout_s)
+        finally:
+            self._waited_s += time.monotonic() - started_s
 
     def _is_checkpoint(self) -> bool:
         every, num_steps = self._plan.commit_every_steps, self._step - self._plan.first_step
@@ -201,7 +222,7 @@ class _Turn:
         """Have what was trained so far committed."""
         flat = {name: tensor for unit in self._trained_units().values() for name, tensor in unit.items()}
         self._link.send(pb.Checkpoint(num_steps=self._step - self._plan.first_step), encode_all(flat))
-        self._remember(self._link.receive("Committed", self._timeout_s).body)
+        self._remember(self._receive("Committed").body)
 
     # ---- one optimiser step
 
@@ -227,7 +248,7 @@ class _Turn:
         with torch.set_grad_enabled(self._training):
             smashed = self._forward(inputs)
         self._link.send(header, self._uplink(smashed, inputs, labels))
-        answer = self._link.receive("Backward", self._timeout_s)
+        answer = self._receive("Backward")
         self._check_answer(header, answer)
         if self._training and smashed.requires_grad:
             gradient = decode(answer.tensors["gradient"]).to(self._device)
@@ -296,7 +317,7 @@ class _Turn:
             norms = grad_norms(self._trainable)
             values = [float(norms[name]) if name in norms else NO_GRADIENT for name, _ in self._trainable]
             self._link.send(pb.GradientNorms(step=self._step, norms=values))
-            update = self._link.receive("Update", self._timeout_s).body
+            update = self._receive("Update").body
         if self._optimizer is None or update is None:
             return
         if self._plan.clip_gradients:

@@ -95,6 +95,8 @@ class TurnPlan:
         Seeds the order of the data: `first_step` when the turn began; the same as that when not given.
     run
         Name of the run in the device's cache.
+    codec
+        For smashed data and gradients in this turn; those of `TurnSettings` when not given.
     """
 
     mode: TurnMode
@@ -105,6 +107,7 @@ class TurnPlan:
     done_steps: int = 0
     order_step: int | None = None
     run: str = ""
+    codec: CodecName | None = None
 
     @property
     def data_step(self) -> int:
@@ -115,6 +118,10 @@ class TurnPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnOutcome:
     """A completed turn. Losses are means over its counted labels; bytes are those of the data plane.
+
+    Where `duration_s` went: `device_s` and `edge_s` computing, `uplink_s` and `downlink_s` for `uplink_payload_bytes` and
+    `downlink_payload_bytes` on their way, `fixed_s` for building the device's half and for commits; the rest is what messages
+    take beside their payload. `device_s`, `downlink_s` and `downlink_payload_bytes` are the device's own word.
 
     `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `num_resumed` counts connections
     that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had
@@ -138,3 +145,16 @@ class TurnOutcome:
     downlink_bytes: int
     handover_bytes: int
     handover_downlink_bytes: int
+    device_s: float
+    edge_s: float
+    uplink_s: float
+    downlink_s: float
+    fixed_s: float
+    uplink_payload_bytes: int
+    downlink_payload_bytes: int
+
+    @property
+    def other_s(self) -> float:
+        """What no stage explains: latency of messages, waiting for a processor, retransmission."""
+        known_s = self.device_s + self.edge_s + self.uplink_s + self.downlink_s + self.fixed_s
+        return max(self.duration_s - known_s, 0.0)

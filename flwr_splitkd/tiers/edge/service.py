@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flwr_splitkd.errors import PeerLostError
@@ -12,7 +12,7 @@ from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSe
 from flwr_splitkd.tiers.edge.student import EdgeStudent
 from flwr_splitkd.tiers.edge.turn import run_turn
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
-from flwr_splitkd.wire.codec import codec_code
+from flwr_splitkd.wire.codec import CodecName, codec_code
 from flwr_splitkd.wire.credentials import new_ticket
 from flwr_splitkd.wire.server import DataPlaneServer, Session
 
@@ -30,6 +30,8 @@ class EdgeService:
         What turns are served with.
     ticket_lifetime_s
         Seconds from the making of a ticket to its end.
+    codecs
+        Those that turns may ask for beside those of `settings`; a device that lacks one is refused.
     """
 
     def __init__(
@@ -40,12 +42,13 @@ class EdgeService:
         objective: Objective,
         settings: TurnSettings,
         ticket_lifetime_s: float,
+        codecs: Collection[CodecName] = (),
     ) -> None:
         self.server, self.student = server, student
         self._objective, self._settings = objective, settings
         self._ticket_lifetime_s = ticket_lifetime_s
-        codecs = {codec_code(settings.uplink_codec), codec_code(settings.downlink_codec)}
-        server.start(model=fingerprint_to_wire(student.fingerprint), codecs=tuple(codecs))
+        codes = {codec_code(codec) for codec in (settings.uplink_codec, settings.downlink_codec, *codecs)}
+        server.start(model=fingerprint_to_wire(student.fingerprint), codecs=tuple(codes))
 
     def expect(self, *, run_id: int, node_id: int, server_round: int) -> Session:
         """Admit one node to one turn."""
@@ -65,6 +68,7 @@ class EdgeService:
         done_steps: int = 0,
         order_step: int | None = None,
         run: str = "",
+        codec: CodecName | None = None,
     ) -> TurnOutcome:
         """Serve a connected session's turn on this thread, and end the session.
 
@@ -92,6 +96,7 @@ class EdgeService:
                 done_steps=done_steps,
                 order_step=order_step,
                 run=run,
+                codec=codec,
             )
             outcome = run_turn(
                 link,

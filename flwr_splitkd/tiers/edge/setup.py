@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from flwr_splitkd.tiers.edge.service import EdgeService
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent, HandoverName
 from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
+from flwr_splitkd.wire.codec import CodecName
 from flwr_splitkd.wire.credentials import TlsFiles
 from flwr_splitkd.wire.framing import Limits
 from flwr_splitkd.wire.server import DataPlaneServer
@@ -93,7 +94,15 @@ class EdgeSetup:
         set_tied_embeddings(inner_model(student), self.tied_embeddings)
         return student
 
-    def open(self, student: nn.Module, commits: Path, *, ticket_lifetime_s: float, resume: bool = False) -> EdgeService:
+    def open(
+        self,
+        student: nn.Module,
+        commits: Path,
+        *,
+        ticket_lifetime_s: float,
+        resume: bool = False,
+        codecs: Collection[CodecName] = (),
+    ) -> EdgeService:
         """Check the models, bind the port, commit the initial state (or load the last commit) and begin to listen.
 
         Parameters
@@ -106,6 +115,8 @@ class EdgeSetup:
             Seconds that a called device has to come.
         resume
             Whether the log holds the run that goes on, or none.
+        codecs
+            Those that turns may ask for beside the settings' own.
 
         Raises
         ------
@@ -139,12 +150,19 @@ class EdgeSetup:
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
         )
         try:
-            return self._open(student, log, server, ticket_lifetime_s)
+            return self._open(student, log, server, ticket_lifetime_s, codecs)
         except BaseException:
             server.stop()
             raise
 
-    def _open(self, whole: nn.Module, log: CommitLog, server: DataPlaneServer, ticket_lifetime_s: float) -> EdgeService:
+    def _open(
+        self,
+        whole: nn.Module,
+        log: CommitLog,
+        server: DataPlaneServer,
+        ticket_lifetime_s: float,
+        codecs: Collection[CodecName],
+    ) -> EdgeService:
         student = inner_model(whole)
         layout = find_layout(student, list(self.blocks) or None)
         if not self.train_embeddings:
@@ -174,6 +192,7 @@ class EdgeSetup:
             objective=objective,
             settings=self.turn,
             ticket_lifetime_s=ticket_lifetime_s,
+            codecs=codecs,
         )
 
 

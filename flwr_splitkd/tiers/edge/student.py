@@ -111,6 +111,15 @@ class EdgeStudent:
         """
         self._log.commit({}, {**info, "next_step": self.next_step})
 
+    def handover_bytes(self) -> list[int]:
+        """Bytes of what trains on the device, and of its moments if they travel, for each cut ``1 .. L-1``."""
+        copies = 1 + (len(self.optimizer.moment_keys - {"step"}) if self.handover == "full" else 0)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        return [
+            copies * sum(parameters[name].nbytes for name in self.trainable_in(self.device_units(cut)))
+            for cut in range(1, self.layout.num_blocks)
+        ]
+
     def half(self, cut: int) -> EdgeHalf:
         """Cut the student for a turn; `EdgeHalf.restore` makes it whole again."""
         return EdgeHalf(self.model, cut, self.layout)

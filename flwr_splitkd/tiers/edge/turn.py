@@ -8,6 +8,7 @@ Runs on the caller's thread: torch never runs on gRPC's.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -98,6 +99,10 @@ class _Turn:
         self._num_tokens, self._num_correct = 0, 0
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
         self._handover_bytes, self._handover_downlink_bytes = 0, 0
+        self._waited_s, self._edge_s, self._commit_s = 0.0, 0.0, 0.0
+        self._uplink_codec, self._downlink_codec = (
+            codec_code(plan.codec or codec) for codec in (settings.uplink_codec, settings.downlink_codec)
+        )
 
     def run(self) -> TurnOutcome:
         self._link.admit()
@@ -107,9 +112,11 @@ class _Turn:
             done = self._receive("TurnDone")
         else:
             done, moments = self._run_half()
+        _check_times(done, self._link.peer)
         commit_id = self._commit(done, moments, finished=True) if self._training else self._student.last_commit
         result = self._result(commit_id)
         self._tell(result)
+        times: pb.DeviceTimes = done.body.times
         return TurnOutcome(
             cut=self._plan.cut,
             commit_id=commit_id,
@@ -127,23 +134,32 @@ class _Turn:
             downlink_bytes=self._link.bytes_sent,
             handover_bytes=self._handover_bytes,
             handover_downlink_bytes=self._handover_downlink_bytes,
+            device_s=times.compute_s,
+            edge_s=self._edge_s,
+            uplink_s=self._link.receive_s,
+            downlink_s=times.receive_s,
+            fixed_s=times.setup_s + self._commit_s,
+            uplink_payload_bytes=self._link.payload_bytes_received,
+            downlink_payload_bytes=times.received_bytes,
         )
 
     def _receive(self, expected: str) -> WireMessage:
         """Wait for the device's next message, as long as it may take."""
         timeout_s, bound_s = self._settings.step_timeout_s, self._settings.turn_timeout_s
-        if bound_s is None:
-            return self._link.receive(expected, timeout_s)
-        left_s = self._started_s + bound_s - time.monotonic()
+        started_s = time.monotonic()
+        if bound_s is not None:
+            timeout_s = min(timeout_s, max(self._started_s + bound_s - started_s, 0.0))
         try:
-            return self._link.receive(expected, min(timeout_s, max(left_s, 0.0)))
+            return self._link.receive(expected, timeout_s)
         except PeerLostError as error:
-            if time.monotonic() < self._started_s + bound_s or not self._link.attached:
+            if bound_s is None or time.monotonic() < self._started_s + bound_s or not self._link.attached:
                 raise
             raise PeerLostError(
                 f"{self._link.peer} has not ended its turn after {bound_s:g} s; expected it by then. Choose a lower cut or fewer "
                 "batches for it, or raise `turn_timeout_s`."
             ) from error
+        finally:
+            self._waited_s += time.monotonic() - started_s
 
     def _run_half(self) -> tuple[WireMessage, Moments]:
         message = self._receive(_STEPS)
@@ -188,8 +204,8 @@ class _Turn:
             commit_every_steps=settings.commit_every_steps,
             run=plan.run,
             seed=settings.seed,
-            uplink_codec=codec_code(settings.uplink_codec),
-            downlink_codec=codec_code(settings.downlink_codec),
+            uplink_codec=self._uplink_codec,
+            downlink_codec=self._downlink_codec,
             optimizer=student.optimizer.to_wire(),
             optimizer_handover=HANDOVERS[student.handover],
             clip_gradients=settings.max_grad_norm is not None,
@@ -229,7 +245,9 @@ class _Turn:
         expected = "Forward|Checkpoint|TurnDone" if self._training and self._settings.commit_every_steps else _STEPS
         with seed_dropout(half.model, self._student.layout, self._settings.seed) as seeds:
             while message.kind == "Forward":
+                started_s, waited_s = time.monotonic(), self._waited_s
                 self._serve(message, half, seeds, optimizer)
+                self._edge_s += time.monotonic() - started_s - (self._waited_s - waited_s)
                 message = self._receive(expected)
         if self._microbatch:
             raise ProtocolError(
@@ -283,7 +301,7 @@ class _Turn:
             return {}
         torch.autograd.backward(loss.terms.loss)
         gradient = smashed.grad if smashed.grad is not None else torch.zeros_like(smashed)
-        return {"gradient": encode(gradient, codec_code(self._settings.downlink_codec))}
+        return {"gradient": encode(gradient, self._downlink_codec)}
 
     def _inputs(self, message: WireMessage, prefix: str) -> dict[str, Tensor]:
         return {name: tensor.to(self._device) for name, tensor in decode_all(message.tensors, prefix).items()}
@@ -360,6 +378,7 @@ class _Turn:
             raise ProtocolError(
                 f"{self._link.peer} reports {done.body.num_steps} steps; expected the {num_steps} that were served."
             )
+        started_s = time.monotonic()
         self._handover_bytes += done.num_bytes
         info = {
             **self._plan.info,
@@ -368,7 +387,9 @@ class _Turn:
             "done_steps": self._plan.done_steps + num_steps,
             "finished": finished,
         }
-        return self._student.commit(self._plan.cut, decode_all(done.tensors), moments, info).commit_id
+        commit_id = self._student.commit(self._plan.cut, decode_all(done.tensors), moments, info).commit_id
+        self._commit_s += time.monotonic() - started_s
+        return commit_id
 
     def _result(self, commit_id: str) -> pb.TurnResult:
         tokens = max(self._num_tokens, 1)
@@ -413,6 +434,14 @@ class _Optimizer:
 
     def moments(self) -> Moments:
         return export_optimizer_state(self._optimizer, self.trainable) if self._optimizer else {}
+
+
+def _check_times(done: WireMessage, peer: str) -> None:
+    """The device's word on its own seconds; the planner reckons with them."""
+    for name in ("setup_s", "compute_s", "receive_s"):
+        seconds = getattr(done.body.times, name)
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ProtocolError(f"{peer} reports a `{name}` of {seconds}; expected at least 0 seconds.")
 
 
 def _tensor(message: WireMessage, name: str) -> EncodedTensor:

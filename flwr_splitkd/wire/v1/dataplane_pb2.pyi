@@ -398,15 +398,29 @@ class Committed(_message.Message):
     units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
     def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ...) -> None: ...
 
+class DeviceTimes(_message.Message):
+    __slots__ = ("setup_s", "compute_s", "received_bytes", "receive_s")
+    SETUP_S_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVE_S_FIELD_NUMBER: _ClassVar[int]
+    setup_s: float
+    compute_s: float
+    received_bytes: int
+    receive_s: float
+    def __init__(self, setup_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., received_bytes: _Optional[int] = ..., receive_s: _Optional[float] = ...) -> None: ...
+
 class TurnDone(_message.Message):
-    __slots__ = ("num_steps", "num_examples", "tensors")
+    __slots__ = ("num_steps", "num_examples", "tensors", "times")
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     num_steps: int
     num_examples: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, num_steps: _Optional[int] = ..., num_examples: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    times: DeviceTimes
+    def __init__(self, num_steps: _Optional[int] = ..., num_examples: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., times: _Optional[_Union[DeviceTimes, _Mapping]] = ...) -> None: ...
 
 class TurnResult(_message.Message):
     __slots__ = ("commit_id", "units", "loss", "cross_entropy", "kl_divergence", "num_tokens", "num_correct")

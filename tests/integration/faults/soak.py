@@ -34,7 +34,12 @@ class Soak:
         self.memory: list[list[tuple[float, float]]] = [[]]  # seconds and MiB, for each process of the edge
 
     def disturb(self, *, edge_too: bool) -> None:
-        acts = {"device killed": 4, "device stopped for some seconds": 2, "connection cut": 4, "edge killed": 2 * edge_too}
+        acts = {
+            "device killed": 4,
+            "device stopped for some seconds": 2,
+            "connection cut": 4,
+            "edge killed": 2 * edge_too,
+        }
         name = self.rng.choices(list(acts), weights=list(acts.values()))[0]
         devices = [pid for pid in self.run.pids()[-4:] if self.run.lives(pid)]
         if name.startswith("device") and not devices:

@@ -26,6 +26,13 @@ def outcome(number: int, **changes: float) -> TurnOutcome:
         "downlink_bytes": 3 << 20,
         "handover_bytes": 2 << 20,
         "handover_downlink_bytes": 1 << 20,
+        "device_s": 0.5,
+        "edge_s": 0.4,
+        "uplink_s": 0.2,
+        "downlink_s": 0.1,
+        "fixed_s": 0.2,
+        "uplink_payload_bytes": 1 << 20,
+        "downlink_payload_bytes": 3 << 20,
     }
     return TurnOutcome(commit_id=f"{number:06d}", **{**values, **changes})  # type: ignore[arg-type]
 

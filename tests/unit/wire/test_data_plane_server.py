@@ -368,10 +368,10 @@ def test_a_stream_that_ends_within_a_message(server: DataPlaneServer) -> None:
         send(_framed(_hello(session.ticket)))
         assert _answer(frames).HasField("welcome")
         edge = _edge_of(session)
-        for sequence, frame in enumerate(parts[:2], start=1):
+        for sequence, frame in enumerate(parts[:3], start=1):
             frame.sequence = sequence
             send(frame.SerializeToString())
-        send(pb.DeviceFrame(sequence=3, last=True).SerializeToString())
+        send(pb.DeviceFrame(sequence=4, last=True).SerializeToString())
         message = "Tensor 'smashed' of Forward (chunk 2 of 3, 16 of 20 bytes) was truncated by the stream's end"
         with pytest.raises(TensorError, match=re.escape(message)):
             edge.receive("Forward", WAIT_S)
