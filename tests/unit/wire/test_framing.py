@@ -77,12 +77,17 @@ def test_every_body_fits_a_frame_of_its_direction() -> None:
 
 
 def _two_tensors(chunk_bytes: int = 4) -> list[pb.DeviceFrame]:
-    """One message: "a" of 10 bytes in chunks 0, 1, 2 and "b" of 4 bytes in chunk 0; a frame for each chunk."""
+    """One message: "a" of 10 bytes in chunks 0, 1, 2 and "b" of 4 bytes in chunk 0; a frame for each chunk.
+
+    The body shares the first one's frame, which is allowed too, so that each frame's number is its chunk's.
+    """
     rng = np.random.default_rng(0)
     tensors = {"a": _tensor(rng, (10,)), "b": _tensor(rng, (4,))}
     frames = _frames([(pb.Forward(step=5), tensors)], Limits(chunk_bytes=chunk_bytes))
-    assert [(c.tensor, c.index) for f in frames for c in f.chunks] == [(0, 0), (0, 1), (0, 2), (1, 0)]
-    return frames
+    assert [[(c.tensor, c.index) for c in f.chunks] for f in frames] == [[], [(0, 0)], [(0, 1)], [(0, 2)], [(1, 0)]]
+    body = frames.pop(0)
+    frames[0].forward.CopyFrom(body.forward)
+    return _renumber(frames)
 
 
 def _renumber(frames: list[pb.DeviceFrame]) -> list[pb.DeviceFrame]:
@@ -93,6 +98,14 @@ def _renumber(frames: list[pb.DeviceFrame]) -> list[pb.DeviceFrame]:
         copy.sequence = sequence
         out.append(copy)
     return out
+
+
+def test_the_body_goes_first_and_alone() -> None:
+    """So that the receiver knows when the payload began to arrive."""
+    tensor = _tensor(np.random.default_rng(0), (10,))
+    first, second = _frames([(pb.Forward(step=5), {"a": tensor})], Limits())
+    assert first.WhichOneof("body") == "forward" and not first.chunks
+    assert second.WhichOneof("body") is None and len(second.chunks) == 1
 
 
 @pytest.mark.parametrize(
