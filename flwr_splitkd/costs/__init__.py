@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
+from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.links import Link, LinkState, WiredLink
 from flwr_splitkd.costs.profiles import (
     GENERIC_DEVICE,
@@ -25,16 +27,22 @@ __all__ = [
     "TABLE_II_SERVER",
     "BlockTimes",
     "CutTerms",
+    "DeviceEstimate",
     "DeviceProfile",
+    "EdgeEstimate",
+    "Fleet",
     "Link",
     "LinkState",
+    "MeasuredTurn",
     "ModelShape",
     "ServerProfile",
     "TurnCost",
     "WiredLink",
     "Workload",
+    "correct",
     "cut_terms",
     "device_from_json",
+    "relative_error",
     "server_from_json",
     "to_json",
     "turn_cost",

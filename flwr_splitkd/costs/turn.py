@@ -133,6 +133,8 @@ class CutTerms:
         Estimated peak of each half.
     other_s
         What no stage explains: start of the turn, latency of its messages. Measured; 0 before.
+    server_offset_s
+        The server's seconds that no clock shortens, for every option. Measured; 0 before.
     """
 
     cuts: np.ndarray
@@ -147,6 +149,7 @@ class CutTerms:
     device_memory_bytes: Float
     server_memory_bytes: Float
     other_s: Float
+    server_offset_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -305,7 +308,8 @@ def turn_cost(
     """
     device_s, other_s = float(terms.device_s[option]), float(terms.other_s[option])
     uplink_s, downlink_s = float(terms.uplink_s(link)[option]), float(terms.downlink_s(link)[option])
-    server_s = float(terms.server_cycles(server)[option]) / frequency_hz
+    busy_s = float(terms.server_cycles(server)[option]) / frequency_hz
+    server_s = busy_s + terms.server_offset_s
     total_s = device_s + uplink_s + server_s + downlink_s + other_s
     return TurnCost(
         device_s=device_s,
@@ -315,10 +319,10 @@ def turn_cost(
         other_s=other_s,
         device_compute_j=device.compute_power_w * device_s,
         device_transmit_j=device.transmit_power_w * uplink_s,
-        server_compute_j=server.power_coefficient * frequency_hz**3 * server_s,
+        server_compute_j=server.power_coefficient * frequency_hz**3 * busy_s,
         server_transmit_j=server.transmit_power_w * downlink_s,
         server_static_j=server.static_power_w * total_s,
-        server_idle_j=server.idle_power_w * (total_s - server_s),
+        server_idle_j=server.idle_power_w * (total_s - busy_s),
     )
 
 

@@ -209,7 +209,7 @@ def evaluate_options(
     if not max_delay_s > 0:
         raise ConfigError(f"`max_delay_s` is {max_delay_s}; expected more than 0 seconds.")
     cycles = terms.server_cycles(server)
-    rest_s = terms.device_s + terms.uplink_s(link) + terms.downlink_s(link) + terms.other_s
+    rest_s = terms.device_s + terms.uplink_s(link) + terms.downlink_s(link) + terms.other_s + terms.server_offset_s
     clock, binding = _clock(cycles, rest_s, server, max_delay_s, frequency)
     server_s = cycles / clock
     seconds = rest_s + server_s
