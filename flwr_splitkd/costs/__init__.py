@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from flwr_splitkd.costs.links import Link, LinkState, WiredLink
+from flwr_splitkd.costs.links_io import link_from_json
+from flwr_splitkd.costs.mobility import Trajectory, street_trajectories
 from flwr_splitkd.costs.profiles import (
     GENERIC_DEVICE,
     GENERIC_SERVER,
@@ -15,12 +17,16 @@ from flwr_splitkd.costs.profiles import (
     server_from_json,
     to_json,
 )
+from flwr_splitkd.costs.radio import RADIO_PRESETS, RadioSettings
+from flwr_splitkd.costs.radio_link import RadioLink, RadioState
 from flwr_splitkd.costs.shape import ModelShape
+from flwr_splitkd.costs.trace import TraceLink
 from flwr_splitkd.costs.turn import CutTerms, TurnCost, Workload, cut_terms, turn_cost
 
 __all__ = [
     "GENERIC_DEVICE",
     "GENERIC_SERVER",
+    "RADIO_PRESETS",
     "TABLE_II_DEVICES",
     "TABLE_II_SERVER",
     "BlockTimes",
@@ -29,13 +35,20 @@ __all__ = [
     "Link",
     "LinkState",
     "ModelShape",
+    "RadioLink",
+    "RadioSettings",
+    "RadioState",
     "ServerProfile",
+    "TraceLink",
+    "Trajectory",
     "TurnCost",
     "WiredLink",
     "Workload",
     "cut_terms",
     "device_from_json",
+    "link_from_json",
     "server_from_json",
+    "street_trajectories",
     "to_json",
     "turn_cost",
 ]
