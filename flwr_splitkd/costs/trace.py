@@ -47,11 +47,15 @@ class TraceLink:
         DataError
             If there is none, the columns differ in length, a number is negative or not finite, or a time is not after the last.
         """
-        lengths = {name: len(getattr(self, name)) for name in _COLUMNS}
-        if not self.times_s or len(set(lengths.values())) > 1:
-            raise DataError(f"The trace's columns have {lengths} rows; expected the same number in each, at least 1.")
+        columns = (self.times_s, self.uplink_bps, self.downlink_bps)
+        lengths = [len(column) for column in columns]
+        if lengths[0] == 0 or len(set(lengths)) > 1:
+            raise DataError(
+                f"The trace has {lengths[0]} times, {lengths[1]} uplink and {lengths[2]} downlink rates; expected the same "
+                "number of each, at least 1. Fill the columns up."
+            )
         previous_s = None
-        for position, row in enumerate(zip(self.times_s, self.uplink_bps, self.downlink_bps, strict=True)):
+        for position, row in enumerate(zip(*columns, strict=True)):
             _check_row(f"row {position} of the trace", row, previous_s)
             previous_s = row[0]
 
