@@ -5,6 +5,8 @@ from __future__ import annotations
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.links import Link, LinkState, WiredLink
+from flwr_splitkd.costs.links_io import link_from_json
+from flwr_splitkd.costs.mobility import Trajectory, street_trajectories
 from flwr_splitkd.costs.profiles import (
     GENERIC_DEVICE,
     GENERIC_SERVER,
@@ -17,12 +19,16 @@ from flwr_splitkd.costs.profiles import (
     server_from_json,
     to_json,
 )
+from flwr_splitkd.costs.radio import RADIO_PRESETS, RadioSettings
+from flwr_splitkd.costs.radio_link import RadioLink, RadioState
 from flwr_splitkd.costs.shape import ModelShape
+from flwr_splitkd.costs.trace import TraceLink
 from flwr_splitkd.costs.turn import CutTerms, TurnCost, Workload, cut_terms, turn_cost
 
 __all__ = [
     "GENERIC_DEVICE",
     "GENERIC_SERVER",
+    "RADIO_PRESETS",
     "TABLE_II_DEVICES",
     "TABLE_II_SERVER",
     "BlockTimes",
@@ -35,15 +41,22 @@ __all__ = [
     "LinkState",
     "MeasuredTurn",
     "ModelShape",
+    "RadioLink",
+    "RadioSettings",
+    "RadioState",
     "ServerProfile",
+    "TraceLink",
+    "Trajectory",
     "TurnCost",
     "WiredLink",
     "Workload",
     "correct",
     "cut_terms",
     "device_from_json",
+    "link_from_json",
     "relative_error",
     "server_from_json",
+    "street_trajectories",
     "to_json",
     "turn_cost",
 ]

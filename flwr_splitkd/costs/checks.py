@@ -1,0 +1,70 @@
+"""Range checks of settings: one wording for every field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from numbers import Real
+from typing import Any
+
+from flwr_splitkd.errors import ConfigError
+
+__all__ = ["check_choice", "check_number"]
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float = -math.inf,
+    unit: str = "",
+    remedy: str = "",
+) -> None:
+    """Check that a setting is a finite number within its bounds.
+
+    Parameters
+    ----------
+    name
+        Of the setting, for the message.
+    value
+        What was given.
+    minimum, maximum
+        Inclusive bounds.
+    above
+        Exclusive lower bound.
+    unit, remedy
+        For the message; the remedy is a sentence.
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and minimum <= value <= maximum and value > above:
+        return
+    bounds = [
+        text
+        for text, bound in (
+            (f"more than {above:g}", above),
+            (f"at least {minimum:g}", minimum),
+            (f"at most {maximum:g}", maximum),
+        )
+        if math.isfinite(bound)
+    ]
+    expected = "a finite number" + (" of " + " and ".join(bounds) if bounds else "") + (f" {unit}" if unit else "")
+    raise ConfigError(f"`{name}` is {value!r}; expected {expected}." + (f" {remedy}" if remedy else ""))
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Check that a setting is one of a few words.
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"`{name}` is {value!r}; expected one of {', '.join(repr(choice) for choice in choices)}.")

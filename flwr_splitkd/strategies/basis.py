@@ -1,0 +1,58 @@
+"""What the planner needs to know of a run: sizes of its models and of what travels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from flwr_splitkd.costs import ModelShape, Workload
+from flwr_splitkd.models import measured_shape
+from flwr_splitkd.strategies.planner import Planner, PlannerBasis
+from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup
+
+__all__ = ["planner_basis"]
+
+
+def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> PlannerBasis:
+    """Measure the run's models, unless the planner was given their shapes.
+
+    Raises
+    ------
+    ConfigError
+        If a model cannot be measured; the message says how to describe it instead.
+    """
+    student = planner.student or measured_shape(setup.student, blocks=setup.blocks or None, name="the student")
+    teacher: ModelShape | None = None
+    if setup.teacher is not None and setup.loss.kd_ratio > 0:
+        teacher = planner.teacher or measured_shape(
+            setup.teacher, blocks=setup.teacher_blocks or None, name="the teacher"
+        )
+    model = edge.student.model
+    item_bytes = float(torch.empty(0, dtype=next(model.parameters()).dtype).element_size())
+    own_bytes = np.array(edge.student.handover_bytes(), dtype=np.float64)
+    if planner.student is not None and planner.student.num_blocks == len(own_bytes) + 1:
+        # Described as another model than the one that trains: then its layers travel.
+        below = np.cumsum(student.block_parameters)[:-1] + (
+            student.embedding_parameters if setup.train_embeddings else 0
+        )
+        own_bytes = below * item_bytes * (1 + _moments(setup))
+    return PlannerBasis(
+        student=student,
+        teacher=teacher,
+        workload=Workload(
+            batch_size=1,
+            sequence_length=planner.sequence_length,
+            num_batches=1,
+            activation_bytes=item_bytes,
+            weight_bytes=item_bytes,
+            moments=_moments(setup),
+            train_embeddings=setup.train_embeddings,
+        ),
+        handover_bytes=own_bytes,
+        max_batches=setup.turn.max_batches,
+        codec=setup.turn.uplink_codec,
+    )
+
+
+def _moments(setup: EdgeSetup) -> int:
+    return len(setup.optimizer.moment_keys - {"step"}) if setup.optimizer_handover == "full" else 0
