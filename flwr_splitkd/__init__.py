@@ -12,7 +12,9 @@ Distill a large language model into a small one on data that stays on devices to
     split/        cut a model in two, move layers, check that a cut changes nothing
     distill/      the distillation loss
     models/       build models in part, ties, heads, fingerprints
-    schedulers/   decisions: device, cut, local epochs, when to stop
+    costs/        what a turn costs in seconds, joules and bytes, from models, machines and links
+    schedulers/   decisions: device, cut, server clock, local epochs, when to stop
+    telemetry/    what machines measure, and the modelled clock of simulations
     store/        commits, the devices' cache, the run's folder
     data/         built-in text, loaders for your own
     config        run configs, checked; records: Flower records; callbacks: who is told; errors: every error in one tree
@@ -29,8 +31,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flwr_splitkd.clients import SplitKDClient, SplitKDMod
     from flwr_splitkd.distill import DistillationLoss
-    from flwr_splitkd.schedulers import CutCycle, CutTable, FewestTurnsFirst, FixedCut, RandomOrder, RoundRobin
-    from flwr_splitkd.strategies import SplitKD
+    from flwr_splitkd.schedulers import (
+        CutCycle,
+        CutTable,
+        FewestTurnsFirst,
+        FixedCut,
+        OptimalCut,
+        RandomOrder,
+        RoundRobin,
+    )
+    from flwr_splitkd.strategies import Planner, SplitKD
     from flwr_splitkd.tiers.optimizer import OptimizerSettings
 
 __all__ = [
@@ -39,7 +49,9 @@ __all__ = [
     "DistillationLoss",
     "FewestTurnsFirst",
     "FixedCut",
+    "OptimalCut",
     "OptimizerSettings",
+    "Planner",
     "RandomOrder",
     "RoundRobin",
     "SplitKD",
@@ -53,7 +65,9 @@ _ROOMS = {
     "DistillationLoss": "distill",
     "FewestTurnsFirst": "schedulers",
     "FixedCut": "schedulers",
+    "OptimalCut": "schedulers",
     "OptimizerSettings": "tiers.optimizer",
+    "Planner": "strategies",
     "RandomOrder": "schedulers",
     "RoundRobin": "schedulers",
     "SplitKD": "strategies",

@@ -29,6 +29,7 @@ __all__ = [
     "NUM_EXAMPLES",
     "PERPLEXITY",
     "SERVER_ROUND",
+    "Enrolment",
     "TurnTicket",
     "arrays_from_model",
     "arrays_from_state",
@@ -51,6 +52,69 @@ PERPLEXITY = "perplexity"
 ACCURACY = "accuracy"
 
 _TICKET = "splitkd"
+_ENROL = "splitkd-enrol"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """Who a node is, for policies that must know before its first turn; travels in the reply to a query.
+
+    Parameters
+    ----------
+    name
+        As in `DeviceView`.
+    num_examples, num_batches
+        Of the device's data set; 0 if it has not been loaded.
+    profile
+        JSON of a device profile, as `flwr-splitkd profile` writes it; empty for none.
+    """
+
+    name: str
+    num_examples: int = 0
+    num_batches: int = 0
+    profile: str = ""
+
+    @staticmethod
+    def ask() -> RecordDict:
+        """Make the content of the query."""
+        return RecordDict({_ENROL: ConfigRecord({"asks-for": "name"})})
+
+    @staticmethod
+    def is_asked_in(content: RecordDict) -> bool:
+        """Whether a message's content is such a query."""
+        return _ENROL in content.config_records
+
+    def to_content(self) -> RecordDict:
+        """Make the content of the reply."""
+        record = ConfigRecord({"name": self.name, "num-examples": self.num_examples, "num-batches": self.num_batches})
+        if self.profile:  # what is empty stays out, as in a ticket
+            record["profile"] = self.profile
+        return RecordDict({_ENROL: record})
+
+    @classmethod
+    def from_content(cls, content: RecordDict) -> Enrolment:
+        """Read a reply.
+
+        Raises
+        ------
+        ProtocolError
+            If it is none.
+        """
+        record = content.config_records.get(_ENROL)
+        try:
+            if record is None:
+                raise KeyError(_ENROL)
+            return cls(
+                name=str(record["name"]),
+                num_examples=int(record["num-examples"]),  # type: ignore[arg-type]
+                num_batches=int(record["num-batches"]),  # type: ignore[arg-type]
+                profile=str(record.get("profile", "")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(
+                f"The reply to an enrolment has the records {sorted(content)}; expected {error}. Answer the query with "
+                "`flwr_splitkd.clients.enrol` in the ClientApp."
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

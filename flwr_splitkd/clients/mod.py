@@ -10,9 +10,10 @@ from flwr.app import Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
+from flwr_splitkd.clients.enrolment import enrol
 from flwr_splitkd.clients.split_kd import SplitKDClient
 from flwr_splitkd.errors import ConfigError
-from flwr_splitkd.records import TurnTicket
+from flwr_splitkd.records import Enrolment, TurnTicket
 
 __all__ = ["SplitKDMod"]
 
@@ -59,6 +60,8 @@ class SplitKDMod:
         SplitKDError
             Why the turn came to nothing; Flower reports it to the strategy.
         """
+        if Enrolment.is_asked_in(msg.content):
+            return enrol(msg, context)
         if not TurnTicket.is_in(msg.content):
             return call_next(msg, context)
         _refuse_to_bypass(call_next)

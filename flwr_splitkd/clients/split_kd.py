@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
 from flwr_splitkd import records
+from flwr_splitkd.clients.enrolment import device_name
 from flwr_splitkd.clients.job import Identity, Job
 from flwr_splitkd.clients.supervisor import supervise
 from flwr_splitkd.errors import ConfigError
@@ -132,8 +133,7 @@ class SplitKDClient:
 
     def _turn(self, msg: Message, context: Context) -> TurnReport:
         ticket = TurnTicket.from_content(msg.content)
-        name = context.node_config.get("device-name", context.node_config.get("partition-id", context.node_id))
-        identity = Identity(run_id=context.run_id, node_id=context.node_id, name=str(name))
+        identity = Identity(run_id=context.run_id, node_id=context.node_id, name=device_name(context))
         if self._max_restarts:
             return supervise(Job(self, ticket, identity), max_restarts=self._max_restarts)
         return self.take_turn(ticket, identity)

@@ -21,7 +21,7 @@ __all__ = ["Correction", "DeviceEstimate", "EdgeEstimate", "MeasuredTurn", "corr
 # A turn counts half as much as the one after it.
 _MEMORY = 0.5
 # The profile's word counts as this part of a turn; an offset is less likely than a wrong factor.
-_PRIOR_FACTOR, _PRIOR_OFFSET = 1e-3, 1e-2
+_PRIOR_FACTOR, _PRIOR_OFFSET = 1e-3, 3e-2
 _LEAST_FACTOR = 1e-3
 # A payload this short says nothing of the link.
 _LEAST_RECEIVE_S = 1e-3

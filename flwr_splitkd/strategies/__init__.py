@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from flwr_splitkd.callbacks import Callback
+from flwr_splitkd.strategies.planner import Planner
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.split_kd import SplitKD
 from flwr_splitkd.strategies.summary import summarize
 
-__all__ = ["Callback", "SplitKD", "SplitKDResult", "TurnRecord", "summarize"]
+__all__ = ["Callback", "Planner", "SplitKD", "SplitKDResult", "TurnRecord", "summarize"]

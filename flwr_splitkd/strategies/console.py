@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from logging import INFO, WARNING
 from typing import Any
 
+from flwr_splitkd.schedulers import DeviceView
+from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.progress import Progress
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, perplexity
 from flwr_splitkd.strategies.turns import Call
 from flwr_splitkd.tiers.edge import EdgeSetup
 
-__all__ = ["log", "log_changes", "log_end", "log_overdue", "log_resumed", "log_settings", "log_turn"]
+__all__ = ["log", "log_changes", "log_end", "log_overdue", "log_plan", "log_resumed", "log_settings", "log_turn"]
 
 log = logging.getLogger("flwr").log
 """Flower's own logger, so that a run reads as one."""
@@ -61,6 +63,13 @@ def log_turn(turn: TurnRecord) -> None:
         outcome.duration_s,
         f", connection resumed {outcome.num_resumed} x" if outcome.num_resumed else "",
     )
+
+
+def log_plan(device: DeviceView, planned: PlannedTurn) -> None:
+    """Log what was decided for a turn, and why."""
+    if planned.decision is not None:
+        epochs = f"{planned.local_epochs} local epoch{'s' if planned.local_epochs > 1 else ''}"
+        log(INFO, "\tdevice %s: %s, %s", device.name, epochs, planned.decision.reason)
 
 
 def log_resumed(progress: Progress, commit_id: str) -> None:

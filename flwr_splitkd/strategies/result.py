@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class TurnRecord:
         Why it came to nothing; empty otherwise.
     wait_s
         Seconds that the edge waited for this device with nothing else to do.
+    costs
+        What the planner decided and expected, and what it was or, in a modelled world, would have been; see
+        docs/explanation/cost-model.md.
     started_s
         Seconds from the start of the run, or of its continuation, until this turn began; it ended ``outcome.duration_s`` later.
     """
@@ -53,6 +57,7 @@ class TurnRecord:
     error: str = ""
     wait_s: float = 0.0
     started_s: float = 0.0
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a line of ``metrics.jsonl``."""
@@ -77,6 +82,7 @@ class TurnRecord:
             "tokens_per_s": self.outcome.num_tokens / max(self.outcome.duration_s, 1e-9),
             "wait_s": self.wait_s,
             "started_s": self.started_s,
+            **self.costs,
         }
 
 

@@ -6,23 +6,25 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from flwr_splitkd import records
-from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDError, StoreError
+from flwr_splitkd.errors import ConfigError, CutError, InfeasibleError, NoDeviceError, SplitKDError, StoreError
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
 from flwr_splitkd.strategies.callbacks import Callbacks
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import scalar_metrics
+from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.progress import Progress, Unfinished
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
-from flwr_splitkd.tiers.edge import EdgeService, TurnMode
+from flwr_splitkd.tiers.edge import EdgeService, TurnMode, TurnOutcome
+from flwr_splitkd.wire.codec import CodecName
 
 __all__ = ["Director", "EvaluateFn", "RoundRunner", "wait_for_nodes"]
 
@@ -49,8 +51,14 @@ class Director(Protocol):
     def may_call_ahead(self, grid: Grid) -> bool:
         """Return whether the next round's devices can be called before this one is evaluated."""
 
-    def choose(self, device: DeviceView) -> tuple[int, int]:
-        """Return a turn's cut and local epochs."""
+    def plan_turn(self, device: DeviceView) -> PlannedTurn:
+        """Return a turn's cut and local epochs, and what they are expected to cost."""
+
+    def learn(self, device: DeviceView, planned: PlannedTurn, outcome: TurnOutcome) -> dict[str, Any]:
+        """Learn from a completed turn; return what to record of it."""
+
+    def totals(self) -> dict[str, float]:
+        """Return what the run has cost so far, where costs are modelled."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -120,7 +128,7 @@ class RoundRunner:
         if metrics is not None:
             log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
             self._result.train_metrics_clientapp[server_round] = metrics
-        return scalar_metrics(metrics)
+        return scalar_metrics(metrics) | self._strategy.totals()
 
     def call_off(self, reason: str) -> None:
         """Send those away who were called for a round that does not take place."""
@@ -152,7 +160,12 @@ class RoundRunner:
         if metrics is not None:
             log(INFO, "Global evaluation\n\t└──> MetricRecord: %s", metrics)
             self._result.evaluate_metrics_serverapp[server_round] = metrics
-            line = {"kind": "evaluation", "server_round": server_round, **scalar_metrics(metrics)}
+            line = {
+                "kind": "evaluation",
+                "server_round": server_round,
+                **scalar_metrics(metrics),
+                **self._strategy.totals(),
+            }
             self._folder.append_metrics(line)
             self._callbacks.tell("on_evaluation", server_round, scalar_metrics(metrics))
         return scalar_metrics(metrics)
@@ -255,9 +268,6 @@ class RoundRunner:
             num_examples=hello.num_examples,
             num_batches=hello.num_batches,
         )
-        cut, local_epochs = (device.num_blocks, 0) if mode == "deliver" else self._strategy.choose(device)
-        if mode == "evaluate":
-            local_epochs = 1
         base = TurnRecord(
             server_round=server_round,
             turn=turn,
@@ -265,9 +275,15 @@ class RoundRunner:
             node_id=call.node_id,
             device=device.name,
             mode=mode,
-            local_epochs=local_epochs,
             wait_s=wait_s,
         )
+        try:
+            planned = self._planned(device, mode)
+        except InfeasibleError as error:
+            self._edge.dismiss(call.session, f"the device is left out of round {server_round}: {error}")
+            return replace(base, error=str(error))
+        base = replace(base, local_epochs=planned.local_epochs, costs=planned.to_json())
+        console.log_plan(device, planned)
         part = progress.unfinished.get(call.node_id) if mode == "train" else None
         info = {
             "server_round": server_round,
@@ -282,12 +298,13 @@ class RoundRunner:
             outcome = self._edge.serve(
                 call.session,
                 mode=mode,
-                cut=cut,
-                local_epochs=local_epochs,
+                cut=planned.cut,
+                local_epochs=planned.local_epochs,
                 info=info,
                 done_steps=part.done_steps if part else 0,
                 order_step=part.order_step if part else None,
                 run=progress.run,
+                codec=cast("CodecName | None", planned.codec),
             )
         except SplitKDError as error:
             # Not the device's fault: the next one would meet the same. A student that is done is not lost for that.
@@ -296,7 +313,15 @@ class RoundRunner:
             return replace(base, error=str(error) + self._keep_part(call.node_id, before))
         if mode == "train":
             progress.complete(call.node_id, device.name)
+            base = replace(base, costs={**base.costs, **self._strategy.learn(device, planned, outcome)})
         return replace(base, outcome=outcome)
+
+    def _planned(self, device: DeviceView, mode: TurnMode) -> PlannedTurn:
+        if mode == "deliver":
+            return PlannedTurn(cut=device.num_blocks, local_epochs=0)
+        planned = self._strategy.plan_turn(device)
+        # Forward passes through one pass of the data; costs are those of training.
+        return planned if mode == "train" else PlannedTurn(cut=planned.cut, local_epochs=1)
 
     def _keep_part(self, node_id: int, commit_before: str) -> str:
         """Remember what a failed turn has committed, and say so."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from logging import INFO, WARNING
 from pathlib import Path
@@ -28,6 +29,7 @@ from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.schedulers import (
     Candidate,
     CutPolicy,
+    Decision,
     DeviceView,
     EpochsPolicy,
     FixedCut,
@@ -39,15 +41,26 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
+from flwr_splitkd.strategies.basis import planner_basis
 from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.description import describe, versions
 from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean
+from flwr_splitkd.strategies.planner import PlannedTurn, Planner
 from flwr_splitkd.strategies.progress import Progress
 from flwr_splitkd.strategies.result import SplitKDResult
+from flwr_splitkd.strategies.roster import Roster
 from flwr_splitkd.strategies.rounds import EvaluateFn, RoundRunner, wait_for_nodes
 from flwr_splitkd.strategies.turns import Call
-from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, HandoverName, TaskName, TurnMode, TurnSettings
+from flwr_splitkd.tiers.edge import (
+    EdgeService,
+    EdgeSetup,
+    HandoverName,
+    TaskName,
+    TurnMode,
+    TurnOutcome,
+    TurnSettings,
+)
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant
 from flwr_splitkd.wire.codec import CodecName
 from flwr_splitkd.wire.credentials import TlsFiles
@@ -58,7 +71,7 @@ if TYPE_CHECKING:
 __all__ = ["SplitKD"]
 
 _SETTINGS = (
-    *("cut", "selection", "local_epochs", "stop", "student_on_device"),
+    *("cut", "selection", "local_epochs", "stop", "planner", "student_on_device"),
     *("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes"),
     *("weighted_by_key", "configrecord_key", "connect_timeout_s", "node_timeout_s"),
 )
@@ -88,6 +101,10 @@ class SplitKD(Strategy):
         A policy, or the same number of passes over its data for every device.
     stop
         Ends the run early.
+    planner
+        Knows the devices, their links and what turns cost, for policies such as `OptimalCut` that decide by it; one that starts
+        from common machines and learns from every turn when not given and needed. With any other policy it records what
+        turns were expected to take.
     task
         ``"causal-lm"``, ``"masked-lm"`` or ``"classification"``.
     tied_embeddings
@@ -176,6 +193,7 @@ class SplitKD(Strategy):
         selection: SelectionPolicy | None = None,
         local_epochs: EpochsPolicy | int = 1,
         stop: StopPolicy | None = None,
+        planner: Planner | None = None,
         task: TaskName = "causal-lm",
         tied_embeddings: Literal["refuse", "untie", "freeze"] = "refuse",
         train_embeddings: bool = False,
@@ -224,6 +242,7 @@ class SplitKD(Strategy):
         self.selection = selection or RoundRobin()
         self.local_epochs = FixedEpochs(local_epochs) if isinstance(local_epochs, int) else local_epochs
         self.stop = stop or NeverStop()
+        self.planner = planner or (Planner() if _needs_planner(self.cut, self.selection, self.local_epochs) else None)
         self.fraction_train, self.fraction_evaluate = fraction_train, fraction_evaluate
         self.min_train_nodes, self.min_evaluate_nodes = min_train_nodes, min_evaluate_nodes
         self.min_available_nodes = min_available_nodes
@@ -273,6 +292,7 @@ class SplitKD(Strategy):
         self._edge: EdgeService | None = None
         self._message_ttl_s: float | None = None
         self._progress = Progress(run="")
+        self._roster: Roster | None = None
 
     # ---- the loop
 
@@ -327,6 +347,9 @@ class SplitKD(Strategy):
         config = folder.write_config({"strategy": settings, "versions": versions()})
         callbacks = Callbacks(default_callbacks() if self.callbacks is None else self.callbacks)
         self._edge = self._open_edge(initial_arrays, folder, ticket_lifetime_s=timeout)
+        if self.planner is not None:
+            self.planner.open(planner_basis(self.planner, self.setup, self._edge))
+            self._roster = Roster(self.planner, self._edge.student.layout.num_blocks)
         self._progress = progress = Progress.from_commit(self._edge.student.last_info, run=str(grid.run.run_id))
         progress.restore_policies(self._policies())
         error: BaseException | None = None
@@ -432,6 +455,9 @@ class SplitKD(Strategy):
         def choose() -> list[int]:
             taken = self._progress.turns_taken
             candidates = [Candidate(node_id=node_id, turns=taken.get(node_id, 0)) for node_id in online]
+            if self._roster is not None and getattr(self.selection, "needs_forecast", False):
+                self._roster.enrol(grid, online, self.connect_timeout_s)
+                candidates = self._roster.candidates(online, taken, server_round, self.cut, self.local_epochs)
             return self.selection.order(candidates, num_turns, server_round)
 
         order = self._progress.order_of(server_round, online, choose) if mode == "train" else choose()
@@ -446,9 +472,34 @@ class SplitKD(Strategy):
         wanted = max(self.min_available_nodes, self.min_train_nodes, 1)
         return self.fraction_evaluate == 0.0 and len(list(grid.get_node_ids())) >= wanted
 
-    def choose(self, device: DeviceView) -> tuple[int, int]:
-        """Ask the policies for a turn's cut and local epochs."""
-        return self.cut.choose(device), self.local_epochs.choose(device)
+    def plan_turn(self, device: DeviceView) -> PlannedTurn:
+        """Ask the policies for a turn's local epochs and cut.
+
+        Raises
+        ------
+        InfeasibleError
+            If the device cannot take it.
+        """
+        if self._roster is not None and self.planner is not None:
+            self._roster.meet(device)
+            return self.planner.plan(device, self.cut, self.local_epochs)
+        epochs = self.local_epochs.choose(device)
+        chosen = self.cut.choose(replace(device, local_epochs=epochs))
+        if isinstance(chosen, Decision):
+            return PlannedTurn(cut=chosen.cut, local_epochs=epochs, codec=chosen.codec, decision=chosen)
+        return PlannedTurn(cut=chosen, local_epochs=epochs)
+
+    def learn(self, device: DeviceView, planned: PlannedTurn, outcome: TurnOutcome) -> dict[str, Any]:
+        """Learn from a completed turn; return what to record of it."""
+        learnt = self.planner.learn(device.name, planned, outcome) if self.planner is not None else {}
+        spent = getattr(self.selection, "spent", None)
+        if spent is not None and planned.decision is not None:
+            spent(device.node_id, learnt.get("modelled_device_j", planned.decision.cost.device_j))
+        return learnt
+
+    def totals(self) -> dict[str, float]:
+        """What the run has cost so far, where costs are modelled."""
+        return self.planner.totals() if self.planner is not None else {}
 
     # ---- what they answered
 
@@ -490,7 +541,13 @@ class SplitKD(Strategy):
         return self._progress
 
     def _policies(self) -> dict[str, Any]:
-        return {"cut": self.cut, "selection": self.selection, "local_epochs": self.local_epochs, "stop": self.stop}
+        return {
+            "cut": self.cut,
+            "selection": self.selection,
+            "local_epochs": self.local_epochs,
+            "stop": self.stop,
+            "planner": self.planner,
+        }
 
     def _folder(self, grid: Grid) -> RunFolder:
         if self.resume:
@@ -506,7 +563,11 @@ class SplitKD(Strategy):
         if initial_arrays:
             records.load_arrays(student, initial_arrays)
         return self.setup.open(
-            student, folder.commits, ticket_lifetime_s=ticket_lifetime_s, resume=self.resume is not None
+            student,
+            folder.commits,
+            ticket_lifetime_s=ticket_lifetime_s,
+            resume=self.resume is not None,
+            codecs=getattr(self.cut, "codecs", ()),
         )
 
     def _open_service(self) -> EdgeService:
@@ -523,6 +584,11 @@ def _with_round(config: ConfigRecord, server_round: int) -> ConfigRecord:
     copy = ConfigRecord(dict(config))
     copy[records.SERVER_ROUND] = server_round
     return copy
+
+
+def _needs_planner(cut: CutPolicy, selection: SelectionPolicy, epochs: EpochsPolicy) -> bool:
+    by_cost = any(getattr(policy, "needs_outlook", False) for policy in (cut, epochs))
+    return by_cost or bool(getattr(selection, "needs_forecast", False))
 
 
 def _default_run_folder(grid: Grid) -> Path:

@@ -132,6 +132,7 @@ class TurnOutcome:
     cut: int
     commit_id: str
     num_steps: int
+    num_batches: int
     num_examples: int
     num_tokens: int
     loss: float

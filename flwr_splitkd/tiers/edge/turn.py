@@ -96,7 +96,7 @@ class _Turn:
         # Asked while the student is whole: its half knows nothing of the device's blocks.
         self._device_trainable = student.trainable_in(student.device_units(plan.cut))
         self._step, self._microbatch, self._step_microbatches = plan.first_step, 0, 0
-        self._num_tokens, self._num_correct = 0, 0
+        self._num_batches, self._num_tokens, self._num_correct = 0, 0, 0
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
         self._handover_bytes, self._handover_downlink_bytes = 0, 0
         self._waited_s, self._edge_s, self._commit_s = 0.0, 0.0, 0.0
@@ -121,6 +121,7 @@ class _Turn:
             cut=self._plan.cut,
             commit_id=commit_id,
             num_steps=done.body.num_steps,
+            num_batches=self._num_batches,
             num_examples=done.body.num_examples,
             num_tokens=self._num_tokens,
             loss=result.loss,
@@ -269,6 +270,7 @@ class _Turn:
             answer.update.CopyFrom(self._update(forward.step))
         self._link.send(answer, gradient)
         self._microbatch += 1
+        self._num_batches += 1
         if not last:
             return
         if self._training:

@@ -13,6 +13,7 @@ def outcome(number: int, **changes: float) -> TurnOutcome:
     values = {
         "cut": 1 + number % 3,
         "num_steps": 4,
+        "num_batches": 4,
         "num_examples": 16,
         "num_tokens": 480,
         "loss": 3.0 / number,
