@@ -336,5 +336,7 @@ def _remedy(name: str, options: Options, option: int) -> str:
     # Rounded up, so that the number given is enough.
     value = math.ceil(options.violations[option][name] / scale * 1000) / 1000
     return _REMEDIES.get(name, f"change {name}").format(
-        value=f"{value:g} {unit}", cut=options.terms.cuts[option], codec=options.terms.codecs[option]
+        value=f"{value:.3f}".rstrip("0").rstrip(".") + f" {unit}",
+        cut=options.terms.cuts[option],
+        codec=options.terms.codecs[option],
     )
