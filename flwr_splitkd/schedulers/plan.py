@@ -261,8 +261,8 @@ def _clock(
         fixed = high if frequency == "max" else server.nominal_frequency_hz
         return np.full(len(cycles), fixed), ("fixed",) * len(cycles)
     xi, static = server.power_coefficient, server.static_power_w
-    # Without dynamic power faster is never worse, and without any power it does not matter.
-    cheapest = (static / (2 * xi)) ** (1 / 3) if xi else (math.inf if static else low)
+    # Without dynamic power faster is never worse: it costs nothing, and without static power saves time only.
+    cheapest = (static / (2 * xi)) ** (1 / 3) if xi else math.inf
     with np.errstate(divide="ignore", invalid="ignore"):
         left_s = max_delay_s - rest_s
         required = np.where(left_s > 0, cycles / left_s, np.where(cycles > 0, np.inf, 0.0))
