@@ -68,7 +68,7 @@ class BlockTimes:
                 raise ConfigError(
                     f"`{name}` of {self.model} is {getattr(self, name)}; expected seconds of more than 0."
                 )
-        if self.batch_size < 1 or self.sequence_length < 1 or not self.embedding_s >= 0:
+        if self.batch_size < 1 or self.sequence_length < 1 or not 0 <= self.embedding_s < math.inf:
             raise ConfigError(
                 f"The block times of {self.model} are of {self.batch_size} x {self.sequence_length} tokens, the embedding's "
                 f"{self.embedding_s} s; expected at least 1 x 1 and 0 s."
@@ -116,7 +116,9 @@ class DeviceProfile:
             If one is out of range.
         """
         _check(self, above_zero=("frequency_hz", "cores", "flops_per_cycle", "memory_bytes"))
-        _check(self, from_zero=("power_coefficient", "transmit_power_w", "battery_j"))
+        _check(self, from_zero=("power_coefficient", "transmit_power_w"))
+        if self.battery_j is not None:
+            _check(self, from_zero=("battery_j",))
 
     @property
     def flops(self) -> float:
@@ -183,6 +185,7 @@ class ServerProfile:
         object.__setattr__(self, "nominal_frequency_hz", self.nominal_frequency_hz or self.max_frequency_hz)
         object.__setattr__(self, "idle_frequency_hz", self.idle_frequency_hz or low)
         _check(self, above_zero=("max_frequency_hz", "min_frequency_hz", "cores", "flops_per_cycle", "memory_bytes"))
+        _check(self, above_zero=("idle_frequency_hz",))
         _check(self, from_zero=("power_coefficient", "static_power_w", "idle_activity", "transmit_power_w"))
         for name in ("min_frequency_hz", "nominal_frequency_hz"):
             if not low <= getattr(self, name) <= self.max_frequency_hz:
@@ -210,9 +213,8 @@ def device_from_json(data: Mapping[str, Any]) -> DeviceProfile:
     ConfigError
         If a field is unknown, missing or out of range.
     """
-    values = dict(data)
-    blocks = values.pop("blocks", None)
-    profile: DeviceProfile = _from_json(DeviceProfile, values)
+    blocks = data.get("blocks") if isinstance(data, Mapping) else None
+    profile: DeviceProfile = _from_json(DeviceProfile, data, without="blocks")
     return profile if blocks is None else replace(profile, blocks=_from_json(BlockTimes, blocks))
 
 
@@ -228,15 +230,17 @@ def server_from_json(data: Mapping[str, Any]) -> ServerProfile:
     return profile
 
 
-def _from_json(kind: type[Any], data: Any) -> Any:
+def _from_json(kind: type[Any], data: Any, without: str = "") -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"A {kind.__name__} is {data!r}; expected an object with its fields.")
     known = {field.name for field in fields(kind)}
     if odd := sorted(set(data) - known):
         raise ConfigError(f"A {kind.__name__} has {odd[0]!r}; expected fields among {sorted(known)}.")
     try:
-        return kind(**data)
-    except TypeError as error:  # a field is missing, or holds what cannot be compared with a number
+        return kind(**{name: value for name, value in data.items() if name != without})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:  # a field is missing, or holds what is no number
         raise ConfigError(f"A {kind.__name__} of {dict(data)!r} cannot be made: {error}.") from error
 
 
@@ -248,8 +252,6 @@ def to_json(profile: DeviceProfile | ServerProfile) -> dict[str, Any]:
 def _check(profile: Any, *, above_zero: tuple[str, ...] = (), from_zero: tuple[str, ...] = ()) -> None:
     for name in (*above_zero, *from_zero):
         value = getattr(profile, name)
-        if value is None:
-            continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value < 0 or (name in above_zero and value == 0):
             bound = "more than 0" if name in above_zero else "at least 0"

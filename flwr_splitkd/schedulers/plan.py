@@ -213,14 +213,16 @@ def evaluate_options(
     clock, binding = _clock(cycles, rest_s, server, max_delay_s, frequency)
     server_s = cycles / clock
     seconds = rest_s + server_s
-    device_j = device.compute_power_w * terms.device_s + device.transmit_power_w * terms.uplink_s(link)
-    joules = (
-        device_j
-        + server.transmit_power_w * terms.downlink_s(link)
-        + server.power_coefficient * clock**3 * server_s
-        + server.static_power_w * seconds
-        + server.idle_power_w * rest_s
-    )
+    with np.errstate(invalid="ignore"):  # no watts for ever, where there is no link
+        device_j = device.compute_power_w * terms.device_s + device.transmit_power_w * terms.uplink_s(link)
+        joules = (
+            device_j
+            + server.transmit_power_w * terms.downlink_s(link)
+            + server.power_coefficient * clock**3 * server_s
+            + server.static_power_w * seconds
+            + server.idle_power_w * rest_s
+        )
+    device_j, joules = (np.where(np.isfinite(rest_s), energy, np.inf) for energy in (device_j, joules))
     checks = {
         "min_cut": (terms.cuts < min_cut, np.asarray(terms.cuts, dtype=np.float64)),
         "device memory": (terms.device_memory_bytes > device.memory_bytes, terms.device_memory_bytes),
@@ -259,10 +261,10 @@ def _clock(
         fixed = high if frequency == "max" else server.nominal_frequency_hz
         return np.full(len(cycles), fixed), ("fixed",) * len(cycles)
     xi, static = server.power_coefficient, server.static_power_w
-    # Without dynamic power faster is never worse, and without any power it does not matter.
-    cheapest = (static / (2 * xi)) ** (1 / 3) if xi else (math.inf if static else low)
-    left_s = max_delay_s - rest_s
+    # Without dynamic power faster is never worse: it costs nothing, and without static power saves time only.
+    cheapest = (static / (2 * xi)) ** (1 / 3) if xi else math.inf
     with np.errstate(divide="ignore", invalid="ignore"):
+        left_s = max_delay_s - rest_s
         required = np.where(left_s > 0, cycles / left_s, np.where(cycles > 0, np.inf, 0.0))
     wanted = np.maximum(cheapest, required)
     clock = np.clip(wanted, low, high)
@@ -334,5 +336,7 @@ def _remedy(name: str, options: Options, option: int) -> str:
     # Rounded up, so that the number given is enough.
     value = math.ceil(options.violations[option][name] / scale * 1000) / 1000
     return _REMEDIES.get(name, f"change {name}").format(
-        value=f"{value:g} {unit}", cut=options.terms.cuts[option], codec=options.terms.codecs[option]
+        value=f"{value:.3f}".rstrip("0").rstrip(".") + f" {unit}",
+        cut=options.terms.cuts[option],
+        codec=options.terms.codecs[option],
     )
