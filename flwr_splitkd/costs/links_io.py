@@ -12,7 +12,7 @@ import numpy as np
 
 from flwr_splitkd.costs.checks import check_choice, check_number
 from flwr_splitkd.costs.links import Link, WiredLink
-from flwr_splitkd.costs.mobility import URBAN_SPEED_MPS, Trajectory, street_trajectories
+from flwr_splitkd.costs.mobility import Trajectory, street_trajectories
 from flwr_splitkd.costs.radio import RADIO_PRESETS, RadioSettings
 from flwr_splitkd.costs.radio_link import RadioLink
 from flwr_splitkd.costs.trace import TraceLink
@@ -129,8 +129,7 @@ def _trajectory(way: dict[str, Any], rng: np.random.Generator) -> Trajectory:
         return Trajectory(**way)
     if "closed" in way:
         raise ConfigError("`closed` of a radio link is given without `way_points`; expected both. Add `way_points`.")
-    street = street_trajectories(1, rng, speed_mps=way.get("speed_mps", URBAN_SPEED_MPS))[0]
-    return replace(street, **way)
+    return replace(street_trajectories(1, rng)[0], **way)
 
 
 def _require(kind: str, values: Mapping[str, Any], names: Collection[str]) -> None:

@@ -68,6 +68,15 @@ def test_a_higher_device_has_less_loss_without_a_line_of_sight() -> None:
     assert float(low - high) == pytest.approx(0.3 * 4 + 35.3 * math.log10(slant_low / slant_high))
 
 
+def test_loss_without_a_line_of_sight_is_at_least_that_with_one() -> None:
+    """10 m apart and high up at 500 MHz: 22.4 + 35.3 - 6.4 - 6.3 = 45 dB would be less than 32.4 + 21 - 6 = 47.4 dB."""
+    loss = [
+        float(path_loss_db(10.0, carrier_frequency_hz=0.5e9, base_station_height_m=22.5, device_height_m=22.5))
+        for path_loss_db in (los_path_loss_db, nlos_path_loss_db)
+    ]
+    assert loss == pytest.approx([32.4 + 21 + 20 * math.log10(0.5)] * 2)
+
+
 @pytest.mark.parametrize("carrier_hz", [0.5e9, 3.5e9, 28e9, 60e9])
 def test_path_loss_has_no_step_at_the_breakpoint(carrier_hz: float) -> None:
     bend = breakpoint_distance_m(carrier_hz, 10.0, 1.5)

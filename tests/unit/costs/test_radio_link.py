@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -68,6 +69,24 @@ def test_shadowing_of_a_link(los: str, std_db: float, correlation_m: float) -> N
     lag = round(correlation_m)
     seen = float(np.mean(shadowing[lag:] * shadowing[:-lag])) / std_db**2
     assert seen == pytest.approx(math.exp(-1), abs=0.1)
+
+
+def test_shadowing_is_the_place_s_field_in_decibels() -> None:
+    """Drawn once more in the same order: with a line of sight, without one, and the line of sight itself."""
+    rng = np.random.default_rng(12)
+    fields = {
+        los: std_db * correlated_field(400, metres, rng)
+        for los, std_db, metres in (("los", 4.0, 10.0), ("nlos", 7.82, 13.0))
+    }
+    sight = correlated_field(400, 50.0, rng)
+    for los in ("los", "nlos", "probability"):
+        way = replace(STREET, speed_mps=1.0)
+        link = RadioLink(replace(NORMAL, los=los), way, np.random.default_rng(12))  # type: ignore[arg-type]
+        for cell, state in enumerate(_states(link, np.arange(0.5, 400))):
+            if los == "probability":
+                chance = float(los_probability(math.hypot(cell + 0.5 - 200, 20)))
+                assert state.los == (NormalDist().cdf(sight[cell]) < chance)
+            assert state.shadowing_db == fields["los" if state.los else "nlos"][cell]
 
 
 def test_line_of_sight_is_as_frequent_as_the_standard_says_and_lasts() -> None:
