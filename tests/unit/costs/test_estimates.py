@@ -117,7 +117,9 @@ def test_corrections_stay_positive_whatever_was_measured() -> None:
     correction = Correction()
     for _ in range(500):
         correction = correction.observe(
-            measured=float(rng.exponential(1.0)), nominal=float(rng.uniform(0.01, 10)), num_steps=int(rng.integers(1, 50))
+            measured=float(rng.exponential(1.0)),
+            nominal=float(rng.uniform(0.01, 10)),
+            num_steps=int(rng.integers(1, 50)),
         )
         assert correction.offset >= 0 and correction.factor > 0
         assert np.isfinite([correction.offset, correction.factor]).all()

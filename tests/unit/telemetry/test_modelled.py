@@ -58,9 +58,7 @@ def test_the_clock_and_the_battery_go_on_by_a_turns_cost() -> None:
     device = replace(TABLE_II_DEVICES[0], battery_j=1000.0)
     world = ModelledWorld(Fleet(server=TABLE_II_SERVER, devices={"0": device}, links={"0": LINK}))
     first = world.pay("0", terms, 3, frequency_hz=CLOCK_HZ)
-    expected = turn_cost(
-        terms, 3, frequency_hz=CLOCK_HZ, device=device, server=TABLE_II_SERVER, link=LINK.at(0.0)
-    )
+    expected = turn_cost(terms, 3, frequency_hz=CLOCK_HZ, device=device, server=TABLE_II_SERVER, link=LINK.at(0.0))
     assert first.cost == expected and first.waited_s == 0
     assert world.now_s == first.clock_s == expected.total_s
     assert first.battery_j == pytest.approx(1000.0 - expected.device_j)
