@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from flwr_splitkd.clients import SplitKDClient
+from flwr_splitkd.clients import SplitKDClient, enrol
 from flwr_splitkd.errors import DataError
 from split_kd_app import task
 from split_kd_app.config import read_config
@@ -23,6 +23,12 @@ def train(msg: Message, context: Context) -> Message:
 def evaluate(msg: Message, context: Context) -> Message:
     """Evaluate the student on this device's data."""
     return _client(msg, context).evaluate(msg, context)
+
+
+@app.query()
+def query(msg: Message, context: Context) -> Message:
+    """Say who this device is, to policies that choose by names or costs."""
+    return enrol(msg, context)
 
 
 def _client(msg: Message, context: Context) -> SplitKDClient:

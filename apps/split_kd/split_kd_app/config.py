@@ -10,6 +10,7 @@ from flwr_splitkd.config import parse_run_config, setting
 from flwr_splitkd.data import DataConfig
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers import CutCycle
+from flwr_splitkd.wire.codec import codec_code
 from flwr_splitkd.wire.credentials import TlsFiles
 
 
@@ -25,10 +26,29 @@ class AppConfig:
         Share of the devices that takes a turn, and that evaluates on its own data after each round.
     local_epochs
         Passes over a device's data in one turn.
+    cut_policy
+        Where each turn cuts the student: cycle (through `cuts`), optimal (least energy within `max_delay`), server-only (one
+        block on the device) or device-only (all but one).
     cuts
-        Blocks on the device, separated by commas: each new device gets the next entry, over and over, and keeps it.
+        For cycle, blocks on the device, separated by commas: each new device gets the next entry, over and over, and keeps it.
+    max_delay, min_cut, codecs
+        For optimal: bound on a turn in seconds (0 for none), least blocks on the device, and codecs to choose from, separated by
+        commas.
+    server_frequency
+        The edge server's clock where it is modelled: optimal, max or nominal.
     selection
-        Who is next: round-robin, random or fewest-turns-first.
+        Who is next: round-robin, random, fewest-turns-first, by-name, best-channel, energy-aware or deadline-aware.
+    round_deadline
+        Seconds of a round, for deadline-aware.
+    fleet
+        What the devices and their links are: empty for common machines, table-ii for those of the paper's case study (devices 0
+        to 9), or the path of a fleet file.
+    channel
+        Of table-ii: good, normal or poor.
+    modelled
+        Whether seconds, joules and links come from the fleet's model, as a simulation needs.
+    foresight
+        With modelled, decide each turn by the channel in which it will take place: an upper bound on any planner.
     target_perplexity
         Stop once the held-out perplexity is this low; 0 to run all rounds.
     teacher, student, tokenizer
@@ -81,8 +101,29 @@ class AppConfig:
     fraction_train: float = setting(1.0, above=0.0, maximum=1.0)
     fraction_evaluate: float = setting(0.0, minimum=0.0, maximum=1.0)
     local_epochs: int = setting(1, minimum=1)
+    cut_policy: str = setting("cycle", choices=("cycle", "optimal", "server-only", "device-only"))
     cuts: str = setting("2,4,6")
-    selection: str = setting("round-robin", choices=("round-robin", "random", "fewest-turns-first"))
+    max_delay: float = setting(0.0, minimum=0.0)
+    min_cut: int = setting(1, minimum=1)
+    codecs: str = setting("none")
+    server_frequency: str = setting("optimal", choices=("optimal", "max", "nominal"))
+    selection: str = setting(
+        "round-robin",
+        choices=(
+            "round-robin",
+            "random",
+            "fewest-turns-first",
+            "by-name",
+            "best-channel",
+            "energy-aware",
+            "deadline-aware",
+        ),
+    )
+    round_deadline: float = setting(600.0, above=0.0)
+    fleet: str = setting("")
+    channel: str = setting("normal", choices=("good", "normal", "poor"))
+    modelled: bool = setting(False)
+    foresight: bool = setting(False)
     target_perplexity: float = setting(0.0, minimum=0.0)
     teacher: str = setting("builtin")
     student: str = setting("builtin")
@@ -134,9 +175,19 @@ class AppConfig:
             ) from None
 
     @property
+    def codec_list(self) -> tuple[str, ...]:
+        """The codecs that the planner may choose from."""
+        return tuple(codec.strip() for codec in self.codecs.split(","))
+
+    @property
     def text(self) -> DataConfig:
         """The data set."""
         return DataConfig(source=self.data, sequence_length=self.sequence_length, text_field=self.text_field)
+
+    def check_codecs(self) -> None:
+        """Raise a ConfigError for a codec that there is not."""
+        for codec in self.codec_list:
+            codec_code(codec)  # type: ignore[arg-type]  # this is where it is found out
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -161,7 +212,7 @@ def read_config(run_config: Mapping[str, Any]) -> AppConfig:
     """Parse the run config; every mistake in a single key is reported at once, then those between keys."""
     config = parse_run_config(AppConfig, run_config)
     errors = []
-    for check in (lambda: CutCycle(config.cut_list), lambda: config.tls, lambda: config.text):
+    for check in (lambda: CutCycle(config.cut_list), lambda: config.tls, lambda: config.text, config.check_codecs):
         try:
             check()
         except ConfigError as error:

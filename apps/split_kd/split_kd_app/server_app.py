@@ -6,7 +6,6 @@ import logging
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
@@ -15,19 +14,11 @@ from flwr_splitkd import SplitKD
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.models import set_tied_embeddings
 from flwr_splitkd.records import arrays_from_state, load_arrays
-from flwr_splitkd.schedulers import (
-    CutCycle,
-    FewestTurnsFirst,
-    NeverStop,
-    RandomOrder,
-    RoundRobin,
-    SelectionPolicy,
-    TargetMetric,
-)
+from flwr_splitkd.schedulers import NeverStop, TargetMetric
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import SplitKDResult, summarize
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, warmup_schedule
-from split_kd_app import task
+from split_kd_app import policies, task
 from split_kd_app.config import AppConfig, read_config
 
 app = ServerApp()
@@ -68,8 +59,9 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
             beta=config.beta,
             teacher_vocab=config.teacher_vocab,  # type: ignore[arg-type]  # one of the allowed choices
         ),
-        cut=CutCycle(config.cut_list),
-        selection=_selection(config),
+        cut=policies.cut_policy(config),
+        selection=policies.selection(config),
+        planner=policies.planner(config),
         local_epochs=config.local_epochs,
         stop=TargetMetric("perplexity", at_most=config.target_perplexity) if config.target_perplexity else NeverStop(),
         tied_embeddings=config.tied_embeddings,  # type: ignore[arg-type]  # one of the allowed choices
@@ -99,12 +91,6 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         resume=config.resume or None,
         seed=config.seed,
     )
-
-
-def _selection(config: AppConfig) -> SelectionPolicy:
-    if config.selection == "random":
-        return RandomOrder(np.random.default_rng(config.seed))
-    return FewestTurnsFirst() if config.selection == "fewest-turns-first" else RoundRobin()
 
 
 def _save(result: SplitKDResult, folder: RunFolder, student: torch.nn.Module, config: AppConfig) -> None:

@@ -18,8 +18,8 @@ from recorded_runs import outcome
 from torch import nn
 
 from flwr_splitkd import SplitKD
-from flwr_splitkd.errors import NoDeviceError, PeerLostError
-from flwr_splitkd.schedulers import RandomOrder
+from flwr_splitkd.errors import InfeasibleError, NoDeviceError, PeerLostError
+from flwr_splitkd.schedulers import DeviceView, RandomOrder
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import split_kd
 from flwr_splitkd.strategies.callbacks import Callbacks
@@ -118,6 +118,7 @@ class _Federation:
         return outcome(1)
 
     def dismiss(self, session: Session, reason: str) -> None:
+        session.ended_s = 0.0
         self.events.append(f"dismiss {session.ticket.node_id}: {reason}")
 
 
@@ -216,3 +217,23 @@ def test_a_resumed_run_calls_those_who_were_chosen_ahead(tmp_path: Path) -> None
             one.strategy._progress.round_done = True
             orders.append([event for event in one.events if event.startswith("serve")][-3:])
         assert orders[0] == orders[1]
+
+
+class _NotOnTwo:
+    """A policy for which device 2 is too small."""
+
+    def choose(self, device: DeviceView) -> int:
+        if device.node_id == 2:
+            raise InfeasibleError("device 2 has 1 GiB of memory; expected 2 GiB")
+        return 1
+
+
+def test_a_round_goes_on_without_a_device_that_cannot_take_its_turn(tmp_path: Path) -> None:
+    federation = _Federation(tmp_path, cut=_NotOnTwo())
+    federation.train(1, call_ahead=False)
+    served = [event for event in federation.events if event.startswith(("serve", "dismiss"))]
+    reason = "the device is left out of round 1: device 2 has 1 GiB of memory; expected 2 GiB"
+    assert served == ["serve 1", f"dismiss 2: {reason}", "serve 3"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("error", "") for line in lines] == ["", "device 2 has 1 GiB of memory; expected 2 GiB", ""]
+    assert federation.progress.turns_taken == {1: 1, 3: 1}

@@ -1,0 +1,75 @@
+"""From the run config to the objects that decide: who is next, where the student is cut, and what turns cost."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flwr_splitkd.costs import Fleet, fleet_from_json, table_ii_fleet
+from flwr_splitkd.schedulers import (
+    BestChannel,
+    ByName,
+    CutCycle,
+    CutPolicy,
+    DeadlineAware,
+    DeviceOnly,
+    EnergyAware,
+    FewestTurnsFirst,
+    OptimalCut,
+    RandomOrder,
+    RoundRobin,
+    SelectionPolicy,
+    ServerOnly,
+)
+from flwr_splitkd.strategies import Planner
+from split_kd_app.config import AppConfig
+
+
+def cut_policy(config: AppConfig) -> CutPolicy:
+    """Where turns cut the student."""
+    frequency = config.server_frequency
+    if config.cut_policy == "optimal":
+        return OptimalCut(
+            max_delay_s=config.max_delay or float("inf"),
+            min_cut=config.min_cut,
+            codecs=config.codec_list,
+            frequency=frequency,  # type: ignore[arg-type]  # one of the allowed choices
+        )
+    if config.cut_policy == "server-only":
+        return ServerOnly(frequency=frequency)  # type: ignore[arg-type]  # one of the allowed choices
+    if config.cut_policy == "device-only":
+        return DeviceOnly(frequency=frequency)  # type: ignore[arg-type]  # one of the allowed choices
+    return CutCycle(config.cut_list)
+
+
+def selection(config: AppConfig) -> SelectionPolicy:
+    """Who is next."""
+    made: dict[str, SelectionPolicy] = {
+        "round-robin": RoundRobin(),
+        "random": RandomOrder(np.random.default_rng(config.seed)),
+        "fewest-turns-first": FewestTurnsFirst(),
+        "by-name": ByName(),
+        "best-channel": BestChannel(),
+        "energy-aware": EnergyAware(),
+        "deadline-aware": DeadlineAware(config.round_deadline),
+    }
+    return made[config.selection]
+
+
+def planner(config: AppConfig) -> Planner | None:
+    """What turns cost; None where neither a policy nor the user asks for it."""
+    if not (config.fleet or config.modelled):
+        return None  # policies that need one get one that starts from common machines
+    return Planner(
+        fleet=_fleet(config),
+        sequence_length=config.sequence_length,
+        modelled=config.modelled,
+        channel="fresh" if config.foresight else "last",
+        frequency=config.server_frequency,  # type: ignore[arg-type]  # one of the allowed choices
+    )
+
+
+def _fleet(config: AppConfig) -> Fleet:
+    rng = np.random.default_rng(config.seed)
+    if config.fleet == "table-ii":
+        return table_ii_fleet(config.channel, rng)
+    return fleet_from_json(config.fleet, rng=rng) if config.fleet else Fleet()
