@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.costs.architectures import shape_from_config
+from flwr_splitkd.costs.catalog import load_shape, named_shape
 from flwr_splitkd.costs.links import Link, LinkState, WiredLink
 from flwr_splitkd.costs.profiles import (
     GENERIC_DEVICE,
@@ -35,7 +37,10 @@ __all__ = [
     "Workload",
     "cut_terms",
     "device_from_json",
+    "load_shape",
+    "named_shape",
     "server_from_json",
+    "shape_from_config",
     "to_json",
     "turn_cost",
 ]
