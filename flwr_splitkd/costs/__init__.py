@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.costs.architectures import shape_from_config
+from flwr_splitkd.costs.catalog import load_shape, named_shape
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.links import Link, LinkState, WiredLink
@@ -54,8 +56,11 @@ __all__ = [
     "cut_terms",
     "device_from_json",
     "link_from_json",
+    "load_shape",
+    "named_shape",
     "relative_error",
     "server_from_json",
+    "shape_from_config",
     "street_trajectories",
     "to_json",
     "turn_cost",

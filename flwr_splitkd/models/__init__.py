@@ -8,6 +8,7 @@
 ``head``           the output projection outside the forward pass
 ``embedding``      the token embedding as data
 ``save``           a distilled student on the disk
+``shape``          parameters and FLOPs of each part
 ``fingerprint``    whether two sides hold the same model
 =================  ======================================================================================
 """
@@ -27,6 +28,7 @@ from flwr_splitkd.models.fingerprint import Fingerprint, fingerprint
 from flwr_splitkd.models.head import HeadTap, find_head
 from flwr_splitkd.models.pretrained import PretrainedModel
 from flwr_splitkd.models.save import save_student
+from flwr_splitkd.models.shape import measured_shape
 from flwr_splitkd.models.skeleton import build_skeleton, materialize
 from flwr_splitkd.models.tied import TiedEmbeddings, embeddings_are_tied, set_tied_embeddings
 
@@ -44,6 +46,7 @@ __all__ = [
     "inner_model",
     "load_exchanged_state",
     "materialize",
+    "measured_shape",
     "peft_from_json",
     "peft_to_json",
     "save_student",
