@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_clear_groups_are_found_and_shuffling_renames_them_only() -> None:
 def test_more_clusters_are_tighter() -> None:
     rows = np.random.default_rng(5).normal(size=(20, 2))
     spreads = [_squares(rows, cluster_by_similarity(rows, n)) for n in range(1, 21)]
-    assert all(after < before for before, after in zip(spreads, spreads[1:], strict=False))
+    assert all(after < before for before, after in pairwise(spreads))
     assert spreads[-1] == 0
 
 
