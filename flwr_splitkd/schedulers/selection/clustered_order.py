@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers.clusters import cluster_by_similarity, similarity_features
 from flwr_splitkd.schedulers.selection.ranking import grouped
-from flwr_splitkd.schedulers.view import Candidate
+from flwr_splitkd.schedulers.view import Candidate, Forecast
 
 __all__ = ["ClusteredOrder"]
 
@@ -39,22 +39,19 @@ class ClusteredOrder:
         unknown, feasible, infeasible = grouped(candidates)
         chosen = [candidate.node_id for candidate in unknown][:num_turns]
         known = [candidate.node_id for candidate, _ in feasible][: num_turns - len(chosen)]
-        cluster = self._clusters(candidates)
+        cluster = self._clusters(feasible)
         first: dict[int, int] = {}
         for position, node_id in enumerate(known):
             first.setdefault(cluster[node_id], position)
         chosen += sorted(known, key=lambda node_id: first[cluster[node_id]])
         return (chosen + [candidate.node_id for candidate, _ in infeasible])[:num_turns]
 
-    def _clusters(self, candidates: Sequence[Candidate]) -> dict[int, int]:
-        """The cluster of each node that can take a turn; by node id, so that ties are settled alike in every round."""
-        forecasts = {
-            candidate.node_id: candidate.forecast
-            for candidate in sorted(candidates, key=lambda candidate: candidate.node_id)
-            if candidate.forecast is not None and not candidate.forecast.infeasible
-        }
-        if not forecasts:
+    def _clusters(self, known: Sequence[tuple[Candidate, Forecast]]) -> dict[int, int]:
+        """The cluster of each node; by node id, so that ties are settled alike in every round."""
+        if not known:
             return {}
+        forecasts = {candidate.node_id: forecast for candidate, forecast in known}
+        forecasts = {node_id: forecasts[node_id] for node_id in sorted(forecasts)}
         features = similarity_features(
             [forecast.device for forecast in forecasts.values()], [forecast.link for forecast in forecasts.values()]
         )

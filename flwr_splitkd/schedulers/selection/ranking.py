@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ Known = tuple[Candidate, Forecast]
 
 
 def grouped(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Known], list[Known]]:
-    """Part candidates without a forecast, with a feasible one, and with an infeasible one.
+    """Part candidates without a forecast, with a feasible one, and with an infeasible one or one that never ends.
 
     Each group has the fewest completed turns first; ties by node id.
     """
@@ -25,7 +26,9 @@ def grouped(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Know
         if forecast is None:
             unknown.append(candidate)
         else:
-            (infeasible if forecast.infeasible else feasible).append((candidate, forecast))
+            # A fixed cut has no say about a link that is down: its turn lasts for ever.
+            able = not forecast.infeasible and math.isfinite(forecast.duration_s)
+            (feasible if able else infeasible).append((candidate, forecast))
     return unknown, feasible, infeasible
 
 

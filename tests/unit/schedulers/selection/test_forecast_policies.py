@@ -95,6 +95,15 @@ def test_the_unknown_go_first_the_infeasible_last_or_not_at_all(make: Callable[[
     assert order[4:] == ([] if isinstance(make(), DeadlineAware) else [4])
 
 
+def test_a_turn_that_never_ends_is_infeasible_without_saying_so() -> None:
+    """As with a fixed cut and a link that is down."""
+    endless = _known(1, link=_link(0.0), duration_s=math.inf, device_j=math.inf, total_j=math.nan)
+    candidates = [endless, _known(2), _known(3)]
+    for policy in (BestChannel(), EnergyAware(), ClusteredOrder(2), LyapunovQueues(5.0, 0.0)):
+        assert policy.order(candidates, 3, 1) == [2, 3, 1]
+    assert DeadlineAware(1e9).order(candidates, 3, 1) == [2, 3]
+
+
 @pytest.mark.parametrize("make", POLICIES)
 def test_does_not_depend_on_the_order_of_the_candidates(make: Callable[[], SelectionPolicy]) -> None:
     candidates = [
