@@ -6,8 +6,11 @@ what is random draws from a generator that the policy was given.
 
 from __future__ import annotations
 
+from flwr_splitkd.schedulers.baselines import DeviceOnly, ServerOnly, device_only, fixed_cut, server_only
+from flwr_splitkd.schedulers.clusters import cluster_by_similarity, similarity_features
 from flwr_splitkd.schedulers.cut import CutCycle, CutPolicy, CutTable, FixedCut, OptimalCut, RandomCut
-from flwr_splitkd.schedulers.epochs import EpochsPolicy, FixedEpochs
+from flwr_splitkd.schedulers.epochs import DeadlineEpochs, EpochsPolicy, FixedEpochs, TargetExamples
+from flwr_splitkd.schedulers.idle import idle_frequency
 from flwr_splitkd.schedulers.plan import (
     Decision,
     FrequencyPolicy,
@@ -16,23 +19,42 @@ from flwr_splitkd.schedulers.plan import (
     evaluate_options,
     plan_cut_and_frequency,
 )
-from flwr_splitkd.schedulers.selection import FewestTurnsFirst, RandomOrder, RoundRobin, SelectionPolicy
+from flwr_splitkd.schedulers.selection import (
+    BestChannel,
+    ByName,
+    ClusteredOrder,
+    DeadlineAware,
+    EnergyAware,
+    FewestTurnsFirst,
+    LyapunovQueues,
+    RandomOrder,
+    RoundRobin,
+    SelectionPolicy,
+)
 from flwr_splitkd.schedulers.stopping import NeverStop, StopPolicy, TargetMetric
 from flwr_splitkd.schedulers.view import Candidate, DeviceView, Forecast, Outlook
 
 __all__ = [
+    "BestChannel",
+    "ByName",
     "Candidate",
+    "ClusteredOrder",
     "CutCycle",
     "CutPolicy",
     "CutTable",
+    "DeadlineAware",
+    "DeadlineEpochs",
     "Decision",
+    "DeviceOnly",
     "DeviceView",
+    "EnergyAware",
     "EpochsPolicy",
     "FewestTurnsFirst",
     "FixedCut",
     "FixedEpochs",
     "Forecast",
     "FrequencyPolicy",
+    "LyapunovQueues",
     "NeverStop",
     "OptimalCut",
     "Options",
@@ -42,8 +64,16 @@ __all__ = [
     "RoundRobin",
     "RunnerUp",
     "SelectionPolicy",
+    "ServerOnly",
     "StopPolicy",
+    "TargetExamples",
     "TargetMetric",
+    "cluster_by_similarity",
+    "device_only",
     "evaluate_options",
+    "fixed_cut",
+    "idle_frequency",
     "plan_cut_and_frequency",
+    "server_only",
+    "similarity_features",
 ]

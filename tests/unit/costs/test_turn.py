@@ -119,6 +119,19 @@ def test_what_was_measured_on_top_makes_the_turn_longer() -> None:
     assert slow.server_static_j == pytest.approx(plain.server_static_j + 7 * 6)
 
 
+def test_the_servers_seconds_that_no_clock_shortens() -> None:
+    terms = replace(_terms(), server_offset_s=4.0)
+    who = {"device": DEVICE, "server": SERVER, "link": LINK}
+    plain = turn_cost(_terms(), 0, frequency_hz=50.0, **who)
+    cost = turn_cost(terms, 0, frequency_hz=50.0, **who)
+    assert cost.server_s == pytest.approx(plain.server_s + 4)
+    assert cost.total_s == pytest.approx(plain.total_s + 4)
+    assert cost.server_compute_j == plain.server_compute_j
+    assert cost.server_static_j == pytest.approx(plain.server_static_j + 7 * 4)
+    assert cost.server_idle_j == pytest.approx(plain.server_idle_j + 4 * 4)
+    assert turn_cost(terms, 0, frequency_hz=1e12, **who).server_s == pytest.approx(4, abs=1e-6)
+
+
 def test_without_a_teacher() -> None:
     with_teacher, alone = _terms(), _terms(teacher=None)
     assert (with_teacher.server_flops - alone.server_flops).tolist() == [10 * 2 * 224] * 2

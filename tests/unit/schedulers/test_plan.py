@@ -44,6 +44,8 @@ class Instance:
     min_cut: int = 1
     battery_j: float | None = None
     cuts: tuple[int, ...] | None = None
+    other_s: float = 0.0
+    server_offset_s: float = 0.0
 
     def arguments(self) -> dict[str, Any]:
         names = ("device", "server", "link", "max_delay_s", "min_cut", "battery_j", "cuts")
@@ -56,7 +58,8 @@ class Instance:
         return evaluate_options(self._terms(), **self.arguments())
 
     def _terms(self) -> Any:
-        return cut_terms(self.student, self.teacher, self.workload, self.device, codecs=self.codecs)
+        terms = cut_terms(self.student, self.teacher, self.workload, self.device, codecs=self.codecs)
+        return replace(terms, other_s=terms.other_s + self.other_s, server_offset_s=self.server_offset_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +75,11 @@ class Slow:
     device_j: float
     device_memory: float
     server_memory: float
+    waiting_s: float
     server: ServerProfile
 
     def seconds(self, frequency_hz: float) -> float:
-        return self.device_s + self.uplink_s + self.cycles / frequency_hz + self.downlink_s
+        return self.device_s + self.uplink_s + self.cycles / frequency_hz + self.downlink_s + self.waiting_s
 
     def joules(self, frequency_hz: float) -> float:
         server = self.server
@@ -85,7 +89,7 @@ class Slow:
             + server.transmit_power_w * self.downlink_s
             + server.power_coefficient * frequency_hz**2 * self.cycles
             + server.static_power_w * self.seconds(frequency_hz)
-            + waiting_w * (self.device_s + self.uplink_s + self.downlink_s)
+            + waiting_w * (self.device_s + self.uplink_s + self.downlink_s + self.waiting_s)
         )
 
 
@@ -152,6 +156,7 @@ def slow_options(case: Instance) -> Iterator[Slow]:
                 device_j=math.inf if dead else computing_w * device_s + device.transmit_power_w * uplink_s,
                 device_memory=device_weights * work.weight_bytes + cut * kept,
                 server_memory=server_weights * work.weight_bytes + (blocks - cut) * kept,
+                waiting_s=case.other_s + case.server_offset_s,
                 server=server,
             )
 
@@ -275,6 +280,8 @@ def instances() -> Iterator[Instance]:
             server=_server(rng),
             link=LinkState(uplink_bps=float(rates[0]), downlink_bps=float(rates[1])),
             codecs=tuple(rng.permutation(CODECS)[: int(rng.integers(1, 4))].tolist()),
+            other_s=float(rng.choice([0.0, rng.uniform(0, 5)])),
+            server_offset_s=float(rng.choice([0.0, rng.uniform(0, 5)])),
         )
         every = list(slow_options(case))
         high, low = case.server.max_frequency_hz, case.server.min_frequency_hz
@@ -339,10 +346,12 @@ def test_never_worse_than_brute_force(covered: Callable[[str, object], None]) ->
         seen.update(f"{name} binds" for name in decision.excluded)
         if case.device.blocks:
             seen["measured block times"] += 1
+        if case.other_s and case.server_offset_s:
+            seen["measured waits"] += 1
         seen["inner cut" if 1 < decision.cut < case.student.num_blocks - 1 else "outer cut"] += 1
     covered("planner against brute force", dict(sorted(seen.items())))
     kinds = [
-        *("feasible", "infeasible", "measured block times", "inner cut", "outer cut"),
+        *("feasible", "infeasible", "measured block times", "measured waits", "inner cut", "outer cut"),
         *("f0 below", "f0 inside", "f0 above", "no static power", "no dynamic power", "no power"),
         *(f"codec {codec}" for codec in CODECS),
         *(f"clock set by {what}" for what in ("delay", "max frequency", "min frequency", "energy")),
