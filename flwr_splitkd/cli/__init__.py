@@ -3,6 +3,7 @@
 ================  ================================================
 ``new``           a Flower App that runs at once
 ``report``        one page about a run, or about two
+``profile``       how fast this machine is at each block of a model
 ``certificates``  certificates and keys, to try a deployment with
 ================  ================================================
 """
@@ -16,6 +17,7 @@ import typer
 
 from flwr_splitkd.cli.certificates import certificates
 from flwr_splitkd.cli.new import new
+from flwr_splitkd.cli.profile import profile
 from flwr_splitkd.cli.report import report
 from flwr_splitkd.errors import SplitKDError
 
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(new)
 app.command()(report)
+app.command()(profile)
 app.command()(certificates)
 
 

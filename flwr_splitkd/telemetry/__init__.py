@@ -1,0 +1,35 @@
+"""What is measured on a machine.
+
+===========  =================================================================================
+``profile``  seconds of each block of a model, forward and backward, and what follows
+``passes``   one pass through the blocks, and the moments at which each begins and ends
+``machine``  a machine's name, clock, cores and memory, as far as it tells
+``source``   a model with random weights, from a config or a function, to be measured
+===========  =================================================================================
+"""
+
+from __future__ import annotations
+
+from flwr_splitkd.telemetry.machine import Machine, read_machine
+from flwr_splitkd.telemetry.profile import (
+    BlockSamples,
+    count_block_flops,
+    device_profile,
+    edge_profile,
+    measure_blocks,
+    sample_blocks,
+)
+from flwr_splitkd.telemetry.source import Source, find_source
+
+__all__ = [
+    "BlockSamples",
+    "Machine",
+    "Source",
+    "count_block_flops",
+    "device_profile",
+    "edge_profile",
+    "find_source",
+    "measure_blocks",
+    "read_machine",
+    "sample_blocks",
+]
