@@ -66,8 +66,12 @@ class Source:
         try:
             # The base model: the head of a task never runs on the device, and costs an edge little beside the blocks.
             return build_skeleton(lambda: AutoModel.from_config(config, dtype=dtype or torch.float32))  # type: ignore[no-untyped-call]
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{self.name} cannot be built from its config: {_line(error)}") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a config's values lead to in any of transformers' models
+            raise ConfigError(
+                f"{self.name} cannot be built from its config: {_line(error)} Expected the config of a model of transformers."
+            ) from error
 
 
 def find_source(model: str) -> Source:
@@ -95,7 +99,7 @@ def find_source(model: str) -> Source:
         raise ConfigError(f"{model!r} does not exist; expected a config.json or a folder with one. Check the path.")
     try:
         config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of the hub's, of the file's syntax, of the checks that each config has
         raise ConfigError(
             f"{model!r} is no known model; expected a config.json, a folder with one, 'package.module:function', or a name on the "
             f"Hugging Face hub. {_line(error)}"
@@ -169,6 +173,7 @@ def _function(path: str) -> Callable[[], nn.Module]:
 
 
 def _line(error: Exception) -> str:
-    """A message's first line, with a full stop."""
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    """The beginning of a message as one line, with a full stop."""
+    text = " ".join((str(error) or type(error).__name__).split())
+    text = text if len(text) < 300 else text[:300].rpartition(" ")[0] + " ..."
     return text if text.endswith(".") else text + "."

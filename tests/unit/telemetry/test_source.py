@@ -74,6 +74,7 @@ def test_nothing_there(model: str) -> None:
         ("{", "is no known model"),
         ("{}", "is no known model"),
         ('{"model_type": "abacus"}', "is no known model"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "is no known model"),
     ],
 )
 def test_a_folder_that_is_no_model(tmp_path: Path, text: str | None, message: str) -> None:
@@ -117,12 +118,12 @@ def test_layers_out_of_range(layers: int) -> None:
         source.skeleton(layers=layers)
 
 
-def test_a_config_without_layers() -> None:
-    class Bare(PretrainedConfig):
-        model_type = "bare"
-
-    with pytest.raises(ConfigError, match="tiny cannot be built from its config"):
-        Source(name="tiny", config=Bare()).skeleton()
+def test_a_config_that_builds_no_model() -> None:
+    config = BertConfig(hidden_size=30, num_attention_heads=4, num_hidden_layers=2)
+    with pytest.raises(
+        ConfigError, match="tiny cannot be built from its config: The hidden size .30. is not a multiple"
+    ):
+        Source(name="tiny", config=config).skeleton()
 
 
 def test_a_function_that_builds_no_model() -> None:
