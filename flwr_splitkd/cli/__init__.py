@@ -1,11 +1,11 @@
 """`flwr-splitkd`: one file a command.
 
-================  ================================================
+================  =================================================
 ``new``           a Flower App that runs at once
 ``report``        one page about a run, or about two
-``profile``       how fast this machine is at each block of a model
+``profile``       how fast this machine computes a model's blocks
 ``certificates``  certificates and keys, to try a deployment with
-================  ================================================
+================  =================================================
 """
 
 from __future__ import annotations

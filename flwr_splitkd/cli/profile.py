@@ -78,8 +78,10 @@ def profile(
         Optional[int],  # noqa: UP045
         typer.Option(help="Cores; torch's threads or the GPU's multiprocessors when not given."),
     ] = None,
-    power: Annotated[float, typer.Option(help="Watts that computing adds at that clock; 0 leaves it out.")] = 0.0,
-    static_power: Annotated[float, typer.Option(help="Watts that an edge draws all the time.")] = 0.0,
+    power: Annotated[
+        float, typer.Option(min=0, help="Watts that computing adds at that clock; 0 leaves it out.")
+    ] = 0.0,
+    static_power: Annotated[float, typer.Option(min=0, help="Watts that an edge draws all the time.")] = 0.0,
     memory: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="GiB that a turn may take; all of the machine's when not given."),
@@ -102,7 +104,14 @@ def profile(
     from flwr_splitkd.telemetry.machine import compute_device as find_device
     from flwr_splitkd.telemetry.source import alike_blocks
 
-    machine = telemetry.read_machine(find_device(compute_device))
+    machine = telemetry.read_machine(find_device(compute_device)).told(
+        cores=cores,
+        min_frequency_hz=min_frequency,
+        max_frequency_hz=frequency,
+        memory_bytes=None if memory is None else memory * 2**30,
+    )
+    for name in ("memory_bytes", "max_frequency_hz") if role is Role.edge else ("memory_bytes",):
+        machine.known(name)  # asked for now rather than after the measurement
     source = telemetry.find_source(model)
     built = source.skeleton(dtype=None if dtype is None else getattr(torch, dtype.value), layers=layers)
     alike = None if layers is None else alike_blocks(source, layers)
@@ -118,29 +127,11 @@ def profile(
             name=source.name,
             on_progress=on_progress,
         )
-    memory_bytes = None if memory is None else memory * 2**30
     found: DeviceProfile | ServerProfile
     if role is Role.edge:
-        found = telemetry.edge_profile(
-            samples,
-            machine,
-            frequency_hz=frequency,
-            min_frequency_hz=min_frequency,
-            cores=cores,
-            power_w=power,
-            static_power_w=static_power,
-            memory_bytes=memory_bytes,
-        )
+        found = telemetry.edge_profile(samples, machine, power_w=power, static_power_w=static_power)
     else:
-        found = telemetry.device_profile(
-            samples,
-            machine,
-            alike=alike,
-            frequency_hz=frequency,
-            cores=cores,
-            power_w=power,
-            memory_bytes=memory_bytes,
-        )
+        found = telemetry.device_profile(samples, machine, alike=alike, power_w=power)
     text = json.dumps(to_json(found), indent=2) + "\n"
     try:
         output.write_text(text, encoding="utf-8")
@@ -197,11 +188,11 @@ def _refuse_unwritable(output: Path) -> None:
 
 def _refuse_too_large(model: nn.Module, machine: Machine) -> None:
     needed = 2 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    limit = machine.memory_bytes
-    if limit is not None and needed > limit:
+    limit = machine.known("memory_bytes")
+    if needed > limit:
         raise ConfigError(
-            f"The weights and their gradients take {needed / 2**30:.1f} GiB; expected less than the {limit / 2**30:.1f} GiB that "
-            "the machine has. Measure fewer `--layers`, or choose another `--dtype`."
+            f"The weights and their gradients take {needed / 2**30:.1f} GiB; expected less than the {limit / 2**30:.1f} GiB of "
+            "memory. Measure fewer `--layers`, or choose another `--dtype`."
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,46 @@ class Machine:
     min_frequency_hz: float | None = None
     max_frequency_hz: float | None = None
     memory_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises
+        ------
+        ConfigError
+            If one is not a finite number of more than 0.
+        """
+        for name in ("cores", "min_frequency_hz", "max_frequency_hz", "memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"`{name}` of {self.name} is {value}; expected a finite number of more than 0.")
+
+    def told(self, **values: float | None) -> Machine:
+        """Return it with some of its fields as the user says; None leaves what it tells itself.
+
+        Raises
+        ------
+        ConfigError
+            If one is out of range.
+        """
+        return replace(self, **{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+
+    def known(self, name: str) -> float:
+        """Return a field that somebody has to know.
+
+        Raises
+        ------
+        ConfigError
+            If nobody does.
+        """
+        value: float | None = getattr(self, name)
+        if value is None:
+            option = {"max_frequency_hz": "--frequency", "memory_bytes": "--memory"}.get(name, name)
+            raise ConfigError(
+                f"`{name}` of {self.name} is not known, since it does not tell; expected a number. Give it, to the command as "
+                f"`{option}`."
+            )
+        return value
 
 
 def compute_device(name: str) -> torch.device:

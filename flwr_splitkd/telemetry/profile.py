@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -256,10 +255,7 @@ def device_profile(
     machine: Machine,
     *,
     alike: Sequence[Sequence[int]] | None = None,
-    frequency_hz: float | None = None,
-    cores: int | None = None,
     power_w: float = 0.0,
-    memory_bytes: float | None = None,
 ) -> DeviceProfile:
     """Describe this machine as a device.
 
@@ -271,43 +267,31 @@ def device_profile(
     samples
         What was measured.
     machine
-        What the machine tells.
+        Its memory has to be known.
     alike
         As for `BlockSamples.times`.
-    frequency_hz, cores, memory_bytes
-        In place of what the machine tells.
     power_w
         What it draws more while it computes than while it waits; 0 leaves energy out.
 
     Raises
     ------
     ConfigError
-        If the memory is not known, or a value is out of range.
+        If the memory is not known, or the power is below 0.
     """
-    frequency = _first(frequency_hz, machine.max_frequency_hz, 1.0)
-    count = machine.cores if cores is None else cores
-    _check_positive(frequency, count)
+    frequency = machine.max_frequency_hz or 1.0
     return DeviceProfile(
         name=machine.name,
         frequency_hz=frequency,
-        cores=count,
-        flops_per_cycle=samples.flops / (frequency * count),
+        cores=machine.cores,
+        flops_per_cycle=samples.flops / (frequency * machine.cores),
         power_coefficient=power_w / frequency**3,
-        memory_bytes=_known(_first(memory_bytes, machine.memory_bytes), "memory_bytes", "memory", machine),
+        memory_bytes=machine.known("memory_bytes"),
         blocks=samples.times(alike),
     )
 
 
 def edge_profile(
-    samples: BlockSamples,
-    machine: Machine,
-    *,
-    frequency_hz: float | None = None,
-    min_frequency_hz: float | None = None,
-    cores: int | None = None,
-    power_w: float = 0.0,
-    static_power_w: float = 0.0,
-    memory_bytes: float | None = None,
+    samples: BlockSamples, machine: Machine, *, power_w: float = 0.0, static_power_w: float = 0.0
 ) -> ServerProfile:
     """Describe this machine as the edge server.
 
@@ -318,9 +302,7 @@ def edge_profile(
     samples
         What was measured.
     machine
-        What the machine tells.
-    frequency_hz, min_frequency_hz, cores, memory_bytes
-        In place of what the machine tells. The smallest clock is a tenth of the largest where nobody tells.
+        Its largest clock and its memory have to be known. Its smallest clock is a tenth of the largest if it is not.
     power_w
         What it draws at the largest clock while it computes, apart from `static_power_w`; 0 leaves this energy out.
     static_power_w
@@ -329,20 +311,18 @@ def edge_profile(
     Raises
     ------
     ConfigError
-        If the largest clock or the memory is not known, or a value is out of range.
+        If what has to be known is not, the smallest clock is above the largest, or a power is below 0.
     """
-    frequency = _known(_first(frequency_hz, machine.max_frequency_hz), "frequency_hz", "largest clock", machine)
-    count = machine.cores if cores is None else cores
-    _check_positive(frequency, count)
+    frequency = machine.known("max_frequency_hz")
     return ServerProfile(
         name=machine.name,
         max_frequency_hz=frequency,
-        min_frequency_hz=_first(min_frequency_hz, machine.min_frequency_hz, 0.0),
-        cores=count,
-        flops_per_cycle=samples.flops / (frequency * count),
+        min_frequency_hz=machine.min_frequency_hz or 0.0,
+        cores=machine.cores,
+        flops_per_cycle=samples.flops / (frequency * machine.cores),
         power_coefficient=power_w / frequency**3,
         static_power_w=static_power_w,
-        memory_bytes=_known(_first(memory_bytes, machine.memory_bytes), "memory_bytes", "memory", machine),
+        memory_bytes=machine.known("memory_bytes"),
     )
 
 
@@ -361,20 +341,3 @@ def _check(model: nn.Module, *, batch_size: int, sequence_length: int, repeats: 
     longest = getattr(text_config(model), "max_position_embeddings", None)
     if isinstance(longest, int) and sequence_length > longest:
         raise ConfigError(f"`sequence_length` is {sequence_length}; expected at most {longest} for this model.")
-
-
-def _check_positive(frequency_hz: float, cores: int) -> None:
-    if not frequency_hz > 0 or cores < 1:
-        raise ConfigError(
-            f"The machine has {cores} cores of {frequency_hz:g} Hz; expected at least 1 of more than 0 Hz."
-        )
-
-
-def _first(*values: float | None) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-def _known(value: float | None, name: str, what: str, machine: Machine) -> float:
-    if value is None:
-        raise ConfigError(f"`{name}` is not given and {machine.name} does not tell its {what}; expected one. Give it.")
-    return value

@@ -147,6 +147,7 @@ def test_a_function_where_one_is(
         (["--sequence-length", "65"], "`sequence_length` is 65; expected at most 64"),
         (["--layers", "9"], "`layers` is 9; expected 2..3"),
         (["--compute-device", "cuda:77"], "The compute device is 'cuda:77'"),
+        (["--cores", "0"], "`cores` of"),
         (["--static-power", "3"], "`--min-frequency` and `--static-power` are of an edge"),
         (["--output", "no/such/folder/profile.json"], "`--output` is no/such/folder/profile.json"),
         (["--output", "/"], "`--output` is /, which cannot be written"),
@@ -188,3 +189,14 @@ def test_a_model_larger_than_the_machine(
     assert call(monkeypatch, model, *few(tmp_path / "profile.json")) == 1
     error = capsys.readouterr().err
     assert "The weights and their gradients take" in error and "Measure fewer `--layers`" in error
+
+
+def test_a_clock_that_nobody_knows_is_asked_for_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(telemetry, "read_machine", lambda _: Machine(name="a box", cores=1, memory_bytes=1e9))
+    arguments = [str(tmp_path / "nothing"), *few(tmp_path / "profile.json"), "--role", "edge"]
+    assert call(monkeypatch, *arguments) == 1
+    assert "`max_frequency_hz` of a box is not known" in capsys.readouterr().err
+    assert call(monkeypatch, *arguments, "--frequency", "1e9") == 1
+    assert "does not exist" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from flwr_splitkd.telemetry import machine, read_machine
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.telemetry import Machine, machine, read_machine
 
 CPUINFO = """processor\t: 0
 model name\t: A Processor
@@ -65,3 +66,20 @@ def test_memory_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(machine.os, "sysconf", unknown)
     assert read_machine(torch.device("cpu")).memory_bytes is None
+
+
+def test_what_the_user_says() -> None:
+    found = Machine(name="a box", cores=4, max_frequency_hz=1e9)
+    assert found.told(cores=None, max_frequency_hz=2e9) == Machine(name="a box", cores=4, max_frequency_hz=2e9)
+    assert found.known("max_frequency_hz") == 1e9
+    with pytest.raises(ConfigError, match="`memory_bytes` of a box is not known"):
+        found.known("memory_bytes")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cores", 0), ("max_frequency_hz", -1.0), ("min_frequency_hz", math.nan), ("memory_bytes", math.inf)],
+)
+def test_numbers_out_of_range_of_a_machine(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"`{name}` of a box is {value}; expected a finite number of more than 0"):
+        Machine(name="a box", cores=4).told(**{name: value})

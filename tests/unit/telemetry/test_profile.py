@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +32,7 @@ from flwr_splitkd.telemetry import (
     measure_blocks,
     sample_blocks,
 )
-from flwr_splitkd.telemetry.passes import marks, place, reach_the_top
+from flwr_splitkd.telemetry.passes import marks, place, reach_the_top, step
 
 SIZES = {
     "vocab_size": 96,
@@ -113,6 +116,25 @@ def test_a_gradient_reaches_a_block_once_all_above_it_are_done() -> None:
     assert backward == [5, 6, 7]
     assert clock.with_gradients[4:] == [[False, False, True], [False, True, True], [True, True, True]]
     assert model.embed_tokens.weight.grad is None  # type: ignore[union-attr]
+
+
+def test_each_block_is_given_its_own_times() -> None:
+    """On a clock that goes faster and faster, so that every difference is another."""
+
+    class Squares:
+        ticks = 0
+
+        def mark(self) -> int:
+            self.ticks += 1
+            return self.ticks**2
+
+        def differences(self, moments: Sequence[int]) -> list[float]:
+            return [float(then - first) for first, then in pairwise(moments)]
+
+    model = llama()
+    forward, backward = step(model, find_layout(model), torch.zeros((1, 4), dtype=torch.int64), Squares())
+    assert forward == [3, 5, 7, 9]  # the embedding, then block 0 to 2
+    assert backward == [17, 15, 13]  # block 2 comes first in time
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -221,21 +243,21 @@ def test_an_edge() -> None:
     assert (edge.min_frequency_hz, edge.max_frequency_hz, edge.cores) == (1e8, 1e9, 4)
     assert edge.flops_at(1e9) == pytest.approx(made_up().flops)
     assert edge.power_coefficient * 1e9**3 == pytest.approx(100.0)
-    given = edge_profile(made_up(), MACHINE, frequency_hz=2e9, min_frequency_hz=5e8, cores=2, memory_bytes=5e9)
+    other = MACHINE.told(max_frequency_hz=2e9, min_frequency_hz=5e8, cores=2, memory_bytes=5e9)
+    given = edge_profile(made_up(), other)
     assert (given.min_frequency_hz, given.max_frequency_hz, given.cores, given.memory_bytes) == (5e8, 2e9, 2, 5e9)
     assert given.flops_at(2e9) == pytest.approx(made_up().flops)
 
 
 def test_what_nobody_tells_is_asked_for() -> None:
     silent = Machine(name="a box", cores=4)
-    with pytest.raises(ConfigError, match="`frequency_hz` is not given and a box does not tell its largest clock"):
-        edge_profile(made_up(), silent, memory_bytes=1e9)
-    with pytest.raises(ConfigError, match="`memory_bytes` is not given"):
-        device_profile(made_up(), silent)
-    with pytest.raises(ConfigError, match="0 cores of 1e\\+09 Hz"):
-        device_profile(made_up(), MACHINE, cores=0)
-    with pytest.raises(ConfigError, match="4 cores of -1 Hz"):
-        edge_profile(made_up(), MACHINE, frequency_hz=-1.0)
+    with pytest.raises(ConfigError, match="`max_frequency_hz` of a box is not known"):
+        edge_profile(made_up(), silent.told(memory_bytes=1e9))
+    for describe in (device_profile, edge_profile):
+        with pytest.raises(ConfigError, match="`memory_bytes` of a box is not known"):
+            describe(made_up(), silent.told(max_frequency_hz=1e9))
+    with pytest.raises(ConfigError, match="expected 2e\\+09 to 1e\\+09"):
+        edge_profile(made_up(), MACHINE.told(min_frequency_hz=2e9))
 
 
 @pytest.mark.parametrize(

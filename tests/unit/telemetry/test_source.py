@@ -104,6 +104,8 @@ def test_fewer_layers_of_blocks_of_two_kinds() -> None:
     """Sliding windows and full attention take turns."""
     config = Gemma2Config(**SIZES, num_hidden_layers=5, num_key_value_heads=2, head_dim=8)
     assert alike_blocks(Source(name="tiny", config=config), 2) == [[0], [1], [0], [1], [0]]
+    few = Source(name="tiny", config=config).skeleton(layers=3)
+    assert few.config.layer_types == config.layer_types[:3]  # type: ignore[union-attr]
     config.layer_types = ["sliding_attention"] * 4 + ["full_attention"]
     with pytest.raises(
         ConfigError, match="`layers` is 3 and block 4 of tiny is like none of them; expected at least 5"
