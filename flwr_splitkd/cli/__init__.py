@@ -1,10 +1,11 @@
 """`flwr-splitkd`: one file a command.
 
-================  ================================================
+================  =================================================
 ``new``           a Flower App that runs at once
 ``report``        one page about a run, or about two
+``profile``       how fast this machine computes a model's blocks
 ``certificates``  certificates and keys, to try a deployment with
-================  ================================================
+================  =================================================
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 
 from flwr_splitkd.cli.certificates import certificates
 from flwr_splitkd.cli.new import new
+from flwr_splitkd.cli.profile import profile
 from flwr_splitkd.cli.report import report
 from flwr_splitkd.errors import SplitKDError
 
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(new)
 app.command()(report)
+app.command()(profile)
 app.command()(certificates)
 
 
