@@ -5,7 +5,7 @@
 ``passes``   one pass through the blocks, and the moments at which each begins and ends
 ``machine``  a machine's name, clock, cores and memory, as far as it tells
 ``source``   a model with random weights, from a config or a function, to be measured
-``modelled``   a world made of the cost model: its clock, links and batteries
+``modelled`` a world made of the cost model: its clock, links and batteries
 ===========  =================================================================================
 """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorded_runs import outcome
 
 from flwr_splitkd.costs import (
     TABLE_II_DEVICES,
@@ -24,7 +25,6 @@ from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers import DeviceView, FixedCut, FixedEpochs, OptimalCut
 from flwr_splitkd.strategies.planner import PlannedTurn, Planner, PlannerBasis
 from flwr_splitkd.tiers.edge import TurnOutcome
-from recorded_runs import outcome
 
 LINK = WiredLink(uplink_bps=50e6, downlink_bps=80e6)
 SHAPE = ModelShape(
