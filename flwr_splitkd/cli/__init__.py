@@ -1,11 +1,13 @@
 """`flwr-splitkd`: one file a command.
 
-================  =================================================
+================  =============================================================
 ``new``           a Flower App that runs at once
 ``report``        one page about a run, or about two
 ``profile``       how fast this machine computes a model's blocks
+``plan``          where to cut: what every cut takes in seconds, joules and memory
+``case-study``    a paper's figures, reproduced
 ``certificates``  certificates and keys, to try a deployment with
-================  =================================================
+================  =============================================================
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from importlib.metadata import version
 
 import typer
 
+from flwr_splitkd.cli.case_study import case_study
 from flwr_splitkd.cli.certificates import certificates
 from flwr_splitkd.cli.new import new
 from flwr_splitkd.cli.profile import profile
@@ -33,6 +36,7 @@ app = typer.Typer(
 app.command()(new)
 app.command()(report)
 app.command()(profile)
+app.command()(case_study)
 app.command()(certificates)
 
 
