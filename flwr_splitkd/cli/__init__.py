@@ -20,6 +20,7 @@ import typer
 from flwr_splitkd.cli.case_study import case_study
 from flwr_splitkd.cli.certificates import certificates
 from flwr_splitkd.cli.new import new
+from flwr_splitkd.cli.plan import plan
 from flwr_splitkd.cli.profile import profile
 from flwr_splitkd.cli.report import report
 from flwr_splitkd.errors import SplitKDError
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(new)
 app.command()(report)
 app.command()(profile)
+app.command()(plan)
 app.command()(case_study)
 app.command()(certificates)
 
