@@ -30,13 +30,6 @@ __all__ = ["Planned", "draw_plan", "plan_json", "print_devices", "print_options"
 _GIB = float(1 << 30)
 _STAGES = ("device_s", "uplink_s", "server_s", "downlink_s", "other_s")
 _COLORS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#999999")
-# In words, with the unit of the value that would do.
-_WHY = {
-    "max_delay_s": ("delay", "s", 1.0),
-    "device memory": ("device memory", "GiB", _GIB),
-    "server memory": ("server memory", "GiB", _GIB),
-    "battery": ("battery", "J", 1.0),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +80,18 @@ class Planned:
 
 def print_options(planned: Planned, models: tuple[ModelShape, ModelShape | None], workload: Workload) -> None:
     """Print a table of all options of a device, and the choice in a line."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     options = planned.options
     terms = options.terms
     several = len(set(terms.codecs)) > 1
-    columns = ["cut", *(["codec"] if several else []), "device s", "up s", "server s", "down s", "total s", "joules"]
-    table = Table(title=f"{planned.name}: {_rates(planned)}", title_justify="left")
-    for name in (*columns, "GHz", "device GiB", "server GiB"):
-        table.add_column(name, justify="right")
-    table.add_column("clock set by, or ruled out by")
+    columns = ["cut", *(["codec"] if several else []), "device\ns", "up\ns", "server\ns", "down\ns", "total\ns"]
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    for name in (*columns, "\njoules", "clock\nGHz", "device\nGiB", "server\nGiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("clock set, or\nruled out by", min_width=13)
     for k in range(len(terms)):
         cost = planned.cost(k)
         seconds = (cost.device_s, cost.uplink_s, cost.server_s, cost.downlink_s, cost.total_s, float(options.joules[k]))
@@ -114,6 +108,7 @@ def print_options(planned: Planned, models: tuple[ModelShape, ModelShape | None]
         )
     console = Console()
     console.print(_heading(planned, models, workload), highlight=False)
+    console.print(f"{planned.name}: {_rates(planned)}.", highlight=False, soft_wrap=True)
     console.print(table)
     if planned.decision is not None:
         console.print(f"> {planned.decision.reason}.\n", highlight=False, soft_wrap=True)
@@ -121,14 +116,15 @@ def print_options(planned: Planned, models: tuple[ModelShape, ModelShape | None]
 
 def print_devices(planned: Sequence[Planned], models: tuple[ModelShape, ModelShape | None], workload: Workload) -> None:
     """Print a line for each device of a fleet."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    table.add_column("device", overflow="fold")
-    for name in ("up Mbit/s", "down Mbit/s", "cut", "codec", "GHz", "total s", "joules", "its own J"):
-        table.add_column(name, justify="right")
-    table.add_column("clock set by")
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("\ndevice", overflow="fold")
+    for name in ("up\nMbit/s", "down\nMbit/s", "\ncut", "\ncodec", "clock\nGHz", "total\ns", "\njoules", "device\nJ"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("clock\nset by", no_wrap=True)
     for one in planned:
         rates = [f"{rate / 1e6:.4g}" for rate in (one.link.uplink_bps, one.link.downlink_bps)]
         who = one.name if one.name == one.device.name else f"{one.name}: {one.device.name}"
@@ -213,7 +209,9 @@ def draw_plan(planned: Sequence[Planned]) -> Figure:
                     bar.set_alpha(0.35 if broken else 1.0)
             below += seconds
         joules = axes.twinx()
-        joules.plot(places, options.joules, "k.-", linewidth=1, label="joules")
+        for codec in dict.fromkeys(terms.codecs):
+            same = [k for k in range(len(terms)) if terms.codecs[k] == codec]
+            joules.plot(same, options.joules[same], "k.-", linewidth=1, label="joules" if 0 in same else "_")
         joules.set_ylim(bottom=0)
         joules.set_ylabel("joules")
         if one.chosen is not None:
@@ -225,7 +223,7 @@ def draw_plan(planned: Sequence[Planned]) -> Figure:
         axes.set_ylabel("seconds of a turn")
         axes.spines["top"].set_visible(False)
         handles = [*axes.get_legend_handles_labels()[0], *joules.get_legend_handles_labels()[0]]
-        axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left")
+        axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.1, 1))
     return figure
 
 
@@ -247,17 +245,9 @@ def _rates(planned: Planned) -> str:
 
 
 def _why(options: Options, option: int) -> str:
-    """What rules an option out, with the value that would do; else what sets its clock."""
-    if not options.violations[option]:
-        return options.binding[option]
-    parts = []
-    for name, value in options.violations[option].items():
-        if name in _WHY and math.isfinite(value):
-            word, unit, scale = _WHY[name]
-            parts.append(f"{word} (needs {value / scale:.4g} {unit})")
-        else:
-            parts.append(name)
-    return ", ".join(parts)
+    """What rules an option out, else what sets its clock."""
+    names = {"max_delay_s": "delay"}
+    return ", ".join(names.get(name, name) for name in options.violations[option]) or options.binding[option]
 
 
 def _number(value: float) -> str:

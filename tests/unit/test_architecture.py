@@ -25,13 +25,26 @@ IMPORTABLE = {
 _CLOCKS_AND_LOGS = {"datetime", "logging", "random", "secrets", "time"}
 _ABOVE_THE_MATH = {
     f"{PACKAGE}.{name}"
-    for name in ("cli", "clients", "report", "store", "strategies", "telemetry", "testing", "tiers", "wire")
+    for name in (
+        "case_studies",
+        "cli",
+        "clients",
+        "report",
+        "store",
+        "strategies",
+        "telemetry",
+        "testing",
+        "tiers",
+        "wire",
+    )
 }
 _FLOWER_AND_GRPC = {"flwr", "grpc"}
 
 # What the modules of a room must not import: their own statements, and (for third parties and rooms) what
 # these load.
 FORBIDDEN: dict[str, set[str]] = {
+    "case_studies": {*_FLOWER_AND_GRPC, *_CLOCKS_AND_LOGS, *_ABOVE_THE_MATH, "torch", "transformers"}
+    - {f"{PACKAGE}.case_studies"},
     "costs": {*_FLOWER_AND_GRPC, *_CLOCKS_AND_LOGS, *_ABOVE_THE_MATH, "torch", "transformers"},
     "schedulers": {*_FLOWER_AND_GRPC, *_CLOCKS_AND_LOGS, *_ABOVE_THE_MATH, "torch", "transformers"},
     "split": {*_FLOWER_AND_GRPC, *_CLOCKS_AND_LOGS, *_ABOVE_THE_MATH, "transformers"},
@@ -43,6 +56,8 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 # The only module of the wire that may know what a torch tensor is.
 TORCH_ON_THE_WIRE = {f"{PACKAGE}.wire.codec"}
+# The only module of the studies that may draw.
+FIGURES_OF_STUDIES = {f"{PACKAGE}.case_studies.figures"}
 NEVER = {"apps", "benchmarks", "flower_harness", "flower_run", "import_graph", "pytest", "scripts", "tests"}
 
 
@@ -54,6 +69,8 @@ def _violations(module: str) -> list[str]:
     forbidden = NEVER | FORBIDDEN.get(room(module), set())
     if room(module) == "wire" and module not in TORCH_ON_THE_WIRE:
         forbidden = forbidden | {"torch"}
+    if room(module) == "case_studies" and module not in FIGURES_OF_STUDIES:
+        forbidden = forbidden | {"matplotlib"}
     return sorted(f"{module} imports {name}" for name in imports_of(MODULES[module]).all if _within(name, forbidden))
 
 

@@ -1,0 +1,74 @@
+"""`flwr-splitkd case-study`, as a person calls it."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from flwr_splitkd import cli
+
+FILES = ["claims.csv", "claims.png", "figure-3-delay.csv", "figure-3-delay.png", "figure-4-energy.csv"]
+FILES += ["figure-4-energy.png", "outcomes.csv"]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["flwr-splitkd", "case-study", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def quick(output: Path, seed: int = 0) -> list[str]:
+    return ["split-kd", "--quick", "--streets", "1", "--rounds", "1", "--seed", str(seed), "--output", str(output)]
+
+
+def test_writes_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "study"
+    assert call(monkeypatch, *quick(output)) == 0
+    assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
+    shown = capsys.readouterr().out
+    assert all(str(output / name) in shown for name in FILES)
+    assert all((output / name).read_bytes().startswith(b"\x89PNG") for name in FILES if name.endswith(".png"))
+    with (output / "claims.csv").open() as file:
+        claims = list(csv.DictReader(file))
+    reached = {clock: 0 for clock in ("max", "base", "half", "quarter", "optimal")}
+    settings = dict.fromkeys(reached, 0)
+    for row in claims:
+        if row["claim"] == "energy-vs-device-only":
+            settings[row["clock"]] += 1
+            reached[row["clock"]] += row["reached"] == "yes"
+    for clock, count in reached.items():
+        line = next(line for line in shown.splitlines() if line.startswith(f"│ {clock} "))
+        assert f"{count} of {settings[clock]}" in line
+
+
+def test_a_seed_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another seed gives other numbers: tests/unit/case_studies/test_split_kd.py."""
+    for name in ("one", "same"):
+        assert call(monkeypatch, *quick(tmp_path / name, seed=3)) == 0
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "same" / name).read_bytes(), name
+
+
+def test_errors_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert call(monkeypatch, *quick(tmp_path / "file")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("flwr-splitkd: `--output` is") and error.count("\n") == 1
+
+
+def test_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert call(monkeypatch, *quick(tmp_path)) == 1
+    assert "pip install 'flwr_splitkd[report]'" in capsys.readouterr().err
