@@ -250,9 +250,11 @@ class Planner:
         infeasible = ""
         try:
             planned = self.plan(device, cut, local_epochs)
-            if planned.decision is not None:
+            if planned.decision is not None and math.isfinite(planned.decision.cost.total_s):
                 cost = planned.decision.cost
                 duration_s, device_j, total_j = cost.total_s, cost.device_j, cost.total_j
+            else:
+                infeasible = f"Device {device.name} is out of reach: {outlook.link.uplink_bps:g} bit/s up; expected more than 0."
         except InfeasibleError as error:
             infeasible = str(error)
         return Forecast(

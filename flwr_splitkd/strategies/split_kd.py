@@ -450,6 +450,8 @@ class SplitKD(Strategy):
             return []
         wanted = 0 if mode == "deliver" else max(self.min_available_nodes, minimum)
         online = wait_for_nodes(grid, wanted, self.node_timeout_s)
+        if mode == "deliver":  # policies by cost leave devices out that could not train now
+            return online
         num_turns = min(max(int(len(online) * fraction), minimum), len(online))
 
         def choose() -> list[int]:
