@@ -6,7 +6,7 @@ from flwr_splitkd.costs.architectures import shape_from_config
 from flwr_splitkd.costs.catalog import load_shape, named_shape
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
-from flwr_splitkd.costs.fleet_io import fleet_from_json, named_device, named_server, table_ii_fleet
+from flwr_splitkd.costs.fleet_io import fleet_from_json, load_device, load_server, table_ii_fleet
 from flwr_splitkd.costs.links import Link, LinkState, WiredLink
 from flwr_splitkd.costs.links_io import link_from_json
 from flwr_splitkd.costs.mobility import Trajectory, street_trajectories
@@ -58,9 +58,9 @@ __all__ = [
     "device_from_json",
     "fleet_from_json",
     "link_from_json",
+    "load_device",
+    "load_server",
     "load_shape",
-    "named_device",
-    "named_server",
     "named_shape",
     "relative_error",
     "server_from_json",

@@ -1,12 +1,12 @@
-"""Fleets from descriptions, and that of the paper's case study."""
+"""Fleets from descriptions, as configuration files and command lines have them."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from flwr_splitkd.costs.checks import check_choice
 from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.links import Link
 from flwr_splitkd.costs.links_io import link_from_json
-from flwr_splitkd.costs.mobility import street_trajectories
+from flwr_splitkd.costs.mobility import URBAN_SPEED_MPS, street_trajectories
 from flwr_splitkd.costs.profiles import (
+    GENERIC_DEVICE,
+    GENERIC_SERVER,
     TABLE_II_DEVICES,
     TABLE_II_SERVER,
     DeviceProfile,
@@ -25,163 +27,216 @@ from flwr_splitkd.costs.profiles import (
 )
 from flwr_splitkd.costs.radio import RADIO_PRESETS
 from flwr_splitkd.costs.radio_link import RadioLink
-from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.errors import ConfigError, DataError
 
-__all__ = ["fleet_from_json", "named_device", "named_server", "table_ii_fleet"]
+__all__ = ["fleet_from_json", "load_device", "load_server", "table_ii_fleet"]
 
-_TABLE_II = re.compile(r"table-ii/(\d+)")
-_FIELDS = ("server", "devices", "default")
-_ENTRY = ("profile", "link")
+_T = TypeVar("_T")
+_GENERIC = "generic"
+_FLEET, _ENTRY = ("server", "devices", "default"), ("profile", "link")
 
 
-def table_ii_fleet(channel: str, rng: np.random.Generator) -> Fleet:
-    """The ten vehicles of Li et al., table II, on a street at 30 km/h, each with its radio.
+def fleet_from_json(
+    description: str | Path | Mapping[str, Any],
+    *,
+    rng: np.random.Generator | None = None,
+    folder: str | Path | None = None,
+) -> Fleet:
+    """Make a fleet from its description, or from a JSON file with one.
+
+    ::
+
+        {"server": profile,
+         "devices": {"0": {"profile": profile, "link": link}, ...},
+         "default": {"profile": profile, "link": link}}
+
+    Devices are called by their ``device-name``, or by their partition id. A profile is a name, the path of a profile's file, or
+    an object with its fields, see `load_device` and `load_server`; a link is what `link_from_json` takes. All of it may be left
+    out: `Fleet` has a common machine and link for what nobody has described. Links draw from the generator in the order of
+    the devices, the default last; devices without a link of their own share that one.
+
+    Parameters
+    ----------
+    description
+        See above.
+    rng
+        For radios.
+    folder
+        Where paths start; the file's folder, or the working directory, when not given.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key, name or value in it is unknown or out of range.
+    """
+    what = "The fleet"
+    if not isinstance(description, Mapping):
+        file = Path(description).expanduser()
+        what, folder = f"The fleet {file}", file.parent if folder is None else folder
+        description = _object(_read(file, what), what)
+    where = Path("." if folder is None else folder)
+    _known(what, "", description, _FLEET)
+    devices = _object(description.get("devices", {}), f"{what}: `devices`")
+    entries = {f"devices.{name}": _entry(what, f"devices.{name}", value) for name, value in devices.items()}
+    entries["default"] = _entry(what, "default", description.get("default", {}))
+    profiles: dict[str, DeviceProfile] = {}
+    links: dict[str, Link] = {}
+    for key, entry in entries.items():
+        if "profile" in entry:
+            profiles[key] = _at(f"{what}: `{key}.profile`", partial(load_device, entry["profile"], folder=where))
+        if "link" in entry:
+            links[key] = _at(f"{what}: `{key}.link`", partial(link_from_json, entry["link"], rng=rng, folder=where))
+    common = Fleet()
+    return Fleet(
+        server=_at(f"{what}: `server`", partial(load_server, description.get("server", _GENERIC), folder=where)),
+        default_device=profiles.get("default", common.default_device),
+        default_link=links.get("default", common.default_link),
+        devices={name: profiles[key] for name in devices if (key := f"devices.{name}") in profiles},
+        links={name: links[key] for name in devices if (key := f"devices.{name}") in links},
+    )
+
+
+def load_device(description: str | int | Mapping[str, Any], *, folder: str | Path = ".") -> DeviceProfile:
+    """Return a device's profile.
+
+    Parameters
+    ----------
+    description
+        ``1`` to ``10`` or a name such as ``"Jetson Orin NX 0.91 GHz"`` for a device of `TABLE_II_DEVICES`; ``"generic"``; the
+        path of a file as `flwr-splitkd profile` writes it; or an object with the fields of a `DeviceProfile`.
+    folder
+        Where a path starts, unless it is absolute.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or a field is unknown, missing or out of range.
+    """
+    known: dict[str, DeviceProfile] = {
+        **{device.name.lower(): device for device in reversed(TABLE_II_DEVICES)},
+        **{str(number): device for number, device in enumerate(TABLE_II_DEVICES, start=1)},
+        _GENERIC: GENERIC_DEVICE,
+    }
+    names = f"1..{len(TABLE_II_DEVICES)} or a name of table II such as {TABLE_II_DEVICES[0].name!r}"
+    return _profile("device", description, known, names, device_from_json, Path(folder))
+
+
+def load_server(description: str | Mapping[str, Any], *, folder: str | Path = ".") -> ServerProfile:
+    """Return a server's profile.
+
+    Parameters
+    ----------
+    description
+        ``"RTX 4090"`` for `TABLE_II_SERVER`; ``"generic"``; the path of a file as ``flwr-splitkd profile --role edge`` writes
+        it; or an object with the fields of a `ServerProfile`.
+    folder
+        Where a path starts, unless it is absolute.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or a field is unknown, missing or out of range.
+    """
+    known = {TABLE_II_SERVER.name.lower(): TABLE_II_SERVER, _GENERIC: GENERIC_SERVER}
+    return _profile("server", description, known, repr(TABLE_II_SERVER.name), server_from_json, Path(folder))
+
+
+def table_ii_fleet(
+    channel: str,
+    rng: np.random.Generator,
+    *,
+    length_m: float = 400.0,
+    base_station_m: float = 20.0,
+    speed_mps: float = URBAN_SPEED_MPS,
+) -> Fleet:
+    """Return the vehicles and the server of the paper's case study, in a street.
+
+    Li et al., "Split Knowledge Distillation for Large Models in IoT", table II and section V: devices 1 to 10 are called
+    ``"0"`` to ``"9"``, as the partitions of a simulation are.
 
     Parameters
     ----------
     channel
         ``"good"``, ``"normal"`` or ``"poor"``.
     rng
-        Where places and channels are drawn from.
-
-    Returns
-    -------
-    Fleet
-        Devices ``"0"`` to ``"9"``, which are the partition ids of a simulation.
+        Where the vehicles' places, then their channels are drawn from.
+    length_m, base_station_m, speed_mps
+        As in `street_trajectories`.
 
     Raises
     ------
     ConfigError
-        If there is no such channel.
+        If there is no such channel, or a number is out of range.
     """
     check_choice("channel", channel, RADIO_PRESETS)
-    ways = street_trajectories(len(TABLE_II_DEVICES), rng)
-    links: dict[str, Link] = {str(i): RadioLink(RADIO_PRESETS[channel], way, rng) for i, way in enumerate(ways)}
-    devices = {str(i): device for i, device in enumerate(TABLE_II_DEVICES)}
+    ways = street_trajectories(
+        len(TABLE_II_DEVICES), rng, length_m=length_m, base_station_m=base_station_m, speed_mps=speed_mps
+    )
+    links = {str(number): RadioLink(RADIO_PRESETS[channel], way, rng) for number, way in enumerate(ways)}
+    devices = {str(number): device for number, device in enumerate(TABLE_II_DEVICES)}
     return Fleet(server=TABLE_II_SERVER, devices=devices, links=links)
 
 
-def fleet_from_json(
-    description: str | Path | Mapping[str, Any], *, rng: np.random.Generator, folder: str | Path = "."
-) -> Fleet:
-    """Make a fleet from its description.
-
-    ::
-
-        {"server": "table-ii",
-         "devices": {"orin-1": {"profile": "table-ii/1", "link": "normal"},
-                     "pi-7": {"profile": "pi.json", "link": {"kind": "trace", "path": "pi.csv"}}},
-         "default": {"profile": {"name": "PC", "frequency_hz": 3e9, "cores": 8}, "link": "wired-100m"}}
-
-    A profile is a name (``"table-ii/1"`` to ``"table-ii/10"``, the server's ``"table-ii"``), the path of a file that
-    `flwr-splitkd profile` wrote, or an object with the fields of `DeviceProfile` or `ServerProfile`. Links are as in
-    `link_from_json`. What is left out is as in `Fleet`.
-
-    Parameters
-    ----------
-    description
-        The object, or the path of a JSON file with it; paths within start at the file's folder.
-    rng
-        For radio links.
-    folder
-        Where paths start if the object itself is given.
-
-    Raises
-    ------
-    ConfigError
-        If a file cannot be read, or a field is unknown or out of range; the message says where.
-    DataError
-        If a trace cannot be read.
-    """
-    if not isinstance(description, Mapping):
-        path = Path(description)
-        description, folder = _read(path), path.parent
-    where = Path(folder)
-    _check_fields("A fleet", description, _FIELDS)
-    values: dict[str, Any] = {}
-    if "server" in description:
-        values["server"] = named_server(description["server"], where)
-    entries = description.get("devices", {})
-    if not isinstance(entries, Mapping):
+def _profile(
+    kind: str,
+    description: Any,
+    known: Mapping[str, _T],
+    names: str,
+    from_json: Callable[[Mapping[str, Any]], _T],
+    folder: Path,
+) -> _T:
+    """Look a profile up, or read it."""
+    if isinstance(description, Mapping):
+        return from_json(description)
+    text = str(description).strip()
+    if isinstance(description, bool) or not isinstance(description, str | int | Path) or not text:
         raise ConfigError(
-            f"`devices` of the fleet is {entries!r}; expected an object with an entry for each device name."
+            f"The {kind} is {description!r}; expected {names}, 'generic', the path of a profile, or an object with its fields."
         )
-    devices: dict[str, DeviceProfile] = {}
-    links: dict[str, Link] = {}
-    for name, entry in [*entries.items(), (None, description.get("default", {}))]:
-        profile, link = _entry(name, entry, where, rng)
-        if name is None:
-            values |= {key: value for key, value in (("default_device", profile), ("default_link", link)) if value}
-            continue
-        if profile is not None:
-            devices[name] = profile
-        if link is not None:
-            links[name] = link
-    return Fleet(devices=devices, links=links, **values)
+    if text.lower() in known:
+        return known[text.lower()]
+    file = folder / Path(text).expanduser()
+    if not file.is_file():
+        raise ConfigError(
+            f"The {kind} is {text!r}, and there is no file {file}; expected {names}, 'generic', or the path of a profile. "
+            "`flwr-splitkd profile` writes one."
+        )
+    what = f"The {kind}'s profile {file}"
+    data = _object(_read(file, what), what)
+    return _at(what, lambda: from_json(data))
 
 
-def named_device(profile: Any, folder: str | Path = ".") -> DeviceProfile:
-    """Return a device's profile from a name, a path or an object; see `fleet_from_json`.
-
-    Raises
-    ------
-    ConfigError
-        If it is none of these.
-    """
-    if isinstance(profile, Mapping):
-        return device_from_json(profile)
-    if match := _TABLE_II.fullmatch(str(profile)):
-        number = int(match[1])
-        if not 1 <= number <= len(TABLE_II_DEVICES):
-            raise ConfigError(
-                f"The device is {profile!r}; expected 'table-ii/1' to 'table-ii/{len(TABLE_II_DEVICES)}'."
-            )
-        return TABLE_II_DEVICES[number - 1]
-    return device_from_json(_read(Path(folder) / str(profile), "'table-ii/1' to 'table-ii/10'"))
-
-
-def named_server(profile: Any, folder: str | Path = ".") -> ServerProfile:
-    """Return a server's profile from a name, a path or an object; see `fleet_from_json`.
-
-    Raises
-    ------
-    ConfigError
-        If it is none of these.
-    """
-    if isinstance(profile, Mapping):
-        return server_from_json(profile)
-    if profile == "table-ii":
-        return TABLE_II_SERVER
-    return server_from_json(_read(Path(folder) / str(profile), "'table-ii'"))
-
-
-def _entry(
-    name: str | None, entry: Any, folder: Path, rng: np.random.Generator
-) -> tuple[DeviceProfile | None, Link | None]:
-    what = "`default` of the fleet" if name is None else f"The fleet's device {name!r}"
-    if not isinstance(entry, Mapping):
-        raise ConfigError(f"{what} is {entry!r}; expected an object with a 'profile', a 'link' or both.")
-    _check_fields(what, entry, _ENTRY)
+def _read(file: Path, what: str) -> Any:
     try:
-        profile = named_device(entry["profile"], folder) if "profile" in entry else None
-        link = link_from_json(entry["link"], rng=rng, folder=folder) if "link" in entry else None
-    except ConfigError as error:
-        raise ConfigError(f"{what}: {error}") from error
-    return profile, link
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} cannot be read: {error}. Expected a file of JSON.") from error
 
 
-def _check_fields(what: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{what} has {key!r}; expected fields among {', '.join(map(repr, known))}.")
-
-
-def _read(path: Path, names: str = "") -> Mapping[str, Any]:
-    hint = f"{names}, or the path of a JSON file" if names else "the path of a JSON file"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read: {error}; expected {hint}.") from error
+def _object(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{str(path)!r} holds a JSON {type(value).__name__}; expected an object.")
+        raise ConfigError(f"{what} is {value!r}; expected an object.")
     return value
+
+
+def _known(what: str, key: str, value: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in value:
+        if name not in names:
+            path = f"{key}.{name}" if key else name
+            raise ConfigError(f"{what} has `{path}`; expected keys among {', '.join(names)}. Leave it out.")
+
+
+def _entry(what: str, key: str, value: Any) -> Mapping[str, Any]:
+    entry = _object(value, f"{what}: `{key}`")
+    _known(what, key, entry, _ENTRY)
+    return entry
+
+
+def _at(what: str, make: Callable[[], _T]) -> _T:
+    """Say where in the description something is wrong."""
+    try:
+        return make()
+    except (ConfigError, DataError) as error:
+        raise ConfigError(f"{what}: {error}") from error
+    except (TypeError, ValueError) as error:  # a field of another type than its reader expects
+        raise ConfigError(f"{what} holds what is no number or name: {error}.") from error

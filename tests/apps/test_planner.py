@@ -13,9 +13,9 @@ from flower_harness import federation, newest
 
 SMALL = {"name": "small", "frequency_hz": 1e9, "cores": 64}
 FLEET: dict[str, Any] = {
-    "server": "table-ii",
+    "server": "RTX 4090",
     "devices": {
-        "0": {"profile": "table-ii/1", "link": "wired-100m"},
+        "0": {"profile": 1, "link": "wired-100m"},
         "1": {"profile": {**SMALL, "memory_bytes": 1e6}, "link": "wired-100m"},
         "2": {"profile": {**SMALL, "battery_j": 1e-6, "power_coefficient": 1e-26}, "link": "wired-100m"},
         "3": {"profile": SMALL, "link": "wired-10k"},
