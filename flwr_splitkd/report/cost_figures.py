@@ -18,7 +18,7 @@ from flwr_splitkd.report.costs import (
 )
 from flwr_splitkd.report.lines import TurnLine
 from flwr_splitkd.report.load import RunData
-from flwr_splitkd.report.style import COLORS, FAILED, GAP, NEUTRAL, finish, legend_above, line, mark_failures
+from flwr_splitkd.report.style import COLORS, FAILED, GAP, NEUTRAL, finish, legend_above, line, mark_failures, short
 
 __all__ = [
     "draw_modelled_energy",
@@ -70,7 +70,7 @@ def draw_modelled_energy(axes: Axes, runs: Sequence[RunData]) -> None:
     late: list[tuple[float, float]] = []
     for run, color in zip(runs, COLORS, strict=False):
         alone = len(runs) == 1
-        line(axes, run, _joules, label="device and server" if alone else run.name, color=color, scale=1 / size)
+        line(axes, run, _joules, label="device and server" if alone else short(run.name), color=color, scale=1 / size)
         if alone:
             line(axes, run, _device_joules, label="device", color=COLORS[1], linestyle="--", scale=1 / size)
         overdue = [turn for turn in run.training if turn.modelled and turn.modelled.late]
@@ -80,6 +80,7 @@ def draw_modelled_energy(axes: Axes, runs: Sequence[RunData]) -> None:
         axes.plot(x, y, "o", color=FAILED, markerfacecolor="none", markersize=9, markeredgewidth=1.5, label="late")
     finish(axes, "turn", f"modelled {unit} per turn")
     axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="plain")
     legend_above(axes, columns=3)
 
 
@@ -110,6 +111,7 @@ def _bars(
         )
         below = above
     axes.set_ylim(0, 1.05 * max(below) or 1.0)
+    axes.ticklabel_format(axis="y", style="plain")  # a power of ten above the axis would lie under the legend
     if predictions:
         _mark_predictions(axes, [turn for turn, _ in turns], longest_s=max(below))
 
@@ -151,7 +153,7 @@ def _progress(axes: Axes, runs: Sequence[RunData], by: Callable[[Point], float],
                 color=COLORS[number % len(COLORS)],
                 markersize=4,
                 linewidth=1.5,
-                label=run.name if len(runs) > 1 else None,
+                label=short(run.name) if len(runs) > 1 else None,
             )
     values = [point.value for points in points_of_runs for point in points]
     if values and 0 < 10 * min(values) < max(values):

@@ -58,7 +58,7 @@ def measured_stages(turn: TurnLine) -> dict[str, float] | None:
     if turn.duration_s is None or all(part is None for part in parts):
         return None
     known = dict(zip(STAGES, (part or 0.0 for part in parts), strict=False))
-    return {**known, "other": max(turn.duration_s - sum(known.values()), 0.0)}
+    return {**known, "other": _rest(turn.duration_s, known)}
 
 
 def modelled_stages(turn: TurnLine) -> dict[str, float] | None:
@@ -68,8 +68,7 @@ def modelled_stages(turn: TurnLine) -> dict[str, float] | None:
         return None
     parts = (costs.device_s, costs.uplink_s, costs.server_s, costs.downlink_s)
     known = dict(zip(STAGES, (part or 0.0 for part in parts), strict=False))
-    rest_s = costs.total_s - sum(known.values())
-    return {**known, "out of reach": rest_s if rest_s > 1e-6 * costs.total_s else 0.0}
+    return {**known, "out of reach": _rest(costs.total_s, known)}
 
 
 def timed(run: RunData) -> bool:
@@ -125,6 +124,12 @@ def has_progress(run: RunData) -> bool:
 def unit_of(largest: float, unit: str) -> tuple[str, float]:
     """The unit for numbers up to `largest` seconds or joules (``"s"``, ``"J"``), and how many of them it is."""
     return next(((name, size) for name, size in _UNITS[unit] if largest >= _ENOUGH * size), (unit, 1.0))
+
+
+def _rest(whole_s: float, known: Mapping[str, float]) -> float:
+    """What the known stages leave of the whole, unless that is a matter of rounding."""
+    rest_s = whole_s - sum(known.values())
+    return rest_s if rest_s > 1e-6 * whole_s else 0.0
 
 
 def _modelled_error(turn: TurnLine) -> Mapping[str, float]:

@@ -20,7 +20,7 @@ from flwr_splitkd.report.cost_figures import (
 )
 from flwr_splitkd.report.costs import has_progress, modelled, timed
 from flwr_splitkd.report.load import RunData, load_run
-from flwr_splitkd.report.style import COLORS, FAILED, Drawing, finish, legend_above, line, mark_failures
+from flwr_splitkd.report.style import COLORS, FAILED, Drawing, finish, legend_above, line, mark_failures, short
 from flwr_splitkd.store import RunFolder
 
 __all__ = ["DRAWINGS", "FigureFile", "draw_bytes", "draw_cuts", "draw_loss", "draw_perplexity", "overview"]
@@ -33,7 +33,7 @@ _MOST_ROW_LABELS = 20
 def draw_loss(axes: Axes, runs: Sequence[RunData]) -> None:
     """What each turn minimised, by turn; with one run, its cross-entropy and KL divergence too."""
     for run, color in zip(runs, COLORS, strict=False):
-        line(axes, run, attrgetter("loss"), label="loss" if len(runs) == 1 else run.name, color=color)
+        line(axes, run, attrgetter("loss"), label="loss" if len(runs) == 1 else short(run.name), color=color)
     if len(runs) == 1:
         line(axes, runs[0], attrgetter("cross_entropy"), label="cross-entropy", color=COLORS[1], linestyle="--")
         line(axes, runs[0], attrgetter("kl_divergence"), label="KL divergence", color=COLORS[2], linestyle=":")
@@ -44,7 +44,7 @@ def draw_loss(axes: Axes, runs: Sequence[RunData]) -> None:
 def draw_perplexity(axes: Axes, runs: Sequence[RunData]) -> None:
     """Perplexity of the devices' own data in their turns, and on the server where the run evaluated there."""
     for run, color in zip(runs, COLORS, strict=False):
-        name = "" if len(runs) == 1 else f"{run.name}: "
+        name = "" if len(runs) == 1 else f"{short(run.name)}: "
         line(axes, run, attrgetter("perplexity"), label=f"{name}in turns", color=color)
         ends = _ends_of_rounds(run)
         held_out = [
@@ -82,7 +82,7 @@ def draw_cuts(axes: Axes, runs: Sequence[RunData]) -> None:
         x, y = [turn.index for turn in failed], [rows[turn.device] for turn in failed]
         axes.plot(x, y, "x", color=FAILED, markersize=7, label="failed")
     every = -(-len(devices) // _MOST_ROW_LABELS) if devices else 1
-    axes.set_yticks(range(0, len(devices), every), [_short(device) for device in devices[::every]])
+    axes.set_yticks(range(0, len(devices), every), [short(device) for device in devices[::every]])
     axes.tick_params(axis="y", labelsize=8 if len(devices) > _MOST_ROW_LABELS // 2 else None)
     axes.set_ylim(max(len(devices), 1) - 0.5, -0.5)
     finish(axes, "turn", "device")
@@ -92,7 +92,7 @@ def draw_cuts(axes: Axes, runs: Sequence[RunData]) -> None:
 def draw_bytes(axes: Axes, runs: Sequence[RunData]) -> None:
     """Bytes on the data plane by turn: what the device sent and received, hand-over of layers included."""
     for run, color in zip(runs, COLORS, strict=False):
-        name = "" if len(runs) == 1 else f"{run.name}: "
+        name = "" if len(runs) == 1 else f"{short(run.name)}: "
         second = COLORS[1] if len(runs) == 1 else color
         line(axes, run, attrgetter("uplink_bytes"), label=f"{name}up", color=color, scale=1 / _MIB)
         line(axes, run, attrgetter("downlink_bytes"), label=f"{name}down", color=second, linestyle="--", scale=1 / _MIB)
@@ -103,6 +103,7 @@ def draw_bytes(axes: Axes, runs: Sequence[RunData]) -> None:
             )
     finish(axes, "turn", "MiB per turn")
     axes.set_ylim(bottom=0)
+    legend_above(axes, columns=3 if len(runs) == 1 else 2)
 
 
 DRAWINGS = (
@@ -162,9 +163,3 @@ def _ends_of_rounds(run: RunData) -> dict[int, int]:
 def _natural(device: str) -> list[tuple[bool, int, str]]:
     """Sorts numbers within names as numbers: orin-2 before orin-10."""
     return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in re.split(r"(\d+)", device) if p]
-
-
-def _short(text: str) -> str:
-    # A dollar sign would start mathematics.
-    text = text.replace("$", r"\$")
-    return text if len(text) <= 20 else text[:19] + "…"

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from flwr_splitkd.report.lines import TurnLine
 from flwr_splitkd.report.load import RunData
 
-__all__ = ["COLORS", "FAILED", "GAP", "NEUTRAL", "Drawing", "finish", "legend_above", "line", "mark_failures"]
+__all__ = ["COLORS", "FAILED", "GAP", "NEUTRAL", "Drawing", "finish", "legend_above", "line", "mark_failures", "short"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """One a series, told apart with any kind of colour vision (Okabe and Ito)."""
@@ -89,3 +89,10 @@ def legend_above(axes: Axes, *, columns: int) -> None:
     """Move the legend above the drawing, where no mark can be behind it."""
     if axes.get_legend():
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0)
+
+
+def short(text: str) -> str:
+    """A name that fits into a drawing: its begin and its end, which is where names differ."""
+    text = text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}"
+    # A dollar sign would start mathematics.
+    return text.replace("$", r"\$")

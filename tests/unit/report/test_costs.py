@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def test_what_no_stage_explains_is_the_rest(tmp_path: Path) -> None:
     assert sum(measured.values()) == pytest.approx(1.5)
     assert measured["other"] == pytest.approx(0.1)
     assert first["out of reach"] == 0
+    whole = measured_stages(replace(run.turns[0], duration_s=1.4 + 1e-12))
+    assert whole is not None and whole["other"] == 0
     assert second["out of reach"] == pytest.approx(3.0)
 
 

@@ -57,6 +57,8 @@ def test_the_timeline_has_a_row_for_each_device_and_a_mark_for_each_cut(tmp_path
 def test_two_runs_are_told_apart_by_name(tmp_path: Path) -> None:
     one, two = (load_run(write_run(tmp_path / name, 1, ["0", "1"]).path) for name in ("one", "two"))
     assert drawn(draw_loss, one, two).keys() == {"one", "two"}
+    long = [load_run(write_run(tmp_path / f"2026-11-21-optimal-$cut-seed-{i}", 1, ["0"]).path) for i in (1, 2)]
+    assert drawn(draw_loss, *long).keys() == {r"2026-11-2…cut-seed-1", r"2026-11-2…cut-seed-2"}
     assert drawn(draw_bytes, one, two).keys() == {"one: up", "one: down", "two: up", "two: down"}
 
 
