@@ -254,7 +254,9 @@ class Planner:
                 cost = planned.decision.cost
                 duration_s, device_j, total_j = cost.total_s, cost.device_j, cost.total_j
             else:
-                infeasible = f"Device {device.name} is out of reach: {outlook.link.uplink_bps:g} bit/s up; expected more than 0."
+                infeasible = (
+                    f"Device {device.name} is out of reach: {outlook.link.uplink_bps:g} bit/s up; expected more than 0."
+                )
         except InfeasibleError as error:
             infeasible = str(error)
         return Forecast(

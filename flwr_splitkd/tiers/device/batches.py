@@ -47,8 +47,10 @@ class DeviceData:
                 "`data` has 0 batches; expected at least 1. Give this device a partition with samples, or lower "
                 "`batch_size` if the loader drops the last batch."
             )
-        dataset = getattr(batches, "dataset", None)
-        self.num_examples = len(dataset) if isinstance(dataset, Sized) else self._count()
+        # A sampler may draw fewer samples in a pass than the data set has.
+        samples = (getattr(batches, name, None) for name in ("sampler", "dataset"))
+        sized = next((found for found in samples if isinstance(found, Sized)), None)
+        self.num_examples = self._count() if sized is None else len(sized)
 
     def epoch(self, plan: pb.Begin, epoch: int, data_input: str) -> Iterator[list[Batch]]:
         """One pass over the data: the micro-batches of each optimiser step.

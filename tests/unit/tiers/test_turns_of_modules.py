@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 
+from flwr_splitkd.data import make_loader
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError, ProtocolError, SplitKDError, UncuttableModelError
 from flwr_splitkd.tiers.device import DeviceData
@@ -163,6 +164,14 @@ def test_batches_as_loaders_give_them(batches: list[Any], tmp_path: Path) -> Non
     outcome, _ = federation.turn(0, 2, batches)
     assert outcome.num_examples == 12
     assert close(federation.weights(), unsplit(pictures(), None, 0.0))
+
+
+def test_examples_are_those_that_a_pass_draws() -> None:
+    dataset: list[dict[str, Tensor]] = [{"x": torch.zeros(2)} for _ in range(50)]
+    assert DeviceData(make_loader(dataset, 4)).num_examples == 50  # type: ignore[arg-type]
+    for shuffle in (False, True):
+        some = DeviceData(make_loader(dataset, 4, shuffle=shuffle, max_batches=3))  # type: ignore[arg-type]
+        assert (some.num_examples, some.num_batches) == (12, 3)
 
 
 class Residual(nn.Module):
