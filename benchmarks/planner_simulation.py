@@ -341,8 +341,8 @@ def _worlds(arguments: argparse.Namespace, folder: Path) -> list[World]:
 
     worlds = []
     if "own" in arguments.models:
-        student = measured_shape(task.student_builder(str(settings["student"]))(), name="the app's student")
-        teacher = measured_shape(task.teacher_builder(str(settings["teacher"]))(), name="the app's teacher")
+        student = measured_shape(task.student_builder(str(settings["student"])), name="the app's student")
+        teacher = measured_shape(task.teacher_builder(str(settings["teacher"])), name="the app's teacher")
         worlds.append(world("own models", student, teacher, {}))
     if "large" in arguments.models:
         names = dict(zip(("modelled-student", "modelled-teacher"), arguments.large, strict=True))
