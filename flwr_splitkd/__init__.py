@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flwr_splitkd.schedulers import (
         CutCycle,
         CutTable,
+        EnergyAware,
         FewestTurnsFirst,
         FixedCut,
         OptimalCut,
@@ -47,6 +48,7 @@ __all__ = [
     "CutCycle",
     "CutTable",
     "DistillationLoss",
+    "EnergyAware",
     "FewestTurnsFirst",
     "FixedCut",
     "OptimalCut",
@@ -63,6 +65,7 @@ _ROOMS = {
     "CutCycle": "schedulers",
     "CutTable": "schedulers",
     "DistillationLoss": "distill",
+    "EnergyAware": "schedulers",
     "FewestTurnsFirst": "schedulers",
     "FixedCut": "schedulers",
     "OptimalCut": "schedulers",

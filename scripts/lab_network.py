@@ -55,6 +55,17 @@ class LabNetwork:
     edge: tuple[str, ...]
     devices: tuple[tuple[str, ...], ...]
 
+    def set_rate(self, device: int, rate_mbps: float) -> None:
+        """Give a device's link another rate, in Mbit/s for each direction, while it is in use.
+
+        Raises
+        ------
+        NetworkError
+            If the network is gone.
+        """
+        for inside, link in ((self.edge, f"device-{device}"), (self.devices[device], "edge")):
+            _run([*inside, *f"tc qdisc change dev {link} root {_shape(rate_mbps)}".split()])
+
 
 @contextmanager
 def lab_network(rates_mbps: Sequence[float]) -> Iterator[LabNetwork]:

@@ -112,7 +112,7 @@ class EdgeEstimate:
     uplink_bytes, downlink_bytes
         Of the steps' payload.
     handover
-        Factor on the bytes of layers that change hands.
+        Factor on the bytes of layers that a device hands in.
     """
 
     compute: Correction = Correction()
@@ -170,6 +170,8 @@ class DeviceEstimate:
         Seconds of a turn before and after its steps.
     other_s_per_step
         Seconds of a step that no stage explains.
+    handover
+        Factor on the bytes of layers that it is handed: it has those already that nobody trained since its last turn.
     turns
         How many were measured.
     """
@@ -178,11 +180,13 @@ class DeviceEstimate:
     compute: Correction = Correction()
     fixed_s: float = 0.0
     other_s_per_step: float = 0.0
+    handover: float = 1.0
     turns: int = 0
 
     def observe(self, terms: CutTerms, turn: MeasuredTurn) -> DeviceEstimate:
         """Return the estimate after one more turn; `terms` are nominal."""
         per_step = turn.other_s / max(turn.num_steps, 1)
+        handed = float(terms.handover_downlink_bytes[turn.option])
         first = self.turns == 0
         return DeviceEstimate(
             link=LinkState(
@@ -194,6 +198,7 @@ class DeviceEstimate:
             ),
             fixed_s=turn.fixed_s if first else _recent(self.fixed_s, turn.fixed_s),
             other_s_per_step=per_step if first else _recent(self.other_s_per_step, per_step),
+            handover=_recent(self.handover, turn.handover_downlink_bytes / handed if handed else 1.0),
             turns=self.turns + 1,
         )
 
@@ -222,7 +227,7 @@ def correct(terms: CutTerms, device: DeviceEstimate, edge: EdgeEstimate) -> CutT
         uplink_bytes=steps * edge.uplink_bytes.offset + edge.uplink_bytes.factor * terms.uplink_bytes,
         downlink_bytes=steps * edge.downlink_bytes.offset + edge.downlink_bytes.factor * terms.downlink_bytes,
         handover_uplink_bytes=edge.handover * terms.handover_uplink_bytes,
-        handover_downlink_bytes=edge.handover * terms.handover_downlink_bytes,
+        handover_downlink_bytes=device.handover * terms.handover_downlink_bytes,
         other_s=terms.other_s + device.fixed_s + steps * device.other_s_per_step,
         server_offset_s=steps * edge.compute.offset,
     )

@@ -11,8 +11,10 @@ from html import escape
 from importlib.metadata import version
 from importlib.resources import files
 
+from flwr_splitkd.report.costs import decided, modelled
 from flwr_splitkd.report.figures import DRAWINGS
-from flwr_splitkd.report.load import RunData, TurnLine
+from flwr_splitkd.report.lines import ModelledLine, PlanLine, TurnLine
+from flwr_splitkd.report.load import RunData
 from flwr_splitkd.report.svg import svg
 from flwr_splitkd.report.words import alternative, differences, flatten, mebibytes, number, totals
 
@@ -22,6 +24,7 @@ _TURN_COLUMNS = (
     *("Turn", "Round", "Device", "Mode", "Cut", "Steps", "Loss", "CE", "KL", "Perplexity"),
     *("Tokens/s", "Up, MiB", "Down, MiB", "Hand-over, MiB", "Seconds", "Waited, s"),
 )
+_MODELLED = " What is called modelled comes from the cost model of a simulation, not from clocks and meters."
 # A timeline grows with its devices, so that its rows stay apart.
 _DEVICES_A_HEIGHT = 14
 
@@ -40,11 +43,11 @@ def page(runs: Sequence[RunData]) -> str:
         _totals(runs[0]) if len(runs) == 1 else _comparison(runs),
         _figures(runs),
         *(_evaluations(run, named=len(runs) > 1) for run in runs if run.evaluations),
-        *(_turns(run, named=len(runs) > 1) for run in runs),
+        *(_turns(run, named=len(runs) > 1) + _decisions(run, named=len(runs) > 1) for run in runs),
         *(_settings(run, named=len(runs) > 1) for run in runs if run.config),
         f"</main><footer>Written by flwr_splitkd {escape(version('flwr_splitkd'))} from metrics.jsonl and config.json. "
         "MiB are 2<sup>20</sup> bytes; CE is cross-entropy, KL the divergence from the teacher, both in nats per label."
-        "</footer>",
+        f"{_MODELLED if any(modelled(run) for run in runs) else ''}</footer>",
     ]
     style = files("flwr_splitkd.report").joinpath("page.css").read_text(encoding="utf-8")
     return (
@@ -83,16 +86,16 @@ def _comparison(runs: Sequence[RunData]) -> str:
 
 def _figures(runs: Sequence[RunData]) -> str:
     figures = []
-    for title, draw in DRAWINGS.items():
-        # Each run has a timeline of its own; curves share one drawing.
-        for number_of, shown in enumerate([[run] for run in runs] if title == "Cuts" else [runs]):
-            devices = len({turn.device for turn in shown[0].turns}) if title == "Cuts" else 0
+    for drawing in DRAWINGS:
+        slug = drawing.title.lower().replace(" ", "-")
+        for number_of, shown in enumerate(drawing.groups(runs)):
+            devices = len({turn.device for turn in shown[0].turns}) if drawing.title == "Cuts" else 0
             height = max(1.0, min(devices, 50) / _DEVICES_A_HEIGHT)
-            drawing = svg(draw, shown, prefix=f"{title.lower()}{number_of}", height=height)
-            name = f"{title}: {shown[0].name}" if title == "Cuts" and len(runs) > 1 else title
-            words = escape(alternative(title, shown))
+            image = svg(drawing.draw, shown, prefix=f"{slug}{number_of}", height=height)
+            name = _headline(drawing.title, shown[0], len(runs) > 1 and not drawing.shared)
+            words = escape(alternative(drawing.title, shown))
             figures.append(
-                f'<figure><h3>{escape(name)}</h3><div role="img" aria-label="{words}">{drawing}</div>'
+                f'<figure><h3>{name}</h3><div role="img" aria-label="{words}">{image}</div>'
                 f"<figcaption>{words}</figcaption></figure>"
             )
     return f'<h2>Figures</h2><div class="figures">{"".join(figures)}</div>'
@@ -125,6 +128,27 @@ def _turn(turn: TurnLine) -> str:
     cells += [mebibytes(turn.uplink_bytes), mebibytes(turn.downlink_bytes), mebibytes(turn.handover_bytes)]
     cells += [number(turn.duration_s), number(turn.wait_s)]
     return f"<tr>{_cells(cells)}</tr>"
+
+
+def _decisions(run: RunData, *, named: bool) -> str:
+    """What the planner decided, why, and how far off it was; nothing without one."""
+    if not decided(run):
+        return ""
+    taken = "Modelled" if modelled(run) else "Measured"
+    heads = ["Turn", "Device", "Cut", "Codec", "Clock, GHz", "Predicted, s", f"{taken}, s", "Predicted, J"]
+    heads += ["Modelled, J"] * modelled(run) + ["Reason"]
+    rows = [_decision(turn, with_joules=modelled(run)) for turn in run.training if turn.plan]
+    headline = _headline("Decisions", run, named)
+    return f"<details><summary>{headline}</summary>{_table(heads, rows, 'numbers decisions')}</details>"
+
+
+def _decision(turn: TurnLine, *, with_joules: bool) -> list[str]:
+    plan, costs = turn.plan or PlanLine(), turn.modelled or ModelledLine()
+    taken = number(costs.total_s if with_joules else turn.duration_s) + " (late)" * costs.late
+    clock = "–" if plan.frequency_hz is None else f"{plan.frequency_hz / 1e9:.2f}"
+    cells = [str(turn.index), turn.device, number(turn.cut), plan.codec or "–", clock]
+    cells += [number(plan.total_s), taken, number(plan.total_j)]
+    return [*cells, *[number(costs.total_j)] * with_joules, plan.reason or "–"]
 
 
 def _settings(run: RunData, *, named: bool) -> str:

@@ -9,54 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flwr_splitkd.errors import StoreError
+from flwr_splitkd.report.lines import ModelledLine, PlanLine, TurnLine, finite_numbers
 from flwr_splitkd.store import RunFolder
 
-__all__ = ["RunData", "TurnLine", "load_run"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnLine:
-    """One turn as ``metrics.jsonl`` has it.
-
-    Attributes
-    ----------
-    index
-        Position in the run, from 1, failed turns included.
-    step
-        Optimiser steps of the run up to the end of this turn.
-    error
-        Why the turn came to nothing; empty otherwise.
-
-    The others are as in `TurnRecord` and `TurnOutcome`; None where the line has none.
-    """
-
-    index: int
-    step: int
-    server_round: int
-    turn: int
-    device: str
-    mode: str = "train"
-    error: str = ""
-    cut: int | None = None
-    num_steps: int | None = None
-    num_examples: int | None = None
-    num_tokens: int | None = None
-    num_correct: int | None = None
-    loss: float | None = None
-    cross_entropy: float | None = None
-    kl_divergence: float | None = None
-    perplexity: float | None = None
-    duration_s: float | None = None
-    wait_s: float | None = None
-    tokens_per_s: float | None = None
-    uplink_bytes: int | None = None
-    downlink_bytes: int | None = None
-    handover_bytes: int | None = None
-
-    @property
-    def completed(self) -> bool:
-        """Whether the turn counts."""
-        return not self.error
+__all__ = ["RunData", "load_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +124,7 @@ _NUMBERS = {f.name for f in fields(TurnLine) if f.type == "float | None"}
 
 
 def _turn(path: Path, record: Mapping[str, Any], before: list[TurnLine]) -> TurnLine:
-    values: dict[str, Any] = {
-        name: record[name]
-        for name in _INTEGERS | _NUMBERS
-        if isinstance(record.get(name), int | float) and not isinstance(record[name], bool)
-    }
+    values = finite_numbers(record, _INTEGERS | _NUMBERS)
     missing = sorted({"server_round", "turn"} - set(values))
     if missing:
         raise StoreError(f"A turn in {path} lacks {missing[0]!r}: {dict(record)}. Expected what a run writes.")
@@ -184,6 +136,8 @@ def _turn(path: Path, record: Mapping[str, Any], before: list[TurnLine]) -> Turn
         device=str(record.get("device") or record.get("node_id", "")),
         mode=mode,
         error=error,
+        plan=PlanLine.read(record),
+        modelled=ModelledLine.read(record),
         **values,
     )
 

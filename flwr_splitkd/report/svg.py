@@ -10,14 +10,15 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flwr_splitkd.report.figures import COLORS, FAILED
 from flwr_splitkd.report.load import RunData
+from flwr_splitkd.report.style import COLORS, FAILED, GAP, NEUTRAL
 
 __all__ = ["svg"]
 
 # What the page's style sheet decides stands in the drawing under colours that nothing else has.
 _INK, _GRID = "#010203", "#040506"
-_VARIABLES = {_INK: "--ink", _GRID: "--grid", FAILED: "--failed"} | {c: f"--series-{i}" for i, c in enumerate(COLORS)}
+_VARIABLES = {_INK: "--ink", _GRID: "--grid", FAILED: "--failed", NEUTRAL: "--soft", GAP: "--card"}
+_VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(COLORS)}
 # Narrow, so that its letters can still be read when it fills a phone.
 _WIDTH_IN, _HEIGHT_IN, _FONT_PT = 5.2, 3.6, 11
 
@@ -54,6 +55,8 @@ def _for_page(text: str, prefix: str) -> str:
     text = text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)  # the figure around it has the words
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\1{prefix}-", text)
+    # A hundredth of a point is finer than any screen.
+    text = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), text)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var({variable})")
     # The page's own letters.

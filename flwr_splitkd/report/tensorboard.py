@@ -42,7 +42,16 @@ class TensorBoard(Callback):
             "uplink-bytes": outcome.uplink_bytes,
             "downlink-bytes": outcome.downlink_bytes,
             "handover-bytes": outcome.handover_bytes,
+            "device-s": outcome.device_s,
+            "edge-s": outcome.edge_s,
+            "uplink-s": outcome.uplink_s,
+            "downlink-s": outcome.downlink_s,
+            "fixed-s": outcome.fixed_s,
+            "duration-s": outcome.duration_s,
         }
+        for name, value in turn.costs.items():
+            if isinstance(value, int | float):
+                scalars[name.replace("_", "-")] = value
         self._write(turn.mode, scalars, self._step)
 
     def on_evaluation(self, server_round: int, metrics: Mapping[str, float]) -> None:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from flwr_splitkd.report.load import RunData, TurnLine
+from flwr_splitkd.report.costs import (
+    MODELLED_TOTALS,
+    Point,
+    measured_stages,
+    modelled,
+    modelled_stages,
+    prediction_errors,
+    progress,
+)
+from flwr_splitkd.report.lines import TurnLine
+from flwr_splitkd.report.load import RunData
 
 __all__ = ["alternative", "differences", "flatten", "mebibytes", "number", "totals"]
 
@@ -48,19 +59,20 @@ def totals(run: RunData) -> dict[str, str]:
         "Hand-over of layers, MiB": mebibytes(sum(turn.handover_bytes or 0 for turn in run.turns)),
         "Time in turns, s": number(round(sum(turn.duration_s or 0.0 for turn in run.turns), 1)),
         "Waited for devices, s": number(round(sum(turn.wait_s or 0.0 for turn in run.turns), 1)),
+        **_cost_totals(run),
     }
     if run.evaluations:
         last = max(run.evaluations)
         for name, value in sorted(run.evaluations[last].items()):
-            rows[f"On the server after round {last}: {name}"] = number(value)
+            if name not in MODELLED_TOTALS:  # in the totals already
+                rows[f"On the server after round {last}: {name}"] = number(value)
     return rows
 
 
 def alternative(title: str, runs: Sequence[RunData]) -> str:
-    """What the figure of this title shows, for who cannot see it."""
-    of_run = _ALTERNATIVES[title]
-    texts = [of_run(run) for run in (runs[:1] if title == "Cuts" else runs)]
-    if len(runs) == 1 or title == "Cuts":
+    """What the figure of this title shows of these runs, for who cannot see it."""
+    texts = _PROGRESS[title](runs) if title in _PROGRESS else [_ALTERNATIVES[title](run) for run in runs]
+    if len(runs) == 1:
         return f"{texts[0][0].upper()}{texts[0][1:]}."
     return " ".join(f"{run.name}: {text}." for run, text in zip(runs, texts, strict=True))
 
@@ -129,4 +141,92 @@ def _in_mib(count: int | None) -> float | None:
     return None if count is None else count / _MIB
 
 
-_ALTERNATIVES = {"Loss": _loss, "Perplexity": _perplexity, "Cuts": _cuts, "Bytes": _bytes}
+def _cost_totals(run: RunData) -> dict[str, str]:
+    """Modelled time and energy, and how far off predictions were; nothing for a run without either."""
+    rows: dict[str, str] = {}
+    costs = [turn.modelled for turn in run.training if turn.modelled]
+    if costs:
+        rows["Modelled time, s"] = number(max(cost.clock_s or 0.0 for cost in costs))
+        rows["Modelled energy, J"] = number(sum(cost.total_j or 0.0 for cost in costs))
+        rows["Modelled energy of devices, J"] = number(sum(cost.device_j or 0.0 for cost in costs))
+        rows["Turns late in modelled time"] = number(sum(cost.late for cost in costs))
+    against = ", modelled" if costs else ""
+    for stage, error in prediction_errors(run).items():
+        rows[f"Median prediction error: {stage}{against}"] = _percent(error)
+    return rows
+
+
+def _seconds(run: RunData) -> str:
+    return _stages(run, "measured seconds", lambda turn: turn.duration_s, measured_stages, predicted=not modelled(run))
+
+
+def _modelled_seconds(run: RunData) -> str:
+    def total_s(turn: TurnLine) -> float | None:
+        return turn.modelled.total_s if turn.modelled else None
+
+    return _stages(run, "modelled seconds", total_s, modelled_stages, predicted=True)
+
+
+def _stages(
+    run: RunData,
+    what: str,
+    total_s: Callable[[TurnLine], float | None],
+    stages_of: Callable[[TurnLine], Mapping[str, float] | None],
+    *,
+    predicted: bool,
+) -> str:
+    """The course of the seconds, their parts in all turns, and how far off the predicted totals were."""
+    sums: dict[str, float] = {}
+    errors: list[float] = []
+    for turn in run.training:
+        for stage, seconds in (stages_of(turn) or {}).items():
+            sums[stage] = sums.get(stage, 0.0) + seconds
+        real = total_s(turn)
+        if turn.plan and turn.plan.total_s is not None and real:
+            errors.append(abs(turn.plan.total_s - real) / real)
+    whole = sum(sums.values())
+    parts = ", ".join(f"{stage} {_percent(seconds / whole)}" for stage, seconds in sums.items() if seconds and whole)
+    text = _course(run, what, "", total_s) + (f"; {parts}" if parts else "")
+    return f"{text}; predicted totals off by {_percent(median(errors))} in the median" if predicted and errors else text
+
+
+def _modelled_energy(run: RunData) -> str:
+    text = _course(run, "modelled energy", " J", lambda turn: turn.modelled.total_j if turn.modelled else None)
+    late = sum(turn.modelled.late for turn in run.training if turn.modelled)
+    return f"{text}; late turns: {late}" if late else text
+
+
+def _by_time(runs: Sequence[RunData]) -> list[str]:
+    return _progress(runs, lambda point: point.clock_s, "s of modelled time")
+
+
+def _by_energy(runs: Sequence[RunData]) -> list[str]:
+    return _progress(runs, lambda point: point.energy_j, "J of modelled energy")
+
+
+def _progress(runs: Sequence[RunData], by: Callable[[Point], float], unit: str) -> list[str]:
+    measure, points_of_runs = progress(runs)
+    return [
+        f"{measure} from {number(points[0].value)} at {number(by(points[0]))} {unit} to {number(points[-1].value)} at "
+        f"{number(by(points[-1]))} {unit}, lowest {number(min(point.value for point in points))}"
+        if points
+        else f"no {measure} by modelled costs was recorded"
+        for points in points_of_runs
+    ]
+
+
+def _percent(part: float) -> str:
+    return f"{number(round(100 * part, 1))} %"
+
+
+_ALTERNATIVES = {
+    "Loss": _loss,
+    "Perplexity": _perplexity,
+    "Cuts": _cuts,
+    "Bytes": _bytes,
+    "Measured seconds": _seconds,
+    "Modelled seconds": _modelled_seconds,
+    "Modelled energy": _modelled_energy,
+}
+# These show the same of all runs, so that they need to know all.
+_PROGRESS = {"Progress by modelled time": _by_time, "Progress by modelled energy": _by_energy}

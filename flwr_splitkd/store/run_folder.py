@@ -123,10 +123,9 @@ class RunFolder:
         StoreError
             If the disk is full or the file cannot be written.
         """
-        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite, allow_nan=False) + "\n")
+                file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         except OSError as error:
             raise StoreError(f"{self.metrics} cannot be written: {error}. Free some disk space.") from error
 
@@ -153,3 +152,9 @@ class RunFolder:
     def write_summary(self, text: str) -> None:
         """Write ``summary.txt``."""
         write_atomically(self.path / "summary.txt", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import nn
 
 from flwr_splitkd.costs import ModelShape, Workload
 from flwr_splitkd.models import measured_shape
@@ -21,13 +25,11 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
     ConfigError
         If a model cannot be measured; the message says how to describe it instead.
     """
-    student = planner.student or measured_shape(setup.student, blocks=setup.blocks or None, name="the student")
-    teacher: ModelShape | None = None
-    if setup.teacher is not None and setup.loss.kd_ratio > 0:
-        teacher = planner.teacher or measured_shape(
-            setup.teacher, blocks=setup.teacher_blocks or None, name="the teacher"
-        )
     model = edge.student.model
+    student = planner.student or _measured(model, setup.blocks, "the student")
+    teacher: ModelShape | None = None
+    if edge.teacher is not None:
+        teacher = planner.teacher or _measured(edge.teacher, setup.teacher_blocks, "the teacher")
     item_bytes = float(torch.empty(0, dtype=next(model.parameters()).dtype).element_size())
     own_bytes = np.array(edge.student.handover_bytes(), dtype=np.float64)
     if planner.student is not None and planner.student.num_blocks == len(own_bytes) + 1:
@@ -52,6 +54,15 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
         max_batches=setup.turn.max_batches,
         codec=setup.turn.uplink_codec,
     )
+
+
+def _measured(model: nn.Module, blocks: Sequence[str], name: str) -> ModelShape:
+    def build() -> nn.Module:
+        # Another one of the same kind: this one is at work, and may have taken minutes to load.
+        config = getattr(model, "config", None)
+        return model if config is None else type(model)(copy.deepcopy(config))
+
+    return measured_shape(build, blocks=blocks or None, name=name)
 
 
 def _moments(setup: EdgeSetup) -> int:

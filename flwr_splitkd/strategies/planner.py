@@ -157,6 +157,7 @@ class Planner:
         self._world = ModelledWorld(self.fleet) if self.modelled else None
         self._edge = EdgeEstimate()
         self._devices: dict[str, DeviceEstimate] = {}
+        self._unpaid: tuple[str, DeviceEstimate, dict[str, Any]] | None = None
         self._own_profiles: dict[str, DeviceProfile] = {}
 
     # ---- the run
@@ -250,9 +251,13 @@ class Planner:
         infeasible = ""
         try:
             planned = self.plan(device, cut, local_epochs)
-            if planned.decision is not None:
+            if planned.decision is not None and math.isfinite(planned.decision.cost.total_s):
                 cost = planned.decision.cost
                 duration_s, device_j, total_j = cost.total_s, cost.device_j, cost.total_j
+            else:
+                infeasible = (
+                    f"Device {device.name} is out of reach: {outlook.link.uplink_bps:g} bit/s up; expected more than 0."
+                )
         except InfeasibleError as error:
             infeasible = str(error)
         return Forecast(
@@ -266,10 +271,32 @@ class Planner:
             infeasible=infeasible,
         )
 
-    # ---- after a turn
+    # ---- a turn
+
+    def pay(self, device: str, planned: PlannedTurn) -> dict[str, Any]:
+        """Let a modelled turn take place; return what it took, or nothing where costs are real.
+
+        It comes before the turn itself, so that the turn's commit remembers it; see `refund`.
+        """
+        decision, nominal, world = planned.decision, planned.nominal, self._world
+        if world is None or decision is None or nominal is None:
+            return {}
+        self._unpaid = (device, self._estimate(device), world.state_dict())
+        option = nominal.index(decision.cut, decision.codec)
+        turn: ModelledTurn = world.pay(device, nominal, option, frequency_hz=decision.frequency_hz)
+        self._devices[device] = self._estimate(device).see(turn.link)
+        late = turn.cost.total_s + turn.waited_s > planned.max_delay_s
+        return {**turn.to_json(), "modelled_late": late}
+
+    def refund(self) -> None:
+        """Take the last payment back: the turn was lost, as if it had never begun."""
+        if self._world is not None and self._unpaid is not None:
+            device, self._devices[device], state = self._unpaid
+            self._world.load_state_dict(state)
+            self._unpaid = None
 
     def learn(self, device: str, planned: PlannedTurn, outcome: TurnOutcome) -> dict[str, Any]:
-        """Correct the costs by what a turn took; return what to record of it, real or modelled.
+        """Correct the costs by what a turn took; return what to record of it. Modelled costs need no correction.
 
         Parameters
         ----------
@@ -280,12 +307,11 @@ class Planner:
         outcome
             What the data plane measured.
         """
+        self._unpaid = None
         decision, nominal = planned.decision, planned.nominal
-        if decision is None or nominal is None:
+        if decision is None or nominal is None or self._world is not None:
             return {}
         option = nominal.index(decision.cut, decision.codec)
-        if self._world is not None:
-            return self._pay(self._world, device, planned, nominal, option)
         turn = _measured(outcome, option)
         server = self.fleet.server
         nominal_s = float(nominal.server_flops[option]) / server.flops_at(decision.frequency_hz)
@@ -378,17 +404,6 @@ class Planner:
             runner_up=None,
             excluded={},
         )
-
-    def _pay(
-        self, world: ModelledWorld, device: str, planned: PlannedTurn, nominal: CutTerms, option: int
-    ) -> dict[str, Any]:
-        decision = planned.decision
-        if decision is None:
-            raise ValueError("Only a turn with a decision can be paid.")
-        turn: ModelledTurn = world.pay(device, nominal, option, frequency_hz=decision.frequency_hz)
-        self._devices[device] = self._estimate(device).see(turn.link)
-        late = turn.cost.total_s + turn.waited_s > planned.max_delay_s
-        return {**turn.to_json(), "modelled_late": late}
 
 
 def _measured(outcome: TurnOutcome, option: int) -> MeasuredTurn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any, Protocol, cast
@@ -54,8 +54,16 @@ class Director(Protocol):
     def plan_turn(self, device: DeviceView) -> PlannedTurn:
         """Return a turn's cut and local epochs, and what they are expected to cost."""
 
-    def learn(self, device: DeviceView, planned: PlannedTurn, outcome: TurnOutcome) -> dict[str, Any]:
-        """Learn from a completed turn; return what to record of it."""
+    def pay(self, device: DeviceView, planned: PlannedTurn) -> dict[str, Any]:
+        """Let a modelled turn take place, before the turn itself; return what it took."""
+
+    def refund(self) -> None:
+        """Take the last payment back, of a turn that was lost."""
+
+    def learn(
+        self, device: DeviceView, planned: PlannedTurn, outcome: TurnOutcome, paid: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Learn from a completed turn; return what to record of it beside what was paid."""
 
     def totals(self) -> dict[str, float]:
         """Return what the run has cost so far, where costs are modelled."""
@@ -279,6 +287,7 @@ class RoundRunner:
         )
         try:
             planned = self._planned(device, mode)
+            paid = self._strategy.pay(device, planned) if mode == "train" else {}
         except InfeasibleError as error:
             self._edge.dismiss(call.session, f"the device is left out of round {server_round}: {error}")
             return replace(base, error=str(error))
@@ -307,13 +316,15 @@ class RoundRunner:
                 codec=cast("CodecName | None", planned.codec),
             )
         except SplitKDError as error:
+            self._strategy.refund()
             # Not the device's fault: the next one would meet the same. A student that is done is not lost for that.
             if mode != "deliver" and isinstance(error, ConfigError | CutError | StoreError):
                 raise
             return replace(base, error=str(error) + self._keep_part(call.node_id, before))
         if mode == "train":
             progress.complete(call.node_id, device.name)
-            base = replace(base, costs={**base.costs, **self._strategy.learn(device, planned, outcome)})
+            learnt = self._strategy.learn(device, planned, outcome, paid)
+            base = replace(base, costs={**base.costs, **paid, **learnt})
         return replace(base, outcome=outcome)
 
     def _planned(self, device: DeviceView, mode: TurnMode) -> PlannedTurn:

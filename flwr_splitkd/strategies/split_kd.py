@@ -7,7 +7,7 @@ Solutions", section IV.B: devices one after another, a cut layer for each, cross
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from logging import INFO, WARNING
@@ -450,6 +450,8 @@ class SplitKD(Strategy):
             return []
         wanted = 0 if mode == "deliver" else max(self.min_available_nodes, minimum)
         online = wait_for_nodes(grid, wanted, self.node_timeout_s)
+        if mode == "deliver":  # policies by cost leave devices out that could not train now
+            return online
         num_turns = min(max(int(len(online) * fraction), minimum), len(online))
 
         def choose() -> list[int]:
@@ -489,13 +491,23 @@ class SplitKD(Strategy):
             return PlannedTurn(cut=chosen.cut, local_epochs=epochs, codec=chosen.codec, decision=chosen)
         return PlannedTurn(cut=chosen, local_epochs=epochs)
 
-    def learn(self, device: DeviceView, planned: PlannedTurn, outcome: TurnOutcome) -> dict[str, Any]:
-        """Learn from a completed turn; return what to record of it."""
-        learnt = self.planner.learn(device.name, planned, outcome) if self.planner is not None else {}
+    def pay(self, device: DeviceView, planned: PlannedTurn) -> dict[str, Any]:
+        """Let a modelled turn take place, before the turn itself; return what it took."""
+        return self.planner.pay(device.name, planned) if self.planner is not None else {}
+
+    def refund(self) -> None:
+        """Take the last payment back, of a turn that was lost."""
+        if self.planner is not None:
+            self.planner.refund()
+
+    def learn(
+        self, device: DeviceView, planned: PlannedTurn, outcome: TurnOutcome, paid: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Learn from a completed turn; return what to record of it beside what was paid."""
         spent = getattr(self.selection, "spent", None)
         if spent is not None and planned.decision is not None:
-            spent(device.node_id, learnt.get("modelled_device_j", planned.decision.cost.device_j))
-        return learnt
+            spent(device.node_id, paid.get("modelled_device_j", planned.decision.cost.device_j))
+        return self.planner.learn(device.name, planned, outcome) if self.planner is not None else {}
 
     def totals(self) -> dict[str, float]:
         """What the run has cost so far, where costs are modelled."""

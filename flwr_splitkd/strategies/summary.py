@@ -13,13 +13,16 @@ __all__ = ["summarize"]
 
 _WIDTH = 110
 _MIB = 1 << 20
+_MODELLED_S = "modelled_s"
 
 
 def summarize(result: SplitKDResult) -> str:
-    """Tables of a run as plain text: one line a turn, one line an evaluation, and where its files are."""
+    """Tables of a run as plain text: one line a turn, its modelled costs if it has any, one line an evaluation, its files."""
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None)
     console.print(_turns(result.turns))
+    if any(_MODELLED_S in turn.costs for turn in result.turns):
+        console.print(_modelled_costs(result.turns))
     if result.evaluate_metrics_serverapp:
         console.print(_evaluations(result))
     if result.stopped:
@@ -68,6 +71,29 @@ def _turns(turns: list[TurnRecord]) -> Table:
             f"{outcome.uplink_bytes / _MIB:.2f}",
             f"{outcome.downlink_bytes / _MIB:.2f}",
             f"{outcome.duration_s:.1f}",
+        )
+    return table
+
+
+def _modelled_costs(turns: list[TurnRecord]) -> Table:
+    """What turns took by the cost model; those that came to nothing took nothing."""
+    table = Table(title="Modelled costs", title_justify="left")
+    for heading in ("round", "turn", "device", "cut", "GHz", "s", "J", "device J", "late"):
+        table.add_column(heading, justify="right")
+    for turn in turns:
+        costs, outcome = turn.costs, turn.outcome
+        if outcome is None or _MODELLED_S not in costs:
+            continue
+        table.add_row(
+            f"{turn.server_round}",
+            f"{turn.turn}",
+            turn.device or str(turn.node_id),
+            f"{outcome.cut}",
+            f"{costs['planned_frequency_hz'] / 1e9:.2f}",
+            f"{costs['modelled_s']:.1f}",
+            f"{costs['modelled_j']:.1f}",
+            f"{costs['modelled_device_j']:.1f}",
+            "late" if costs["modelled_late"] else "",
         )
     return table
 

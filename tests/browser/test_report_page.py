@@ -49,9 +49,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     one = load_run(
         write_run(folder / "one", 2, ["0", "a-device-with-a-rather-long-name", "2"], failing="2", seed=1).path
     )
+    planned = load_run(write_run(folder / "planned", 4, ["0", "1"], failing="1", costs="planned").path)
+    best = load_run(write_run(folder / "optimal-cut", 4, ["0", "1"], costs="modelled", waited_s=3.0).path)
+    fixed = load_run(write_run(folder / "fixed-cut", 4, ["0", "1"], failing="1", costs="modelled", factor=2.0).path)
     many = load_run(write_run(folder / "many", 3, [f"orin-{i}" for i in range(100)], failing="orin-5", seed=2).path)
     made = {}
-    for name, runs in (("one", [one]), ("many", [many]), ("both", [one, many])):
+    shown = {
+        **{"one": [one], "many": [many], "both": [one, many]},
+        **{"planned": [planned], "policies": [best, fixed]},
+    }
+    for name, runs in shown.items():
         made[name] = folder / f"{name}.html"
         made[name].write_text(page(runs))
     return made
@@ -71,7 +78,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("name", ["one", "many", "both"])
+@pytest.mark.parametrize("name", ["one", "many", "both", "planned", "policies"])
 def test_the_page_can_be_read(
     browser: Any, pages: dict[str, Path], name: str, size: tuple[int, int], scheme: str
 ) -> None:
@@ -85,6 +92,8 @@ def test_the_page_can_be_read(
     tab.goto(pages[name].as_uri())
     assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [pages[name].as_uri()]
+    for details in tab.locator("details summary").all():
+        details.click()
     assert tab.evaluate("document.documentElement.scrollWidth") == size[0], "it scrolls sideways"
 
     figures = tab.locator("figure")
@@ -107,9 +116,23 @@ def test_the_page_can_be_read(
         ink = tab.evaluate("selector => getComputedStyle(document.querySelector(selector)).color", selector)
         assert contrast(ink, behind) >= 4.5, (selector, ink, behind)
     strokes = tab.evaluate(
-        """() => [...document.querySelectorAll('svg [style*="--series"]')].map(line =>
+        """() => [...document.querySelectorAll('svg [style*="stroke: var(--s"]')].map(line =>
             getComputedStyle(line).stroke).filter(stroke => stroke.startsWith('rgb'))"""
     )
     assert strokes
     assert min(contrast(stroke, card) for stroke in strokes) >= 3
+    fills = tab.evaluate(
+        """() => [...document.querySelectorAll('svg [style*="fill: var(--s"]')].map(area =>
+            getComputedStyle(area).fill).filter(fill => fill.startsWith('rgb'))"""
+    )
+    assert fills
+    assert min(contrast(fill, card) for fill in fills) >= 3
+    overlaps = tab.evaluate(
+        """() => [...document.querySelectorAll('svg')].flatMap(svg => {
+            const boxes = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+            return boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([, b]) =>
+                Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+                Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3).map(([other]) => [one, other])); })"""
+    )
+    assert overlaps == [], "letters on letters"
     context.close()

@@ -70,6 +70,18 @@ def test_each_link_has_its_rate_and_nothing_is_left() -> None:
     assert ours() == []
 
 
+def test_a_link_in_use_gets_another_rate() -> None:
+    with network([40.0, 40.0]) as lab:
+        lab.set_rate(0, 8.0)
+        slow, as_before = measure_mbps(lab, 0, 1_500_000), measure_mbps(lab, 1, 6_000_000)
+        assert 5.0 < slow < 8.5
+        assert 25.0 < as_before < 42.5
+        lab.set_rate(0, 40.0)
+        assert measure_mbps(lab, 0, 6_000_000) > 25.0
+    with pytest.raises(NetworkError, match="failed"):
+        lab.set_rate(0, 8.0)
+
+
 def test_an_exception_inside_leaves_nothing() -> None:
     with pytest.raises(KeyError):
         with network([8.0]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr_splitkd.config import parse_run_config, setting
+from flwr_splitkd.costs import load_shape
 from flwr_splitkd.data import DataConfig
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers import CutCycle
@@ -49,6 +50,9 @@ class AppConfig:
         Whether seconds, joules and links come from the fleet's model, as a simulation needs.
     foresight
         With modelled, decide each turn by the channel in which it will take place: an upper bound on any planner.
+    modelled_student, modelled_teacher
+        With modelled, work out costs as if these trained instead: a name such as llama-3.2-1b/8, which has as many blocks as the
+        student that does, or the path of a config.json; empty for the run's own models.
     target_perplexity
         Stop once the held-out perplexity is this low; 0 to run all rounds.
     teacher, student, tokenizer
@@ -124,6 +128,8 @@ class AppConfig:
     channel: str = setting("normal", choices=("good", "normal", "poor"))
     modelled: bool = setting(False)
     foresight: bool = setting(False)
+    modelled_student: str = setting("")
+    modelled_teacher: str = setting("")
     target_perplexity: float = setting(0.0, minimum=0.0)
     teacher: str = setting("builtin")
     student: str = setting("builtin")
@@ -189,6 +195,14 @@ class AppConfig:
         for codec in self.codec_list:
             codec_code(codec)  # type: ignore[arg-type]  # this is where it is found out
 
+    def check_modelled(self) -> None:
+        """Raise a ConfigError for other models in a world that is real."""
+        for key, name in (("modelled-student", self.modelled_student), ("modelled-teacher", self.modelled_teacher)):
+            if name and not self.modelled:
+                raise ConfigError(f"`{key}` is {name!r}; expected nothing without `modelled`. Set `modelled=true`.")
+            if name:
+                load_shape(name)
+
     @property
     def model_options(self) -> dict[str, Any]:
         """What ``from_pretrained`` gets for models by name or path."""
@@ -212,7 +226,13 @@ def read_config(run_config: Mapping[str, Any]) -> AppConfig:
     """Parse the run config; every mistake in a single key is reported at once, then those between keys."""
     config = parse_run_config(AppConfig, run_config)
     errors = []
-    for check in (lambda: CutCycle(config.cut_list), lambda: config.tls, lambda: config.text, config.check_codecs):
+    for check in (
+        lambda: CutCycle(config.cut_list),
+        lambda: config.tls,
+        lambda: config.text,
+        config.check_codecs,
+        config.check_modelled,
+    ):
         try:
             check()
         except ConfigError as error:

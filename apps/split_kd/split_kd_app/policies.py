@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flwr_splitkd.costs import Fleet, fleet_from_json, table_ii_fleet
+from flwr_splitkd.costs import Fleet, fleet_from_json, load_shape, table_ii_fleet
 from flwr_splitkd.schedulers import (
     BestChannel,
     ByName,
@@ -27,17 +27,24 @@ from split_kd_app.config import AppConfig
 def cut_policy(config: AppConfig) -> CutPolicy:
     """Where turns cut the student."""
     frequency = config.server_frequency
+    max_delay_s = config.max_delay or float("inf")
     if config.cut_policy == "optimal":
         return OptimalCut(
-            max_delay_s=config.max_delay or float("inf"),
+            max_delay_s=max_delay_s,
             min_cut=config.min_cut,
             codecs=config.codec_list,
             frequency=frequency,  # type: ignore[arg-type]  # one of the allowed choices
         )
     if config.cut_policy == "server-only":
-        return ServerOnly(frequency=frequency)  # type: ignore[arg-type]  # one of the allowed choices
+        return ServerOnly(
+            frequency=frequency,  # type: ignore[arg-type]  # one of the allowed choices
+            max_delay_s=max_delay_s,
+        )
     if config.cut_policy == "device-only":
-        return DeviceOnly(frequency=frequency)  # type: ignore[arg-type]  # one of the allowed choices
+        return DeviceOnly(
+            frequency=frequency,  # type: ignore[arg-type]  # one of the allowed choices
+            max_delay_s=max_delay_s,
+        )
     return CutCycle(config.cut_list)
 
 
@@ -65,6 +72,8 @@ def planner(config: AppConfig) -> Planner | None:
         modelled=config.modelled,
         channel="fresh" if config.foresight else "last",
         frequency=config.server_frequency,  # type: ignore[arg-type]  # one of the allowed choices
+        student=load_shape(config.modelled_student) if config.modelled_student else None,
+        teacher=load_shape(config.modelled_teacher) if config.modelled_teacher else None,
     )
 
 

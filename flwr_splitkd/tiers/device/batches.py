@@ -47,8 +47,7 @@ class DeviceData:
                 "`data` has 0 batches; expected at least 1. Give this device a partition with samples, or lower "
                 "`batch_size` if the loader drops the last batch."
             )
-        dataset = getattr(batches, "dataset", None)
-        self.num_examples = len(dataset) if isinstance(dataset, Sized) else self._count()
+        self.num_examples = _pass_examples(batches) or self._count()
 
     def epoch(self, plan: pb.Begin, epoch: int, data_input: str) -> Iterator[list[Batch]]:
         """One pass over the data: the micro-batches of each optimiser step.
@@ -68,6 +67,17 @@ class DeviceData:
 
     def _count(self) -> int:
         return sum(len(next(iter(as_batch(batch, "inputs").values()))) for batch in self._batches)
+
+
+def _pass_examples(batches: Iterable[Any]) -> int:
+    """Samples in one pass over a loader, which may draw only some of its data set; 0 if it does not tell."""
+    if not isinstance(dataset := getattr(batches, "dataset", None), Sized):
+        return 0
+    batch_size = getattr(batches, "batch_size", None)
+    if not (isinstance(batches, Sized) and isinstance(batch_size, int)):  # a batch sampler of the user's own
+        return len(dataset)
+    sampler = getattr(batches, "sampler", None)
+    return min(len(sampler if isinstance(sampler, Sized) else dataset), len(batches) * batch_size)
 
 
 def split_labels(batch: Batch, task: int, ignore_index: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from torch import nn
+
 from flwr_splitkd.errors import PeerLostError
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
@@ -49,6 +51,11 @@ class EdgeService:
         self._ticket_lifetime_s = ticket_lifetime_s
         codes = {codec_code(codec) for codec in (settings.uplink_codec, settings.downlink_codec, *codecs)}
         server.start(model=fingerprint_to_wire(student.fingerprint), codecs=tuple(codes))
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The teacher, if there is one."""
+        return self._objective.teacher.model if self._objective.teacher else None
 
     def expect(self, *, run_id: int, node_id: int, server_round: int) -> Session:
         """Admit one node to one turn."""

@@ -133,6 +133,18 @@ def test_the_newest_rate_counts_and_a_turn_without_payload_does_not() -> None:
     assert silent.link.uplink_bps == estimate.link.uplink_bps
 
 
+def test_layers_that_a_device_has_already_are_not_expected_again() -> None:
+    terms = _terms()
+    device, edge = DeviceEstimate(link=LINK), EdgeEstimate()
+    for _ in range(6):
+        device, edge = _learn(device, edge, terms, _measured(terms, 3, handover_downlink_bytes=0.0))
+    other, _ = _learn(DeviceEstimate(link=LINK), edge, terms, _measured(terms, 3))
+    corrected = correct(terms, device, edge)
+    assert corrected.handover_downlink_bytes[3] == pytest.approx(0.0, abs=0.02 * terms.handover_downlink_bytes[3])
+    assert corrected.handover_uplink_bytes[3] == pytest.approx(terms.handover_uplink_bytes[3])
+    assert np.allclose(correct(terms, other, edge).handover_downlink_bytes, terms.handover_downlink_bytes)
+
+
 def test_seconds_that_do_not_grow_with_the_steps_are_kept_apart() -> None:
     terms, longer = _terms(), _terms(local_epochs=3)
     device, edge = _learn(DeviceEstimate(link=LINK), EdgeEstimate(), terms, _measured(terms, 2))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
+from flwr_splitkd.costs import LinkState, TurnCost
+from flwr_splitkd.report.load import RunData, load_run
+from flwr_splitkd.schedulers import Decision
 from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.result import TurnRecord
+from flwr_splitkd.telemetry import ModelledTurn
 from flwr_splitkd.tiers.edge import TurnOutcome
+
+Costs = Literal["", "planned", "modelled"]
+"""What a run knows of costs: nothing, predictions and measurements, or those of a modelled world."""
 
 
 def outcome(number: int, **changes: float) -> TurnOutcome:
@@ -38,6 +49,69 @@ def outcome(number: int, **changes: float) -> TurnOutcome:
     return TurnOutcome(commit_id=f"{number:06d}", **{**values, **changes})  # type: ignore[arg-type]
 
 
+def turn_cost(number: int) -> TurnCost:
+    """13 s and 26 J in the first turn, 7 of them the device's; uplinks get faster from turn to turn."""
+    return TurnCost(
+        device_s=4.0,
+        uplink_s=6.0 / number,
+        server_s=2.0,
+        downlink_s=1.0,
+        other_s=0.0,
+        device_compute_j=4.0,
+        device_transmit_j=3.0 / number,
+        server_compute_j=8.0,
+        server_transmit_j=1.0,
+        server_static_j=6.0,
+        server_idle_j=4.0,
+    )
+
+
+def decision(cost: TurnCost, cut: int, **changes: Any) -> dict[str, Any]:
+    """As a planner records it."""
+    made = Decision(
+        cut=cut,
+        codec="int8",
+        frequency_hz=1.5e9,
+        cost=cost,
+        binding="delay",
+        runner_up=None,
+        excluded={"device memory": 2},
+    )
+    return PlannedTurn(cut=cut, local_epochs=1, decision=replace(made, **changes)).to_json()
+
+
+def with_costs(made: list[TurnRecord], costs: Costs, *, factor: float = 1.0, waited_s: float = 0.0) -> list[TurnRecord]:
+    """The same turns with what a planner, or a planner and a modelled world, add to them.
+
+    In a modelled world the second completed turn is late and waits for its link before it; costs are multiplied by `factor`.
+    """
+    clock_s, done = 0.0, 0
+    changed: list[TurnRecord] = []
+    for turn in made:
+        if costs and turn.outcome is not None:
+            done += 1
+            expected = turn_cost(max(done - 1, 1))
+            line: dict[str, Any] = decision(expected, turn.outcome.cut)
+            if costs == "modelled":
+                base = turn_cost(done)
+                cost = replace(base, device_s=factor * base.device_s, server_static_j=factor * base.server_static_j)
+                away_s = waited_s if done == 2 else 0.0
+                clock_s += cost.total_s + away_s
+                line |= ModelledTurn(
+                    cost=cost,
+                    link=LinkState(uplink_bps=1e6, downlink_bps=2e6),
+                    waited_s=away_s,
+                    clock_s=clock_s,
+                    battery_j=None,
+                ).to_json()
+                line["modelled_late"] = done == 2
+            else:
+                line |= {"measured_other_s": 0.2, "prediction_error": {"device_s": 7.0, "uplink_s": 0.1 * done}}
+            turn = replace(turn, costs=line)
+        changed.append(turn)
+    return changed
+
+
 def turns(rounds: int, devices: list[str], failing: str = "") -> list[TurnRecord]:
     made: list[TurnRecord] = []
     for server_round in range(1, rounds + 1):
@@ -60,19 +134,47 @@ def turns(rounds: int, devices: list[str], failing: str = "") -> list[TurnRecord
     return made
 
 
-def write_run(path: Path, rounds: int, devices: list[str], failing: str = "", **config: object) -> RunFolder:
+def write_run(
+    path: Path,
+    rounds: int,
+    devices: list[str],
+    failing: str = "",
+    *,
+    costs: Costs = "",
+    factor: float = 1.0,
+    waited_s: float = 0.0,
+    **config: object,
+) -> RunFolder:
     folder = RunFolder(path)
     folder.write_config(
         {"strategy": {"loss": {"temperature": 1.0, "kd_ratio": 0.9}, **config}, "versions": {"flwr": "1.41.0"}}
     )
-    folder.append_metrics({"kind": "evaluation", "server_round": 0, "loss": 6.0, "perplexity": 403.4})
-    made = turns(rounds, devices, failing)
+    made = with_costs(turns(rounds, devices, failing), costs, factor=factor, waited_s=waited_s)
+
+    def totals(server_round: int) -> dict[str, float]:
+        past = [turn.costs for turn in made if turn.server_round <= server_round and "modelled_s" in turn.costs]
+        if costs != "modelled":
+            return {}
+        return {f"modelled-{unit}": sum(cost[f"modelled_{unit}"] for cost in past) for unit in ("s", "j")}
+
+    first = {"kind": "evaluation", "server_round": 0, "loss": 6.0, "perplexity": 403.4}
+    folder.append_metrics({**first, **totals(0)})
     for server_round in range(1, rounds + 1):
         for turn in made:
             if turn.server_round == server_round:
                 folder.append_metrics(turn.to_json())
-        folder.append_metrics(
-            {"kind": "evaluation", "server_round": server_round, "loss": 4.0 / server_round, "perplexity": 54.6}
-        )
-        folder.append_metrics({"kind": "round", "server_round": server_round, "train-loss": 3.0 / server_round})
+        evaluation = {"server_round": server_round, "loss": 4.0 / server_round, "perplexity": 54.6}
+        folder.append_metrics({"kind": "evaluation", **evaluation, **totals(server_round)})
+        means = {"server_round": server_round, "train-loss": 3.0 / server_round}
+        folder.append_metrics({"kind": "round", **means, **totals(server_round)})
     return folder
+
+
+def old_run(path: Path, **settings: Any) -> RunData:
+    """A run of a release whose turns did not tell where their seconds went."""
+    folder = write_run(path, **{"rounds": 1, "devices": ["0"], **settings})
+    new = {"device_s", "edge_s", "uplink_s", "downlink_s", "fixed_s", "uplink_payload_bytes", "downlink_payload_bytes"}
+    records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    lines = (json.dumps({name: value for name, value in record.items() if name not in new}) for record in records)
+    folder.metrics.write_text("\n".join(lines) + "\n")
+    return load_run(path)

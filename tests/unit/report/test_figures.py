@@ -5,14 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recorded_runs import write_run
+from recorded_runs import old_run, write_run
 
 pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from flwr_splitkd.report.figures import DRAWINGS, FigureFile, draw_bytes, draw_cuts, draw_loss, draw_perplexity
+from flwr_splitkd.report.figures import (
+    DRAWINGS,
+    FigureFile,
+    draw_bytes,
+    draw_cuts,
+    draw_loss,
+    draw_perplexity,
+    overview,
+)
 from flwr_splitkd.report.load import RunData, load_run
+from flwr_splitkd.report.style import Drawing
 from flwr_splitkd.store import RunFolder
 
 
@@ -48,21 +57,63 @@ def test_the_timeline_has_a_row_for_each_device_and_a_mark_for_each_cut(tmp_path
 def test_two_runs_are_told_apart_by_name(tmp_path: Path) -> None:
     one, two = (load_run(write_run(tmp_path / name, 1, ["0", "1"]).path) for name in ("one", "two"))
     assert drawn(draw_loss, one, two).keys() == {"one", "two"}
+    long = [load_run(write_run(tmp_path / f"2026-11-21-optimal-$cut-seed-{i}", 1, ["0"]).path) for i in (1, 2)]
+    assert drawn(draw_loss, *long).keys() == {r"2026-11-2…cut-seed-1", r"2026-11-2…cut-seed-2"}
     assert drawn(draw_bytes, one, two).keys() == {"one: up", "one: down", "two: up", "two: down"}
 
 
-@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
-def test_any_run_can_be_drawn(draw: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.title)
+def test_any_run_can_be_drawn(drawing: Drawing, tmp_path: Path) -> None:
     many = [f"device $number$ {i} of a factory hall" for i in range(100)]
     for run in (
-        load_run(write_run(tmp_path / "many", 3, many).path),
-        load_run(write_run(tmp_path / "one", 1, ["0"]).path),
-        load_run(write_run(tmp_path / "failed", 1, ["0"], failing="0").path),
+        load_run(write_run(tmp_path / "many", 3, many, costs="modelled").path),
+        load_run(write_run(tmp_path / "one", 1, ["0"], costs="planned").path),
+        load_run(write_run(tmp_path / "failed", 1, ["0"], failing="0", costs="modelled").path),
     ):
-        drawn(draw, run)
+        drawn(drawing.draw, run)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").write_text("")
-    drawn(draw, load_run(tmp_path / "empty"))
+    drawn(drawing.draw, load_run(tmp_path / "empty"))
+
+
+def titles(run: RunData) -> list[str]:
+    figure = overview(run)
+    figure.canvas.draw()
+    return [part.get_suptitle() for part in figure.subfigs]
+
+
+def test_a_picture_has_what_its_run_recorded(tmp_path: Path) -> None:
+    plain = ["Loss", "Perplexity", "Bytes", "Cuts"]
+    assert titles(old_run(tmp_path / "old")) == plain
+    assert titles(load_run(write_run(tmp_path / "plain", 1, ["0"]).path)) == [*plain, "Measured seconds"]
+    assert titles(load_run(write_run(tmp_path / "world", 1, ["0"], costs="modelled").path)) == [
+        *plain,
+        "Measured seconds",
+        "Modelled seconds",
+        "Progress by modelled time",
+        "Progress by modelled energy",
+        "Modelled energy",
+    ]
+
+
+def test_two_runs_share_a_drawing_unless_each_needs_its_own(tmp_path: Path) -> None:
+    old = old_run(tmp_path / "old")
+    one, two = (load_run(write_run(tmp_path / n, 1, ["0"], costs="modelled").path) for n in ("one", "two"))
+    groups = {d.title: [[run.name for run in group] for group in d.groups([one, two])] for d in DRAWINGS}
+    assert groups["Modelled seconds"] == [["one"], ["two"]]
+    assert groups["Progress by modelled time"] == [["one", "two"]]
+    assert {d.title: [[run.name for run in group] for group in d.groups([old, two])] for d in DRAWINGS} == {
+        **groups,
+        "Loss": [["old", "two"]],
+        "Perplexity": [["old", "two"]],
+        "Bytes": [["old", "two"]],
+        "Cuts": [["old"], ["two"]],
+        "Measured seconds": [["two"]],
+        "Modelled seconds": [["two"]],
+        "Progress by modelled time": [["old", "two"]],
+        "Progress by modelled energy": [["old", "two"]],
+        "Modelled energy": [["old", "two"]],
+    }
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("the run failed")])

@@ -63,6 +63,37 @@ def test_other_modes_and_unknown_lines(tmp_path: Path) -> None:
     assert [turn.index for turn in run.training] == [2]
 
 
+def test_what_a_planner_and_a_modelled_world_wrote(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", 1, ["0", "1", "2"], failing="1", costs="modelled", waited_s=2.0).path)
+    first, failed, last = run.turns
+    assert (failed.plan, failed.modelled) == (None, None)
+    assert first.plan is not None and first.modelled is not None and last.modelled is not None
+    assert (first.plan.codec, first.plan.binding, first.plan.frequency_hz) == ("int8", "delay", 1.5e9)
+    assert first.plan.reason.startswith("cut 2, codec int8")
+    assert (first.plan.uplink_s, first.plan.total_s, first.plan.total_j) == (6.0, 13.0, 26.0)
+    assert first.plan.error == {}
+    assert (last.modelled.uplink_s, last.modelled.total_s, last.modelled.clock_s) == (3.0, 12.0, 25.0)
+    assert (last.modelled.total_j, last.modelled.device_j, last.modelled.battery_j) == (24.5, 5.5, None)
+    assert (first.modelled.late, last.modelled.late) == (False, True)
+    measured = load_run(write_run(tmp_path / "measured", 1, ["0"], costs="planned").path).turns[0]
+    assert measured.modelled is None
+    assert measured.plan is not None and measured.plan.error == {"device_s": 7.0, "uplink_s": 0.1}
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    line = (
+        '{"kind": "turn", "server_round": 1, "turn": 1, "node_id": 7, "reason": 5, "predicted_s": null, "device_s": NaN, '
+        '"predicted_j": true, "prediction_error": {"uplink_s": Infinity, "device_s": 0.5}, "modelled_s": "long"}'
+    )
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    turn = load_run(tmp_path).turns[0]
+    assert turn.device_s is None
+    assert turn.modelled is None
+    assert turn.plan is not None
+    assert (turn.plan.reason, turn.plan.total_s, turn.plan.total_j) == ("", None, None)
+    assert turn.plan.error == {"device_s": 0.5}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

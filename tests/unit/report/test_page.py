@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from recorded_runs import write_run
+from recorded_runs import old_run, write_run
 
 pytest.importorskip("matplotlib")
 
@@ -66,7 +66,44 @@ def test_every_figure_says_what_it_shows(tmp_path: Path) -> None:
         "Bytes up from 1 MiB in turn 1 to 1 MiB in turn 6, lowest 1 MiB in turn 1; down from 3 MiB in turn 1 to 3 MiB in "
         "turn 6, lowest 3 MiB in turn 1.",
         "3 devices over 4 turns of run: 2 turns at cut 1, 2 turns at cut 2.",
+        "Measured seconds from 1.5 in turn 1 to 1.5 in turn 6, lowest 1.5 in turn 1; device 33.3 %, uplink 13.3 %, server "
+        "26.7 %, downlink 6.7 %, set-up, commits 13.3 %, other 6.7 %.",
     ]
+
+
+def test_modelled_figures_in_words(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", 1, ["0", "1", "2"], costs="modelled", waited_s=2.5).path)
+    read = _Page(page([run]))
+    words = [str(attributes["aria-label"]) for _, attributes in read.tags if attributes.get("role") == "img"]
+    assert words[5:] == [
+        "Modelled seconds from 13 in turn 1 to 9 in turn 3, lowest 9 in turn 3; device 34.8 %, uplink 31.9 %, server 17.4 %, "
+        "downlink 8.7 %, out of reach 7.2 %; predicted totals off by 4 % in the median.",
+        "Perplexity on the server from 403.4 at 0 s of modelled time to 54.6 at 34.5 s of modelled time, lowest 54.6.",
+        "Perplexity on the server from 403.4 at 0 J of modelled energy to 54.6 at 74.5 J of modelled energy, lowest 54.6.",
+        "Modelled energy from 26 J in turn 1 to 24 J in turn 3, lowest 24 J in turn 3; late turns: 1.",
+    ]
+
+
+def test_decisions_can_be_unfolded(tmp_path: Path) -> None:
+    devices = ["0", HOSTILE]
+    planned = load_run(write_run(tmp_path / "planned", 1, devices, costs="planned").path)
+    world = load_run(write_run(tmp_path / "world", 1, devices, costs="modelled").path)
+    read = _Page(page([planned, world]))
+    heads = ["Turn", "Device", "Cut", "Codec", "Clock, GHz", "Predicted, s"]
+    first, second = read.text.index("Decisions: planned"), read.text.index("Decisions: world")
+    assert read.text[first + 1 : first + 10] == [*heads, "Measured, s", "Predicted, J", "Reason"]
+    assert read.text[first + 10 : first + 18] == ["1", "0", "2", "int8", "1.50", "13", "1.5", "26"]
+    assert read.text[first + 18].startswith("cut 2, codec int8, server at 1.50 GHz: 26 J in 13 s; clock set by delay")
+    assert read.text[second + 1 : second + 11] == [*heads, "Modelled, s", "Predicted, J", "Modelled, J", "Reason"]
+    late = second + 11 + 10
+    assert read.text[late : late + 9] == ["2", HOSTILE, "3", "int8", "1.50", "13", "10 (late)", "26", "24.5"]
+
+
+def test_nothing_is_said_of_costs_that_a_run_does_not_have(tmp_path: Path) -> None:
+    text = "".join(_Page(page([old_run(tmp_path / "old")])).text)
+    assert "odelled" not in text
+    assert "Decisions" not in text
+    assert "Measured seconds" not in text
 
 
 def test_two_runs_side_by_side(tmp_path: Path) -> None:
@@ -97,6 +134,20 @@ def test_totals(tmp_path: Path) -> None:
     assert rows["Optimiser steps"] == "16"
     assert rows["Up, MiB"] == "4.00"
     assert rows["On the server after round 2: loss"] == "2"
+
+
+def test_totals_of_costs(tmp_path: Path) -> None:
+    planned = totals(load_run(write_run(tmp_path / "planned", 1, ["0", "1"], costs="planned").path))
+    assert planned["Median prediction error: device"] == "700 %"
+    assert planned["Median prediction error: uplink"] == "15 %"
+    world = totals(load_run(write_run(tmp_path / "world", 1, ["0", "1"], costs="modelled").path))
+    assert world["Modelled time, s"] == "23"
+    assert world["Modelled energy, J"] == "50.5"
+    assert world["Modelled energy of devices, J"] == "12.5"
+    assert world["Turns late in modelled time"] == "1"
+    assert world["Median prediction error: uplink, modelled"] == "50 %"
+    assert not [name for name in world if "modelled-" in name]
+    assert not [name for name in totals(old_run(tmp_path / "old")) if "odelled" in name or "prediction" in name]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recorded_runs import turns
+from recorded_runs import turns, with_costs
 
 pytest.importorskip("tensorboard")
 
@@ -33,3 +33,26 @@ def test_scalars_by_step_and_by_round(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("server/perplexity")] == [(0, pytest.approx(403.4))]
     assert [(e.step, e.value) for e in events.Scalars("round/train-loss")] == [(1, 2.5)]
     assert [e.value for e in events.Scalars("train/cut")] == [2.0, 1.0]
+
+
+def test_costs_of_turns(tmp_path: Path) -> None:
+    callback = TensorBoard()
+    callback.on_start(RunFolder(tmp_path), {})
+    for turn in with_costs(turns(1, ["0", "1"]), "modelled"):
+        callback.on_turn(turn)
+    callback.on_end(None)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = {
+        name: [event.value for event in events.Scalars(f"train/{name}")]
+        for name in ("device-s", "predicted-s", "modelled-s", "modelled-j", "modelled-late", "planned-frequency-hz")
+    }
+    assert shown == {
+        "device-s": [0.5, 0.5],
+        "predicted-s": [13.0, 13.0],
+        "modelled-s": [13.0, 10.0],
+        "modelled-j": [26.0, 24.5],
+        "modelled-late": [0.0, 1.0],
+        "planned-frequency-hz": [1.5e9, 1.5e9],
+    }
+    assert "train/reason" not in events.Tags()["scalars"]

@@ -166,12 +166,33 @@ def test_decided_on_the_last_channel_and_paid_on_the_fresh_one(channel: Any) -> 
     planner.forecast(other, FixedCut(2), FixedEpochs(1))  # at the start of the run everybody's channel is known
     for view in (DEVICE, other):
         planned = planner.plan(view, FixedCut(2), FixedEpochs(1))
-        learnt = planner.learn(view.name, planned, outcome(1))
+        learnt = planner.pay(view.name, planned)
         assert learnt["modelled_late"] is False
+        assert planner.learn(view.name, planned, outcome(1)) == {}
     assert planned.decision is not None
     predicted, paid = planned.decision.cost.uplink_s, learnt["modelled_uplink_s"]
     assert (predicted == pytest.approx(paid)) == (channel == "fresh")
     assert planner.totals()["modelled-s"] == learnt["modelled_clock_s"]
+
+
+def test_a_turn_that_was_lost_is_paid_back() -> None:
+    fleet = Fleet(devices={"0": replace(TABLE_II_DEVICES[0], battery_j=1e6)}, default_link=_Fading())
+    planner = _planner(fleet=fleet, modelled=True)
+    before = planner.plan(DEVICE, FixedCut(2), FixedEpochs(1))
+    planner.pay("0", before)
+    state = json.dumps(planner.state_dict())
+    planner.pay("0", planner.plan(DEVICE, FixedCut(2), FixedEpochs(1)))
+    assert json.dumps(planner.state_dict()) != state
+    planner.refund()
+    assert json.dumps(planner.state_dict()) == state
+    planner.refund()  # once
+    assert json.dumps(planner.state_dict()) == state
+    planned = planner.plan(DEVICE, FixedCut(2), FixedEpochs(1))
+    planner.pay("0", planned)
+    planner.learn("0", planned, outcome(1))
+    kept = json.dumps(planner.state_dict())
+    planner.refund()  # of a turn that was completed
+    assert json.dumps(planner.state_dict()) == kept
 
 
 def test_what_was_learnt_survives_a_commit() -> None:

@@ -11,6 +11,7 @@ from test_turns import OPTIMIZER, Federation, bert, close, llama, sentences
 from test_turns import unsplit as unsplit_labels
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import ViTConfig, ViTForImageClassification
 
 from flwr_splitkd.distill import DistillationLoss
@@ -163,6 +164,20 @@ def test_batches_as_loaders_give_them(batches: list[Any], tmp_path: Path) -> Non
     outcome, _ = federation.turn(0, 2, batches)
     assert outcome.num_examples == 12
     assert close(federation.weights(), unsplit(pictures(), None, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"batch_size": 4}, 10),
+        ({"batch_size": 4, "drop_last": True}, 8),
+        ({"batch_size": 4, "sampler": range(6)}, 6),
+        ({"batch_sampler": [[0, 1], [2]]}, 10),  # of its own, which does not tell: the whole data set
+    ],
+)
+def test_the_samples_of_a_loader_are_those_of_one_pass(options: dict[str, Any], expected: int) -> None:
+    dataset = TensorDataset(torch.zeros(10, 3), torch.zeros(10, dtype=torch.int64))
+    assert DeviceData(DataLoader(dataset, **options)).num_examples == expected
 
 
 class Residual(nn.Module):
