@@ -372,7 +372,8 @@ def _server_memory(student: ModelShape, teacher: ModelShape | None, workload: Wo
     """The whole student with its moments, the teacher, and gradients and what is kept above the cut."""
     count = np.arange(1, student.num_blocks)
     above = student.block_parameters.sum() - np.cumsum(student.block_parameters)[:-1] + student.head_parameters
-    weights = student.num_parameters * (1 + workload.moments) + above + (teacher.num_parameters if teacher else 0)
+    trains = student.num_parameters - (0 if workload.train_embeddings else student.embedding_parameters)
+    weights = student.num_parameters + workload.moments * trains + above + (teacher.num_parameters if teacher else 0)
     kept = (student.num_blocks - count) * _kept(student, workload)
     return np.asarray(weights * workload.weight_bytes + kept, dtype=np.float64)
 

@@ -324,10 +324,11 @@ def _remedies(options: Options, device: DeviceProfile, link: LinkState, max_dela
     else:
         option = min(range(len(terms)), key=lambda k: (len(options.violations[k]), options.seconds[k]))
         remedy = ", and ".join(_remedy(name, options, option) for name in options.violations[option])
+    within = f" within {max_delay_s:g} s" if math.isfinite(max_delay_s) else ""
     names = sorted({name for broken in options.violations for name in broken})
     return (
-        f"No cut of {terms.cuts.min()}..{terms.cuts.max()} is feasible for {device.name} within {max_delay_s:g} s: all are ruled "
-        f"out by {', '.join(names)}. To make it feasible, {remedy}."
+        f"No cut of {terms.cuts.min()}..{terms.cuts.max()} is feasible for {device.name}{within}: all are ruled out "
+        f"by {', '.join(names)}. To make it feasible, {remedy}."
     )
 
 
