@@ -18,6 +18,7 @@ from flwr_splitkd.models import (
     load_exchanged_state,
     set_tied_embeddings,
 )
+from flwr_splitkd.wire.handshake import clean_name
 
 __all__ = [
     "ACCURACY",
@@ -104,13 +105,17 @@ class Enrolment:
         try:
             if record is None:
                 raise KeyError(_ENROL)
+            sizes = [int(record[key]) for key in ("num-examples", "num-batches")]  # type: ignore[arg-type]
+            if not all(0 <= size < 1 << 53 for size in sizes):
+                raise ValueError(f"sizes of at least 0, not {sizes}")
             return cls(
-                name=str(record["name"]),
-                num_examples=int(record["num-examples"]),  # type: ignore[arg-type]
-                num_batches=int(record["num-batches"]),  # type: ignore[arg-type]
+                # As a stream's first message has it: both are from outside, and must be the same.
+                name=clean_name(str(record["name"])),
+                num_examples=sizes[0],
+                num_batches=sizes[1],
                 profile=str(record.get("profile", "")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
                 f"The reply to an enrolment has the records {sorted(content)}; expected {error}. Answer the query with "
                 "`flwr_splitkd.clients.enrol` in the ClientApp."

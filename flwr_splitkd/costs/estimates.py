@@ -7,6 +7,7 @@ another cut tell the factor from the offset.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -83,7 +84,7 @@ class Correction:
 
     def observe(self, *, measured: float, nominal: float, num_steps: int) -> Correction:
         """Return the correction after one more turn."""
-        if not (nominal > 0 and num_steps > 0 and measured >= 0):
+        if not (nominal > 0 and num_steps > 0 and 0 <= measured < math.inf):
             return self
         steps, value = num_steps / nominal, measured / nominal
         new = (1.0, steps, steps**2, value, steps * value)
@@ -98,6 +99,8 @@ class Correction:
         elif factor < _LEAST_FACTOR:
             factor = _LEAST_FACTOR
             offset = max((sy - factor * s1) / (s2 + _PRIOR_OFFSET * scale), 0.0)
+        if not (math.isfinite(offset) and math.isfinite(factor)):
+            return self
         return Correction(offset=float(offset), factor=float(factor), sums=sums)  # type: ignore[arg-type]  # five of them
 
 
@@ -146,7 +149,7 @@ class EdgeEstimate:
                 nominal=float(terms.downlink_bytes[k]),
                 num_steps=steps,
             ),
-            handover=_recent(self.handover, turn.handover_uplink_bytes / handed if handed else 1.0),
+            handover=_handover(self.handover, turn.handover_uplink_bytes, handed, first=self.compute.sums[0] == 0),
         )
 
     @classmethod
@@ -174,6 +177,8 @@ class DeviceEstimate:
         Factor on the bytes of layers that it is handed: it has those already that nobody trained since its last turn.
     turns
         How many were measured.
+    spent_j
+        What the device has spent in them, as its profile's powers and the measured seconds say.
     """
 
     link: LinkState
@@ -182,9 +187,10 @@ class DeviceEstimate:
     other_s_per_step: float = 0.0
     handover: float = 1.0
     turns: int = 0
+    spent_j: float = 0.0
 
-    def observe(self, terms: CutTerms, turn: MeasuredTurn) -> DeviceEstimate:
-        """Return the estimate after one more turn; `terms` are nominal."""
+    def observe(self, terms: CutTerms, turn: MeasuredTurn, *, device_j: float = 0.0) -> DeviceEstimate:
+        """Return the estimate after one more turn, in which the device spent `device_j`; `terms` are nominal."""
         per_step = turn.other_s / max(turn.num_steps, 1)
         handed = float(terms.handover_downlink_bytes[turn.option])
         first = self.turns == 0
@@ -198,8 +204,9 @@ class DeviceEstimate:
             ),
             fixed_s=turn.fixed_s if first else _recent(self.fixed_s, turn.fixed_s),
             other_s_per_step=per_step if first else _recent(self.other_s_per_step, per_step),
-            handover=_recent(self.handover, turn.handover_downlink_bytes / handed if handed else 1.0),
+            handover=_handover(self.handover, turn.handover_downlink_bytes, handed, first=first),
             turns=self.turns + 1,
+            spent_j=self.spent_j + device_j,
         )
 
     def see(self, link: LinkState) -> DeviceEstimate:
@@ -250,6 +257,13 @@ def _rate(before_bps: float, num_bytes: float, seconds: float) -> float:
     if num_bytes <= 0:
         return before_bps
     return 8 * num_bytes / max(seconds, _LEAST_RECEIVE_S)
+
+
+def _handover(before: float, num_bytes: float, nominal: float, *, first: bool) -> float:
+    if nominal <= 0:
+        return before
+    now = num_bytes / nominal
+    return now if first else _recent(before, now)
 
 
 def _recent(before: float, now: float) -> float:

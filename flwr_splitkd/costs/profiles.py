@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 _GIB = float(1 << 30)
+# Beyond it an integer is no float any more.
+_MOST = 1e300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,9 @@ class BlockTimes:
                 raise ConfigError(
                     f"`{name}` of {self.model} is {getattr(self, name)}; expected seconds of more than 0."
                 )
+        sizes = (self.batch_size, self.sequence_length)
+        if not all(isinstance(size, int) for size in sizes):
+            raise ConfigError(f"The block times of {self.model} are of a batch of {sizes}; expected whole numbers.")
         if self.batch_size < 1 or self.sequence_length < 1 or not 0 <= self.embedding_s < math.inf:
             raise ConfigError(
                 f"The block times of {self.model} are of {self.batch_size} x {self.sequence_length} tokens, the embedding's "
@@ -119,6 +124,7 @@ class DeviceProfile:
         _check(self, from_zero=("power_coefficient", "transmit_power_w"))
         if self.battery_j is not None:
             _check(self, from_zero=("battery_j",))
+        _check_derived(self.name, self.frequency_hz, self.cores, self.flops_per_cycle, self.power_coefficient)
 
     @property
     def flops(self) -> float:
@@ -187,11 +193,16 @@ class ServerProfile:
         _check(self, above_zero=("max_frequency_hz", "min_frequency_hz", "cores", "flops_per_cycle", "memory_bytes"))
         _check(self, above_zero=("idle_frequency_hz",))
         _check(self, from_zero=("power_coefficient", "static_power_w", "idle_activity", "transmit_power_w"))
-        for name in ("min_frequency_hz", "nominal_frequency_hz"):
-            if not low <= getattr(self, name) <= self.max_frequency_hz:
-                raise ConfigError(
-                    f"`{name}` of {self.name} is {getattr(self, name):g}; expected {low:g} to {self.max_frequency_hz:g}."
-                )
+        _check_derived(self.name, self.max_frequency_hz, self.cores, self.flops_per_cycle, self.power_coefficient)
+        if low > self.max_frequency_hz:
+            raise ConfigError(
+                f"`min_frequency_hz` of {self.name} is {low:g}; expected at most {self.max_frequency_hz:g}, its largest."
+            )
+        if not low <= self.nominal_frequency_hz <= self.max_frequency_hz:
+            raise ConfigError(
+                f"`nominal_frequency_hz` of {self.name} is {self.nominal_frequency_hz:g}; expected {low:g} to "
+                f"{self.max_frequency_hz:g}."
+            )
         if self.idle_activity > 1:
             raise ConfigError(f"`idle_activity` of {self.name} is {self.idle_activity}; expected 0 to 1.")
 
@@ -249,10 +260,26 @@ def to_json(profile: DeviceProfile | ServerProfile) -> dict[str, Any]:
     return asdict(profile)
 
 
+def _check_derived(name: str, frequency_hz: float, cores: int, flops_per_cycle: float, coefficient: float) -> None:
+    """Each number may be in range, and what follows from them beyond what a float holds."""
+    try:
+        derived = (
+            float(frequency_hz) * float(cores) * float(flops_per_cycle),
+            float(coefficient) * float(frequency_hz) ** 3,
+        )
+    except OverflowError:
+        derived = (math.inf, math.inf)
+    if not all(map(math.isfinite, derived)):
+        raise ConfigError(
+            f"{name} computes at {frequency_hz:g} Hz with {cores:g} cores and a power coefficient of {coefficient:g} W/Hz^3; "
+            "expected finite FLOPs and watts. Check their units."
+        )
+
+
 def _check(profile: Any, *, above_zero: tuple[str, ...] = (), from_zero: tuple[str, ...] = ()) -> None:
     for name in (*above_zero, *from_zero):
         value = getattr(profile, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
         if not is_number or not math.isfinite(value) or value < 0 or (name in above_zero and value == 0):
             bound = "more than 0" if name in above_zero else "at least 0"
             raise ConfigError(f"`{name}` of {profile.name} is {value!r}; expected a finite number of {bound}.")

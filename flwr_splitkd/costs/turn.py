@@ -54,8 +54,12 @@ class Workload:
         Values of optimiser state that travel with each weight; 2 for AdamW with ``optimizer_handover="full"``.
     token_bytes
         What travels beside the smashed data for each token: labels, masks, positions.
+    kept_moments
+        Values of optimiser state that each trained weight has in memory; those of `moments` when not given.
     train_embeddings
         Whether the token embedding trains, and so changes hands.
+    trained_share
+        Share of the blocks' weights that train: 1 but for adapters.
     causal
         Whether attention skips what is masked.
     """
@@ -68,7 +72,9 @@ class Workload:
     weight_bytes: float = 4.0
     moments: int = 2
     token_bytes: float = 8.0
+    kept_moments: int | None = None
     train_embeddings: bool = False
+    trained_share: float = 1.0
     causal: bool = False
 
     def __post_init__(self) -> None:
@@ -82,9 +88,16 @@ class Workload:
         for name in ("batch_size", "sequence_length", "num_batches", "local_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
+        if not 0 <= self.trained_share <= 1:
+            raise ConfigError(f"`trained_share` is {self.trained_share}; expected 0 to 1.")
         for name in ("activation_bytes", "weight_bytes", "moments", "token_bytes"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")
+
+    @property
+    def memory_moments(self) -> int:
+        """Values of optimiser state in memory for each trained weight."""
+        return self.moments if self.kept_moments is None else self.kept_moments
 
     @property
     def num_steps(self) -> int:
@@ -317,12 +330,12 @@ def turn_cost(
         server_s=server_s,
         downlink_s=downlink_s,
         other_s=other_s,
-        device_compute_j=device.compute_power_w * device_s,
-        device_transmit_j=device.transmit_power_w * uplink_s,
+        device_compute_j=_joules(device.compute_power_w, device_s),
+        device_transmit_j=_joules(device.transmit_power_w, uplink_s),
         server_compute_j=server.power_coefficient * frequency_hz**3 * busy_s,
-        server_transmit_j=server.transmit_power_w * downlink_s,
-        server_static_j=server.static_power_w * total_s,
-        server_idle_j=server.idle_power_w * (total_s - busy_s),
+        server_transmit_j=_joules(server.transmit_power_w, downlink_s),
+        server_static_j=_joules(server.static_power_w, total_s),
+        server_idle_j=_joules(server.idle_power_w, total_s - busy_s),
     )
 
 
@@ -361,8 +374,9 @@ def _kept(student: ModelShape, workload: Workload) -> float:
 def _device_memory(student: ModelShape, teacher: ModelShape | None, workload: Workload) -> Float:
     """Weights, gradients and moments of the half, what its blocks keep, and the teacher's embedding."""
     below, count = np.cumsum(student.block_parameters)[:-1], np.arange(1, student.num_blocks)
-    copies = 2 + workload.moments
-    weights = below * copies + student.embedding_parameters * (copies if workload.train_embeddings else 1)
+    extra = 1 + workload.memory_moments  # gradient and moments of what trains
+    weights = below * (1 + extra * workload.trained_share)
+    weights = weights + student.embedding_parameters * (1 + extra * workload.train_embeddings)
     if teacher:
         weights = weights + teacher.vocab_size * teacher.embedding_width
     return np.asarray(weights * workload.weight_bytes + count * _kept(student, workload), dtype=np.float64)
@@ -373,9 +387,16 @@ def _server_memory(student: ModelShape, teacher: ModelShape | None, workload: Wo
     count = np.arange(1, student.num_blocks)
     above = student.block_parameters.sum() - np.cumsum(student.block_parameters)[:-1] + student.head_parameters
     trains = student.num_parameters - (0 if workload.train_embeddings else student.embedding_parameters)
-    weights = student.num_parameters + workload.moments * trains + above + (teacher.num_parameters if teacher else 0)
+    share = workload.trained_share
+    weights = student.num_parameters + share * (workload.memory_moments * trains + above)
+    weights = weights + (teacher.num_parameters if teacher else 0)
     kept = (student.num_blocks - count) * _kept(student, workload)
     return np.asarray(weights * workload.weight_bytes + kept, dtype=np.float64)
+
+
+def _joules(power_w: float, seconds: float) -> float:
+    """A turn that never ends takes for ever, whatever its powers."""
+    return power_w * seconds if math.isfinite(seconds) else math.inf
 
 
 def _seconds(num_bytes: Float, rate_bps: float) -> Float:

@@ -140,14 +140,14 @@ class ServerOnly:
     max_delay_s
         Bound on a turn, which ``"optimal"`` tries to meet.
     codec
-        For smashed data and gradients.
+        For smashed data and gradients; that of the strategy when not given.
     """
 
     needs_outlook = True
 
-    def __init__(self, *, frequency: FrequencyPolicy, max_delay_s: float = math.inf, codec: str = "none") -> None:
+    def __init__(self, *, frequency: FrequencyPolicy, max_delay_s: float = math.inf, codec: str | None = None) -> None:
         self.frequency, self.max_delay_s = _checked(frequency, max_delay_s)
-        self.codecs = (codec,)
+        self.codecs = () if codec is None else (codec,)
 
     def choose(self, device: DeviceView) -> Decision:
         """Plan the turn.
@@ -164,7 +164,7 @@ class ServerOnly:
     def plan(self, outlook: Outlook, local_epochs: int) -> Decision:
         """Plan a turn of so many passes; raises as `choose` does."""
         return server_only(
-            outlook.terms(local_epochs, self.codecs),
+            outlook.terms(local_epochs, self.codecs or (outlook.codec,)),
             device=outlook.device,
             server=outlook.server,
             link=outlook.link,
@@ -184,14 +184,14 @@ class DeviceOnly:
     max_delay_s
         Bound on a turn, which ``"optimal"`` tries to meet.
     codec
-        For smashed data and gradients.
+        For smashed data and gradients; that of the strategy when not given.
     """
 
     needs_outlook = True
 
-    def __init__(self, *, frequency: FrequencyPolicy, max_delay_s: float = math.inf, codec: str = "none") -> None:
+    def __init__(self, *, frequency: FrequencyPolicy, max_delay_s: float = math.inf, codec: str | None = None) -> None:
         self.frequency, self.max_delay_s = _checked(frequency, max_delay_s)
-        self.codecs = (codec,)
+        self.codecs = () if codec is None else (codec,)
 
     def choose(self, device: DeviceView) -> Decision:
         """Plan the turn.
@@ -208,7 +208,7 @@ class DeviceOnly:
     def plan(self, outlook: Outlook, local_epochs: int) -> Decision:
         """Plan a turn of so many passes; raises as `choose` does."""
         return device_only(
-            outlook.terms(local_epochs, self.codecs),
+            outlook.terms(local_epochs, self.codecs or (outlook.codec,)),
             device=outlook.device,
             server=outlook.server,
             link=outlook.link,

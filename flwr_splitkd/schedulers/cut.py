@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
@@ -121,7 +121,8 @@ class OptimalCut:
     min_cut
         Privacy floor: at least so many blocks stay on the device.
     codecs
-        For smashed data and gradients, in order of preference among equals; other than ``"none"`` they are lossy.
+        For smashed data and gradients, in order of preference among equals; other than ``"none"`` they are lossy. Those of the
+        strategy when not given.
     frequency
         ``"optimal"``, or hold the server's clock at ``"max"`` or ``"nominal"``.
     cuts
@@ -135,14 +136,16 @@ class OptimalCut:
         *,
         max_delay_s: float = math.inf,
         min_cut: int = 1,
-        codecs: Sequence[str] = ("none",),
+        codecs: Sequence[str] = (),
         frequency: FrequencyPolicy = "optimal",
         cuts: Sequence[int] | None = None,
     ) -> None:
         if not max_delay_s > 0:
             raise ConfigError(f"`max_delay_s` is {max_delay_s}; expected more than 0 seconds.")
-        if not codecs:
-            raise ConfigError("`codecs` is empty; expected at least one, such as 'none'.")
+        if isinstance(codecs, str):  # a sequence too, of letters
+            raise ConfigError(f"`codecs` is {codecs!r}; expected several, such as ('none', {codecs!r}).")
+        if frequency not in get_args(FrequencyPolicy):
+            raise ConfigError(f"`frequency` is {frequency!r}; expected one of {', '.join(get_args(FrequencyPolicy))}.")
         self.max_delay_s, self.min_cut = max_delay_s, _checked(min_cut, "min_cut")
         self.codecs, self.frequency = tuple(codecs), frequency
         self.cuts = None if cuts is None else tuple(_checked(cut, "cuts") for cut in cuts)
@@ -166,7 +169,7 @@ class OptimalCut:
     def plan(self, outlook: Outlook, local_epochs: int) -> Decision:
         """Plan a turn of so many passes; raises as `choose` does."""
         return plan_cut_and_frequency(
-            outlook.terms(local_epochs, self.codecs),
+            outlook.terms(local_epochs, self.codecs or (outlook.codec,)),
             device=outlook.device,
             server=outlook.server,
             link=outlook.link,

@@ -24,7 +24,8 @@ __all__ = ["Decision", "FrequencyPolicy", "Options", "RunnerUp", "evaluate_optio
 FrequencyPolicy = Literal["optimal", "max", "nominal"]
 
 # A bound that was reached by rounding is met.
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
+"""Relative."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -229,7 +230,7 @@ def evaluate_options(
         "server memory": (terms.server_memory_bytes > server.memory_bytes, terms.server_memory_bytes),
         # Without a link a turn takes for ever, whatever the bound.
         "link": (~np.isfinite(rest_s), rest_s),
-        "max_delay_s": (np.isfinite(rest_s) & (seconds > max_delay_s * (1 + _TOLERANCE)), seconds),
+        "max_delay_s": (np.isfinite(rest_s) & (seconds > max_delay_s * (1 + TOLERANCE)), seconds),
     }
     if battery_j is not None:
         checks["battery"] = (device_j > battery_j, device_j)

@@ -24,6 +24,8 @@ class Outlook:
         What is left in the device's battery; None on mains.
     terms
         ``terms(local_epochs, codecs)`` gives the costs of a turn for every cut and codec.
+    codec
+        Of turns whose policy does not choose one.
     clock_is_ours
         Whether the server's clock will be what was decided. Otherwise it stays at its largest.
     """
@@ -34,6 +36,7 @@ class Outlook:
     battery_j: float | None
     terms: Callable[[int, Sequence[str]], CutTerms]
     clock_is_ours: bool
+    codec: str = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,8 @@ class Candidate:
     name
         The device's own name, as in `DeviceView`; empty while it is not known.
     forecast
-        What its turn would take; None while the device is not known, and for policies without ``needs_forecast = True``.
+        What its turn would take; None while the device is not known, and for policies without ``needs_forecast = True``. (With
+        ``needs_names = True`` a policy has the names alone.)
     """
 
     node_id: int

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from flwr_splitkd.costs import ModelShape, Workload
 from flwr_splitkd.models import measured_shape
@@ -37,7 +38,7 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
         below = np.cumsum(student.block_parameters)[:-1] + (
             student.embedding_parameters if setup.train_embeddings else 0
         )
-        own_bytes = below * item_bytes * (1 + _moments(setup))
+        own_bytes = below * item_bytes * (1 + (_moments(setup) if setup.optimizer_handover == "full" else 0))
     return PlannerBasis(
         student=student,
         teacher=teacher,
@@ -47,8 +48,10 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
             num_batches=1,
             activation_bytes=item_bytes,
             weight_bytes=item_bytes,
-            moments=_moments(setup),
+            moments=_moments(setup) if setup.optimizer_handover == "full" else 0,
+            kept_moments=_moments(setup),
             train_embeddings=setup.train_embeddings,
+            trained_share=_trained_share(edge),
         ),
         handover_bytes=own_bytes,
         max_batches=setup.turn.max_batches,
@@ -59,11 +62,18 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
 def _measured(model: nn.Module, blocks: Sequence[str], name: str) -> ModelShape:
     def build() -> nn.Module:
         # Another one of the same kind: this one is at work, and may have taken minutes to load.
-        config = getattr(model, "config", None)
-        return model if config is None else type(model)(copy.deepcopy(config))
+        return type(model)(copy.deepcopy(model.config)) if isinstance(model, PreTrainedModel) else model
 
     return measured_shape(build, blocks=blocks or None, name=name)
 
 
 def _moments(setup: EdgeSetup) -> int:
-    return len(setup.optimizer.moment_keys - {"step"}) if setup.optimizer_handover == "full" else 0
+    return len(setup.optimizer.moment_keys - {"step"})
+
+
+def _trained_share(edge: EdgeService) -> float:
+    """Share of the blocks' weights that train: less than all with adapters."""
+    layout = edge.student.layout
+    of_blocks = [(n, p) for n, p in edge.student.model.named_parameters() if layout.block_of(n) is not None]
+    trained = sum(parameter.numel() for _, parameter in of_blocks if parameter.requires_grad)
+    return trained / max(sum(parameter.numel() for _, parameter in of_blocks), 1)

@@ -67,6 +67,6 @@ def profile_of(enrolment: Enrolment) -> DeviceProfile | None:
         return None
     try:
         return device_from_json(json.loads(enrolment.profile))
-    except (SplitKDError, json.JSONDecodeError) as error:
+    except (SplitKDError, ValueError, OverflowError, RecursionError) as error:  # it comes from outside
         log(WARNING, "\tdevice %s has a profile that cannot be used: %s", enrolment.name, error)
         return None

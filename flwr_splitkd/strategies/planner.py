@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from flwr_splitkd.costs import (
     correct,
     cut_terms,
     relative_error,
-    turn_cost,
 )
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers import (
@@ -34,6 +33,8 @@ from flwr_splitkd.schedulers import (
     FrequencyPolicy,
     Outlook,
 )
+from flwr_splitkd.schedulers.baselines import fixed_cut
+from flwr_splitkd.schedulers.plan import TOLERANCE
 from flwr_splitkd.telemetry import ModelledTurn, ModelledWorld
 from flwr_splitkd.tiers.edge import TurnOutcome
 
@@ -151,6 +152,10 @@ class Planner:
             raise ConfigError(f"`sequence_length` is {self.sequence_length}; expected at least 1.")
         if self.channel not in ("last", "fresh"):
             raise ConfigError(f"`channel` is {self.channel!r}; expected 'last' or 'fresh'.")
+        if self.frequency not in get_args(FrequencyPolicy):
+            raise ConfigError(
+                f"`frequency` is {self.frequency!r}; expected one of {', '.join(get_args(FrequencyPolicy))}."
+            )
         if self.channel == "fresh" and not self.modelled:
             raise ConfigError("`channel` is 'fresh'; expected 'last': nobody knows a real link before it is used.")
         self._basis: PlannerBasis | None = None
@@ -176,11 +181,20 @@ class Planner:
                 f"`student` of the planner is {basis.student.name} with {basis.student.num_blocks} blocks; expected {blocks}, as "
                 "the run's student has."
             )
+        for profile in (*self.fleet.devices.values(), self.fleet.default_device):
+            _check_blocks(profile, basis.student)
         self._basis = basis
 
     def introduce(self, device: str, profile: DeviceProfile) -> None:
-        """Take a device's own word on what it is, unless the fleet describes it."""
+        """Take a device's own word on what it is, unless the fleet describes it.
+
+        Raises
+        ------
+        ConfigError
+            If it was measured with a model of another number of blocks.
+        """
         if device not in self.fleet.devices:
+            _check_blocks(profile, self._open().student)
             self._own_profiles[device] = profile
 
     # ---- before a turn
@@ -207,9 +221,10 @@ class Planner:
             device=profile,
             server=self.fleet.server,
             link=self._known_link(device, estimate),
-            battery_j=self._world.battery_j(device) if self._world else profile.battery_j,
+            battery_j=self._battery_j(device, profile, estimate),
             terms=terms,
             clock_is_ours=self.modelled,
+            codec=basis.codec,
         )
 
     def plan(self, device: DeviceView, cut: CutPolicy, local_epochs: EpochsPolicy) -> PlannedTurn:
@@ -218,8 +233,18 @@ class Planner:
         Raises
         ------
         InfeasibleError
-            If the device cannot take it.
+            If the device cannot take it. In its next round it is judged by its profile and link alone again: what ruled it out
+            may have passed, and without a turn nothing would be measured.
+        ConfigError
+            If a policy has decided on what was not on offer.
         """
+        try:
+            return self._plan(device, cut, local_epochs)
+        except InfeasibleError:
+            self._forget(device.name)
+            raise
+
+    def _plan(self, device: DeviceView, cut: CutPolicy, local_epochs: EpochsPolicy) -> PlannedTurn:
         basis = self._open()
         outlook = self.outlook(device.name, num_examples=device.num_examples, num_batches=device.num_batches)
         view = replace(device, outlook=outlook)
@@ -235,10 +260,12 @@ class Planner:
             codecs=codecs,
             handover_bytes=basis.handover_bytes,
         )
+        nominal.index(decision.cut, decision.codec)  # raises if it is not among them
         return PlannedTurn(
             cut=decision.cut,
             local_epochs=epochs,
-            codec=decision.codec if isinstance(chosen, Decision) else None,
+            # The run's own codecs may differ up and down.
+            codec=None if decision.codec == basis.codec else decision.codec,
             decision=decision,
             nominal=nominal,
             max_delay_s=float(getattr(cut, "max_delay_s", math.inf)),
@@ -283,9 +310,10 @@ class Planner:
             return {}
         self._unpaid = (device, self._estimate(device), world.state_dict())
         option = nominal.index(decision.cut, decision.codec)
-        turn: ModelledTurn = world.pay(device, nominal, option, frequency_hz=decision.frequency_hz)
+        profile = self._profile(device)
+        turn: ModelledTurn = world.pay(device, profile, nominal, option, frequency_hz=decision.frequency_hz)
         self._devices[device] = self._estimate(device).see(turn.link)
-        late = turn.cost.total_s + turn.waited_s > planned.max_delay_s
+        late = turn.cost.total_s + turn.waited_s > planned.max_delay_s * (1 + TOLERANCE)
         return {**turn.to_json(), "modelled_late": late}
 
     def refund(self) -> None:
@@ -315,11 +343,12 @@ class Planner:
         turn = _measured(outcome, option)
         server = self.fleet.server
         nominal_s = float(nominal.server_flops[option]) / server.flops_at(decision.frequency_hz)
-        if (
-            outcome.num_batches == nominal.num_steps
-        ):  # not a part of a turn, whose costs would be taken for a whole one's
+        # Not of a part of a turn, whose costs would be taken for a whole one's, nor of a device that tells no times.
+        if outcome.num_batches == nominal.num_steps and outcome.device_s > 0:
+            profile = self._profile(device)
+            device_j = profile.compute_power_w * turn.device_s + profile.transmit_power_w * turn.uplink_s
             self._edge = self._edge.observe(nominal, turn, nominal_s=nominal_s)
-            self._devices[device] = self._estimate(device).observe(nominal, turn)
+            self._devices[device] = self._estimate(device).observe(nominal, turn, device_j=device_j)
         return {
             "measured_other_s": turn.fixed_s + turn.other_s,
             "prediction_error": relative_error(decision.cost, turn),
@@ -364,6 +393,17 @@ class Planner:
             self._devices[device] = DeviceEstimate(link=link)
         return self._devices[device]
 
+    def _forget(self, device: str) -> None:
+        """Drop what was learnt of a device and its link, but not what it has spent."""
+        before = self._devices.pop(device, None)
+        if before is not None:
+            self._devices[device] = replace(self._estimate(device), spent_j=before.spent_j)
+
+    def _battery_j(self, device: str, profile: DeviceProfile, estimate: DeviceEstimate) -> float | None:
+        if self._world is not None:
+            return self._world.battery_j(device, profile)
+        return None if profile.battery_j is None else max(profile.battery_j - estimate.spent_j, 0.0)
+
     def _known_link(self, device: str, estimate: DeviceEstimate) -> LinkState:
         if self._world is not None and self.channel == "fresh":
             return self._world.link(device)
@@ -381,28 +421,23 @@ class Planner:
 
     def _decision(self, outlook: Outlook, cut: int, codec: str, local_epochs: int) -> Decision:
         """What follows from a cut that a policy has chosen without a word on the rest."""
-        terms = outlook.terms(local_epochs, (codec,))
-        server = outlook.server
-        frequency_hz = server.nominal_frequency_hz if self.frequency == "nominal" else server.max_frequency_hz
-        if self.frequency == "optimal" and outlook.clock_is_ours and server.power_coefficient:
-            cheapest_hz = (server.static_power_w / (2 * server.power_coefficient)) ** (1 / 3)
-            frequency_hz = min(max(cheapest_hz, server.min_frequency_hz), server.max_frequency_hz)
-        cost = turn_cost(
-            terms,
-            terms.index(cut, codec),
-            frequency_hz=frequency_hz,
+        return fixed_cut(
+            outlook.terms(local_epochs, (codec,)),
+            cut,
             device=outlook.device,
-            server=server,
+            server=outlook.server,
             link=outlook.link,
+            frequency=self.frequency if outlook.clock_is_ours else "max",
+            battery_j=outlook.battery_j,
         )
-        return Decision(
-            cut=cut,
-            codec=codec,
-            frequency_hz=frequency_hz,
-            cost=cost,
-            binding="fixed",
-            runner_up=None,
-            excluded={},
+
+
+def _check_blocks(profile: DeviceProfile, student: ModelShape) -> None:
+    if profile.blocks is not None and len(profile.blocks.forward_s) != student.num_blocks:
+        raise ConfigError(
+            f"The profile of {profile.name} was measured with the {len(profile.blocks.forward_s)} blocks of "
+            f"{profile.blocks.model}; expected the {student.num_blocks} of {student.name}. Measure it again with "
+            "`flwr-splitkd profile`, or leave its `blocks` out."
         )
 
 

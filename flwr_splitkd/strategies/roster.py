@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from logging import WARNING
 
 from flwr.serverapp import Grid
 
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.records import Enrolment
 from flwr_splitkd.schedulers import Candidate, CutPolicy, DeviceView, EpochsPolicy, Forecast
+from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.enrolment import enrol_nodes, profile_of
 from flwr_splitkd.strategies.planner import Planner
 
@@ -20,12 +23,12 @@ class Roster:
     Parameters
     ----------
     planner
-        Makes forecasts, and hears of profiles that devices bring along.
+        Makes forecasts, and hears of profiles that devices bring along; None where names alone are needed.
     num_blocks
         Blocks of the student.
     """
 
-    def __init__(self, planner: Planner, num_blocks: int) -> None:
+    def __init__(self, planner: Planner | None, num_blocks: int) -> None:
         self._planner, self._num_blocks = planner, num_blocks
         self._known: dict[int, Enrolment] = {}
         self._asked: set[int] = set()
@@ -44,8 +47,11 @@ class Roster:
         self._asked |= set(strangers)
         for node_id, enrolment in enrol_nodes(grid, strangers, timeout_s).items():
             self._known[node_id] = enrolment
-            if profile := profile_of(enrolment):
-                self._planner.introduce(enrolment.name, profile)
+            if self._planner is not None and (profile := profile_of(enrolment)):
+                try:
+                    self._planner.introduce(enrolment.name, profile)
+                except ConfigError as error:
+                    log(WARNING, "\tdevice %s: its profile is left out. %s", enrolment.name, error)
 
     def candidates(
         self, online: Sequence[int], turns: dict[int, int], server_round: int, cut: CutPolicy, epochs: EpochsPolicy
@@ -61,7 +67,9 @@ class Roster:
 
     def _forecast(
         self, node_id: int, known: Enrolment, server_round: int, turn: int, cut: CutPolicy, epochs: EpochsPolicy
-    ) -> Forecast:
+    ) -> Forecast | None:
+        if self._planner is None:
+            return None
         num_examples, num_batches = known.num_examples, known.num_batches
         if not num_batches:  # not loaded yet: as much as the others have
             sizes = [(other.num_examples, other.num_batches) for other in self._known.values() if other.num_batches]

@@ -330,9 +330,14 @@ class RoundRunner:
     def _planned(self, device: DeviceView, mode: TurnMode) -> PlannedTurn:
         if mode == "deliver":
             return PlannedTurn(cut=device.num_blocks, local_epochs=0)
-        planned = self._strategy.plan_turn(device)
-        # Forward passes through one pass of the data; costs are those of training.
-        return planned if mode == "train" else PlannedTurn(cut=planned.cut, local_epochs=1)
+        if mode == "train":
+            return self._strategy.plan_turn(device)
+        # Costs are those of training: who cannot afford a turn may still be asked for one forward pass.
+        try:
+            cut = self._strategy.plan_turn(device).cut
+        except InfeasibleError:
+            cut = 1
+        return PlannedTurn(cut=cut, local_epochs=1)
 
     def _keep_part(self, node_id: int, commit_before: str) -> str:
         """Remember what a failed turn has committed, and say so."""

@@ -23,7 +23,7 @@ from torch import nn
 from flwr_splitkd import records
 from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.errors import ConfigError, NoDeviceError
 from flwr_splitkd.models import peft_to_json
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.schedulers import (
@@ -349,7 +349,7 @@ class SplitKD(Strategy):
         self._edge = self._open_edge(initial_arrays, folder, ticket_lifetime_s=timeout)
         if self.planner is not None:
             self.planner.open(planner_basis(self.planner, self.setup, self._edge))
-            self._roster = Roster(self.planner, self._edge.student.layout.num_blocks)
+        self._roster = Roster(self.planner, self._edge.student.layout.num_blocks)
         self._progress = progress = Progress.from_commit(self._edge.student.last_info, run=str(grid.run.run_id))
         progress.restore_policies(self._policies())
         error: BaseException | None = None
@@ -457,10 +457,18 @@ class SplitKD(Strategy):
         def choose() -> list[int]:
             taken = self._progress.turns_taken
             candidates = [Candidate(node_id=node_id, turns=taken.get(node_id, 0)) for node_id in online]
-            if self._roster is not None and getattr(self.selection, "needs_forecast", False):
+            by_name = any(getattr(self.selection, name, False) for name in ("needs_forecast", "needs_names"))
+            if self._roster is not None and (by_name or _needs_planner(self.cut, self.selection, self.local_epochs)):
                 self._roster.enrol(grid, online, self.connect_timeout_s)
+            if self._roster is not None and by_name:
                 candidates = self._roster.candidates(online, taken, server_round, self.cut, self.local_epochs)
-            return self.selection.order(candidates, num_turns, server_round)
+            chosen = self.selection.order(candidates, num_turns, server_round)
+            if not chosen and mode == "train":
+                raise NoDeviceError(
+                    f"{type(self.selection).__name__} chose none of {len(online)} devices for round {server_round}; expected at "
+                    "least 1. " + "; ".join(c.forecast.infeasible for c in candidates if c.forecast and c.forecast.infeasible)
+                )
+            return chosen
 
         order = self._progress.order_of(server_round, online, choose) if mode == "train" else choose()
         log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
@@ -482,8 +490,9 @@ class SplitKD(Strategy):
         InfeasibleError
             If the device cannot take it.
         """
-        if self._roster is not None and self.planner is not None:
+        if self._roster is not None:
             self._roster.meet(device)
+        if self.planner is not None:
             return self.planner.plan(device, self.cut, self.local_epochs)
         epochs = self.local_epochs.choose(device)
         chosen = self.cut.choose(replace(device, local_epochs=epochs))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_splitkd.costs import CutTerms, Fleet, LinkState, TurnCost, turn_cost
+from flwr_splitkd.costs import CutTerms, DeviceProfile, Fleet, LinkState, TurnCost, turn_cost
 from flwr_splitkd.errors import InfeasibleError
 
 __all__ = ["ModelledTurn", "ModelledWorld"]
@@ -78,18 +78,20 @@ class ModelledWorld:
         """Rates of a device's link now."""
         return self._fleet.link(device).at(self.now_s)
 
-    def battery_j(self, device: str) -> float | None:
+    def battery_j(self, device: str, profile: DeviceProfile) -> float | None:
         """What is left in a device's battery; None on mains."""
-        full_j = self._fleet.device(device).battery_j
+        full_j = profile.battery_j
         return None if full_j is None else max(full_j - self._spent_j.get(device, 0.0), 0.0)
 
-    def pay(self, device: str, terms: CutTerms, option: int, *, frequency_hz: float) -> ModelledTurn:
+    def pay(
+        self, device: str, profile: DeviceProfile, terms: CutTerms, option: int, *, frequency_hz: float
+    ) -> ModelledTurn:
         """Take a turn: the world's time and the device's battery go on by what it costs now.
 
         Parameters
         ----------
-        device
-            Its name.
+        device, profile
+            Its name, and what it is.
         terms, option, frequency_hz
             What was decided, see `turn_cost`.
 
@@ -108,14 +110,14 @@ class ModelledWorld:
                 )
             self.now_s += _STEP_S
             link = self.link(device)
-        profile, server = self._fleet.device(device), self._fleet.server
+        server = self._fleet.server
         cost = turn_cost(terms, option, frequency_hz=frequency_hz, device=profile, server=server, link=link)
         waited_s = self.now_s - started_s
         self.now_s += cost.total_s
         self.total_j += cost.total_j
         self._spent_j[device] = self._spent_j.get(device, 0.0) + cost.device_j
         return ModelledTurn(
-            cost=cost, link=link, waited_s=waited_s, clock_s=self.now_s, battery_j=self.battery_j(device)
+            cost=cost, link=link, waited_s=waited_s, clock_s=self.now_s, battery_j=self.battery_j(device, profile)
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,6 +22,9 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 
+_MAX_NAME = 64
+"""Characters of a device's name."""
+
 _MAX_CODECS = 16
 """Codecs of a device that an error names."""
 
@@ -112,3 +115,8 @@ def check_codecs(offered: Collection[int], needed: Collection[int]) -> None:
             f"The device knows the codecs {names}; expected {missing} among them. "
             "Choose a codec that both sides know, or update the device.",
         )
+
+
+def clean_name(name: str) -> str:
+    """A device's name as it may go into logs and files: it comes from outside."""
+    return "".join(char for char in name if char.isprintable())[:_MAX_NAME]

@@ -27,8 +27,6 @@ __all__ = ["DataPlaneServer", "Session"]
 _SERVICE = pb.DESCRIPTOR.services_by_name["DataPlane"].full_name
 _STOP_GRACE_S = 2.0
 _SWEEP_S = 1.0
-_MAX_NAME = 64
-"""Characters of a device's own name that go into errors and logs."""
 
 
 @dataclass(slots=True)
@@ -255,9 +253,7 @@ class DataPlaneServer:
         handshake.check_model(hello.student, self._model)
         handshake.check_codecs(hello.codecs, self._codecs)
         session.used = True
-        # It goes into logs and files, and comes from outside.
-        printable = "".join(char for char in hello.device_name if char.isprintable())
-        hello.device_name = printable[:_MAX_NAME] or str(hello.node_id)
+        hello.device_name = handshake.clean_name(hello.device_name) or str(hello.node_id)
         link = Link(
             peer=f"device {hello.device_name}",
             limits=self._limits,

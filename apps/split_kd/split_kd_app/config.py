@@ -34,7 +34,7 @@ class AppConfig:
         For cycle, blocks on the device, separated by commas: each new device gets the next entry, over and over, and keeps it.
     max_delay, min_cut, codecs
         For optimal: bound on a turn in seconds (0 for none), least blocks on the device, and codecs to choose from, separated by
-        commas.
+        commas (empty for `uplink_codec` and `downlink_codec`). The baselines know the bound too.
     server_frequency
         The edge server's clock where it is modelled: optimal, max or nominal.
     selection
@@ -109,7 +109,7 @@ class AppConfig:
     cuts: str = setting("2,4,6")
     max_delay: float = setting(0.0, minimum=0.0)
     min_cut: int = setting(1, minimum=1)
-    codecs: str = setting("none")
+    codecs: str = setting("")
     server_frequency: str = setting("optimal", choices=("optimal", "max", "nominal"))
     selection: str = setting(
         "round-robin",
@@ -182,8 +182,8 @@ class AppConfig:
 
     @property
     def codec_list(self) -> tuple[str, ...]:
-        """The codecs that the planner may choose from."""
-        return tuple(codec.strip() for codec in self.codecs.split(","))
+        """The codecs that the planner may choose from; none for those of the run."""
+        return tuple(codec.strip() for codec in self.codecs.split(",")) if self.codecs else ()
 
     @property
     def text(self) -> DataConfig:
@@ -194,6 +194,24 @@ class AppConfig:
         """Raise a ConfigError for a codec that there is not."""
         for codec in self.codec_list:
             codec_code(codec)  # type: ignore[arg-type]  # this is where it is found out
+
+    def check_policies(self) -> None:
+        """Raise a ConfigError for keys that this cut policy would pass over."""
+        if self.cut_policy != "optimal" and self.min_cut > 1:
+            raise ConfigError(
+                f"`min-cut` is {self.min_cut} and `cut-policy` {self.cut_policy!r}; expected 'optimal' with it."
+            )
+        if self.cut_policy != "optimal" and self.codecs:
+            raise ConfigError(
+                f"`codecs` is {self.codecs!r} and `cut-policy` {self.cut_policy!r}; expected 'optimal' with it. Set "
+                "`uplink-codec` and `downlink-codec` otherwise."
+            )
+        if self.cut_policy == "cycle" and self.max_delay:
+            raise ConfigError(
+                f"`max-delay` is {self.max_delay:g} and `cut-policy` 'cycle'; expected 'optimal' with it."
+            )
+        if self.foresight and not self.modelled:
+            raise ConfigError("`foresight` is true; expected false without `modelled`: nobody foresees a real channel.")
 
     def check_modelled(self) -> None:
         """Raise a ConfigError for other models in a world that is real."""
@@ -232,6 +250,7 @@ def read_config(run_config: Mapping[str, Any]) -> AppConfig:
         lambda: config.text,
         config.check_codecs,
         config.check_modelled,
+        config.check_policies,
     ):
         try:
             check()

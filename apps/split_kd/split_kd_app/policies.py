@@ -64,8 +64,9 @@ def selection(config: AppConfig) -> SelectionPolicy:
 
 def planner(config: AppConfig) -> Planner | None:
     """What turns cost; None where neither a policy nor the user asks for it."""
-    if not (config.fleet or config.modelled):
-        return None  # policies that need one get one that starts from common machines
+    by_cost = config.cut_policy != "cycle" or config.selection in ("best-channel", "energy-aware", "deadline-aware")
+    if not (config.fleet or config.modelled or by_cost):
+        return None
     return Planner(
         fleet=_fleet(config),
         sequence_length=config.sequence_length,

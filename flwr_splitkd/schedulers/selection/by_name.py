@@ -18,7 +18,7 @@ class ByName:
     round on in which everyone is known. A forecast decides nothing here, so that an infeasible one changes nothing.
     """
 
-    needs_forecast = True
+    needs_names = True
 
     def order(self, candidates: Sequence[Candidate], num_turns: int, server_round: int) -> list[int]:
         """Return who is not known yet, then the next nodes of the circle; `num_turns` together."""
@@ -32,4 +32,9 @@ class ByName:
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """Digits count as the number they are, and come before letters."""
     parts = [part for part in re.split(r"([0-9]+)", name) if part]
-    return [(False, int(part), part) if part[0] in "0123456789" else (True, 0, part) for part in parts]
+    return [
+        (False, len(number), number)
+        if (number := part.lstrip("0")) != part or part[0] in "0123456789"
+        else (True, 0, part)
+        for part in parts
+    ]

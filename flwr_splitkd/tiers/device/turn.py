@@ -196,7 +196,6 @@ class _Turn:
         times = pb.DeviceTimes(
             setup_s=self._setup_s,
             compute_s=compute_s,
-            received_bytes=self._link.payload_bytes_received,
             receive_s=self._link.receive_s,
         )
         self._link.send(

@@ -121,7 +121,7 @@ class TurnOutcome:
 
     Where `duration_s` went: `device_s` and `edge_s` computing, `uplink_s` and `downlink_s` for `uplink_payload_bytes` and
     `downlink_payload_bytes` on their way, `fixed_s` for building the device's half and for commits; the rest is what messages
-    take beside their payload. `device_s`, `downlink_s` and `downlink_payload_bytes` are the device's own word.
+    take beside their payload. `device_s` and `downlink_s` are the device's own word.
 
     `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `num_resumed` counts connections
     that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had

@@ -8,7 +8,6 @@ Runs on the caller's thread: torch never runs on gRPC's.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -100,6 +99,7 @@ class _Turn:
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
         self._handover_bytes, self._handover_downlink_bytes = 0, 0
         self._waited_s, self._edge_s, self._commit_s = 0.0, 0.0, 0.0
+        self._downlink_payload_bytes = 0
         self._uplink_codec, self._downlink_codec = (
             codec_code(plan.codec or codec) for codec in (settings.uplink_codec, settings.downlink_codec)
         )
@@ -112,7 +112,7 @@ class _Turn:
             done = self._receive("TurnDone")
         else:
             done, moments = self._run_half()
-        _check_times(done, self._link.peer)
+        _check_times(done, self._link.peer, time.monotonic() - self._started_s)
         commit_id = self._commit(done, moments, finished=True) if self._training else self._student.last_commit
         result = self._result(commit_id)
         self._tell(result)
@@ -141,7 +141,7 @@ class _Turn:
             downlink_s=times.receive_s,
             fixed_s=times.setup_s + self._commit_s,
             uplink_payload_bytes=self._link.payload_bytes_received,
-            downlink_payload_bytes=times.received_bytes,
+            downlink_payload_bytes=self._downlink_payload_bytes,
         )
 
     def _receive(self, expected: str) -> WireMessage:
@@ -225,6 +225,7 @@ class _Turn:
                 self._add_unit(begin, tensors, unit, version, partial(teacher.units.__getitem__, unit))
         self._handover_downlink_bytes = sum(len(tensor.payload) for tensor in tensors.values())
         self._handover_bytes += self._handover_downlink_bytes
+        self._downlink_payload_bytes += self._handover_downlink_bytes
         self._link.send(begin, tensors)
 
     def _add_unit(
@@ -268,6 +269,7 @@ class _Turn:
         answer = pb.Backward(step=forward.step, microbatch=forward.microbatch)
         if last and self._training and not clipping:
             answer.update.CopyFrom(self._update(forward.step))
+        self._downlink_payload_bytes += sum(len(tensor.payload) for tensor in gradient.values())
         self._link.send(answer, gradient)
         self._microbatch += 1
         self._num_batches += 1
@@ -438,12 +440,14 @@ class _Optimizer:
         return export_optimizer_state(self._optimizer, self.trainable) if self._optimizer else {}
 
 
-def _check_times(done: WireMessage, peer: str) -> None:
-    """The device's word on its own seconds; the planner reckons with them."""
+def _check_times(done: WireMessage, peer: str, duration_s: float) -> None:
+    """The device's word on its own seconds, which the planner reckons with: none may be more than the whole turn took."""
     for name in ("setup_s", "compute_s", "receive_s"):
         seconds = getattr(done.body.times, name)
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise ProtocolError(f"{peer} reports a `{name}` of {seconds}; expected at least 0 seconds.")
+        if not 0 <= seconds <= duration_s:
+            raise ProtocolError(
+                f"{peer} reports a `{name}` of {seconds} s; expected 0 to {duration_s:.3f}, the turn's own."
+            )
 
 
 def _tensor(message: WireMessage, name: str) -> EncodedTensor:

@@ -399,16 +399,14 @@ class Committed(_message.Message):
     def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ...) -> None: ...
 
 class DeviceTimes(_message.Message):
-    __slots__ = ("setup_s", "compute_s", "received_bytes", "receive_s")
+    __slots__ = ("setup_s", "compute_s", "receive_s")
     SETUP_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
-    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECEIVE_S_FIELD_NUMBER: _ClassVar[int]
     setup_s: float
     compute_s: float
-    received_bytes: int
     receive_s: float
-    def __init__(self, setup_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., received_bytes: _Optional[int] = ..., receive_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, setup_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., receive_s: _Optional[float] = ...) -> None: ...
 
 class TurnDone(_message.Message):
     __slots__ = ("num_steps", "num_examples", "tensors", "times")

@@ -63,6 +63,20 @@ def test_another_query_is_refused_and_another_reply_too() -> None:
         Enrolment.from_content(other)
 
 
+@pytest.mark.parametrize("size", [-1, 1 << 60, float("inf")])
+def test_sizes_that_cannot_be(size: float) -> None:
+    content = Enrolment(name="x").to_content()
+    content.config_records["splitkd-enrol"]["num-batches"] = size
+    with pytest.raises(ProtocolError):
+        Enrolment.from_content(content)
+
+
+def test_a_name_goes_into_logs_and_files() -> None:
+    content = Enrolment(name="orin\n\x1b[31m" + "x" * 5000).to_content()
+    name = Enrolment.from_content(content).name
+    assert name.isprintable() and name.startswith("orin[31mx") and len(name) == 64
+
+
 def test_the_mod_answers_for_an_app() -> None:
     def untouched(*_: Any) -> Any:
         raise AssertionError("the app's own handler was called")

@@ -82,11 +82,12 @@ def test_terms_by_hand() -> None:
     assert terms.uplink_bytes.tolist() == [10 * 8 * (2 * 4 + 3 * 4 + 8)] * 2
     assert terms.downlink_bytes.tolist() == [10 * 8 * 2 * 4] * 2
     assert terms.handover_uplink_bytes.tolist() == terms.handover_downlink_bytes.tolist() == [10 * 12, 30 * 12]
+    # The embedding, of 10 weights, is frozen: it has no moments.
     kept = 17 * 8 * 2 * 4
     assert terms.device_memory_bytes.tolist() == [(40 + 10 + 15) * 4 + kept, (120 + 10 + 15) * 4 + 2 * kept]
     assert terms.server_memory_bytes.tolist() == [
-        (72 * 3 + 50 + 2 + 140) * 4 + 2 * kept,
-        (72 * 3 + 30 + 2 + 140) * 4 + kept,
+        (72 * 3 - 10 * 2 + 50 + 2 + 140) * 4 + 2 * kept,
+        (72 * 3 - 10 * 2 + 30 + 2 + 140) * 4 + kept,
     ]
     assert terms.other_s.tolist() == [0, 0]
 

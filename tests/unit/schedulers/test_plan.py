@@ -134,7 +134,8 @@ def slow_options(case: Instance) -> Iterator[Slow]:
             down = tokens * student.hidden_size * width
             device_weights = weights_below * (2 + moments)
             device_weights += student.embedding_parameters * (2 + moments if work.train_embeddings else 1)
-            server_weights = (weights_below + weights_above + student.embedding_parameters) * (1 + moments)
+            server_weights = (weights_below + weights_above) * (1 + moments)
+            server_weights += student.embedding_parameters * (1 + moments if work.train_embeddings else 1)
             server_weights += student.head_parameters * (2 + moments) + weights_above
             if teacher:
                 up += tokens * teacher.embedding_width * width

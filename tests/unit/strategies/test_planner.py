@@ -14,6 +14,7 @@ from recorded_runs import outcome
 from flwr_splitkd.costs import (
     TABLE_II_DEVICES,
     TABLE_II_SERVER,
+    BlockTimes,
     Fleet,
     LinkState,
     ModelShape,
@@ -205,6 +206,91 @@ def test_what_was_learnt_survives_a_commit() -> None:
     assert one is not None and two is not None and one.cost == two.cost
 
 
+@dataclass
+class _Tunnel:
+    """No link for the first seconds."""
+
+    def at(self, time_s: float) -> LinkState:
+        rate = 50e6 if time_s >= 0.001 else 0.0
+        return LinkState(uplink_bps=rate, downlink_bps=rate)
+
+
+def test_what_ruled_a_device_out_may_pass() -> None:
+    """A device that never gets a turn would never be measured again."""
+    fleet = Fleet(
+        devices={"0": TABLE_II_DEVICES[0], "1": TABLE_II_DEVICES[1]}, links={"0": _Tunnel()}, default_link=LINK
+    )
+    planner = _planner(fleet=fleet, modelled=True)
+    policy = OptimalCut()
+    with pytest.raises(InfeasibleError, match="It can take a turn when it is in reach again"):
+        planner.plan(DEVICE, policy, FixedEpochs(1))
+    planner.pay("1", planner.plan(replace(DEVICE, name="1"), policy, FixedEpochs(1)))  # time goes on
+    with pytest.raises(InfeasibleError):  # judged by its last known channel
+        planner.plan(DEVICE, policy, FixedEpochs(1))
+    assert planner.plan(DEVICE, policy, FixedEpochs(1)).decision is not None
+
+
+def test_a_congested_turn_rules_a_device_out_once() -> None:
+    planner, policy = _planner(), OptimalCut(max_delay_s=30.0)
+    planned = planner.plan(DEVICE, policy, FixedEpochs(1))
+    planner.learn("0", planned, replace(_outcome(planned), uplink_s=1000.0, duration_s=1010.0))
+    with pytest.raises(InfeasibleError, match="raise `max_delay_s`"):
+        planner.plan(DEVICE, policy, FixedEpochs(1))
+    assert planner.plan(DEVICE, policy, FixedEpochs(1)).decision is not None
+
+
+def test_a_battery_is_drained_by_measured_turns() -> None:
+    device = replace(TABLE_II_DEVICES[0], battery_j=200.0)
+    planner = _planner(fleet=Fleet(devices={"0": device}, default_link=LINK))
+    sizes = {"num_examples": 40, "num_batches": 10}
+    planned = planner.plan(DEVICE, FixedCut(4), FixedEpochs(1))
+    planner.learn("0", planned, replace(_outcome(planned), device_s=1.5, uplink_s=2.0))
+    spent_j = 1.5 * device.compute_power_w + 2.0 * device.transmit_power_w
+    assert planner.outlook("0", **sizes).battery_j == pytest.approx(200.0 - spent_j)
+    with pytest.raises(InfeasibleError, match="battery"):
+        planner.learn("0", planned, replace(_outcome(planned), device_s=2.0))
+        planner.plan(DEVICE, FixedCut(4), FixedEpochs(1))
+    assert planner.outlook("0", **sizes).battery_j == 0.0  # it is not charged by being left out
+
+
+def test_a_device_that_tells_no_times_teaches_nothing() -> None:
+    planner = _planner()
+    planned = planner.plan(DEVICE, FixedCut(4), FixedEpochs(1))
+    before = planner.state_dict()
+    planner.learn("0", planned, replace(_outcome(planned), device_s=0.0, downlink_s=0.0))
+    assert planner.state_dict() == before
+
+
+def test_the_runs_own_codec_is_that_of_policies_that_choose_none() -> None:
+    planner = _planner()
+    assert planner._basis is not None
+    planner.open(replace(planner._basis, codec="int8"))
+    planned = planner.plan(DEVICE, OptimalCut(), FixedEpochs(1))
+    assert planned.codec is None and planned.decision is not None and planned.decision.codec == "int8"
+
+
+class _Stubborn:
+    """Decides on a codec that it never named."""
+
+    def choose(self, device: DeviceView) -> Any:
+        assert device.outlook is not None
+        return replace(OptimalCut().plan(device.outlook, 1), codec="int8")
+
+
+def test_a_decision_on_what_was_not_on_offer_is_refused_before_the_turn() -> None:
+    with pytest.raises(ConfigError, match="There is no cut 1 with the codec 'int8'"):
+        _planner().plan(DEVICE, _Stubborn(), FixedEpochs(1))
+
+
+def test_a_profile_of_another_model_is_refused_where_it_comes_in() -> None:
+    times = BlockTimes(model="m", batch_size=1, sequence_length=8, forward_s=(1.0,) * 3, backward_s=(1.0,) * 3)
+    profile = replace(TABLE_II_DEVICES[0], blocks=times)
+    with pytest.raises(ConfigError, match="measured with the 3 blocks of m; expected the 8 of small"):
+        _planner(fleet=Fleet(devices={"0": profile}))
+    with pytest.raises(ConfigError, match="measured with the 3 blocks of m"):
+        _planner().introduce("7", profile)
+
+
 def test_a_device_may_bring_its_own_profile() -> None:
     planner = _planner()
     planner.introduce("7", TABLE_II_DEVICES[9])
@@ -220,6 +306,7 @@ def test_a_device_may_bring_its_own_profile() -> None:
     [
         ({"sequence_length": 0}, "`sequence_length` is 0; expected at least 1"),
         ({"channel": "best"}, "`channel` is 'best'; expected 'last' or 'fresh'"),
+        ({"frequency": "fast"}, "`frequency` is 'fast'; expected one of optimal, max, nominal"),
         ({"channel": "fresh"}, "`channel` is 'fresh'; expected 'last'"),
     ],
 )

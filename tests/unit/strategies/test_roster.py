@@ -94,6 +94,19 @@ def test_nodes_are_asked_once_and_those_that_answer_have_a_forecast() -> None:
     assert one.device == planner.fleet.default_device  # its profile could not be used
 
 
+@pytest.mark.parametrize(
+    "profile",
+    [
+        "[" * 100_000,
+        '{"name": "x", "cores": 1, "frequency_hz": 1' + "0" * 400 + "}",
+        '{"name": "x", "cores": 1, "frequency_hz": 1e150, "power_coefficient": 1e10}',
+        "3",
+    ],
+)
+def test_a_profile_that_comes_from_outside(profile: str) -> None:
+    assert enrolment.profile_of(Enrolment(name="x", profile=profile)) is None
+
+
 def test_a_device_without_loaded_data_is_taken_to_have_as_much_as_the_others() -> None:
     roster, _ = _roster()
     sizes = {"server_round": 1, "turn": 0, "num_blocks": 4}

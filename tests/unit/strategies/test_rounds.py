@@ -237,3 +237,25 @@ def test_a_round_goes_on_without_a_device_that_cannot_take_its_turn(tmp_path: Pa
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("error", "") for line in lines] == ["", "device 2 has 1 GiB of memory; expected 2 GiB", ""]
     assert federation.progress.turns_taken == {1: 1, 3: 1}
+
+
+class _Nobody:
+    """A policy that leaves everyone out."""
+
+    def order(self, candidates: Any, num_turns: int, server_round: int) -> list[int]:
+        return []
+
+
+def test_a_round_without_anybody_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NoDeviceError, match="_Nobody chose none of 3 devices for round 1; expected at least 1"):
+        _Federation(tmp_path, selection=_Nobody()).train(1, call_ahead=False)
+
+
+def test_evaluation_asks_those_too_that_cannot_train(tmp_path: Path) -> None:
+    federation = _Federation(tmp_path, cut=_NotOnTwo(), fraction_evaluate=1.0)
+    federation.rounds.evaluate(1, ConfigRecord())
+    assert [event for event in federation.events if event.startswith(("serve", "dismiss"))] == [
+        "serve 1",
+        "serve 2",
+        "serve 3",
+    ]

@@ -57,28 +57,28 @@ def test_the_clock_and_the_battery_go_on_by_a_turns_cost() -> None:
     terms = _terms()
     device = replace(TABLE_II_DEVICES[0], battery_j=1000.0)
     world = ModelledWorld(Fleet(server=TABLE_II_SERVER, devices={"0": device}, links={"0": LINK}))
-    first = world.pay("0", terms, 3, frequency_hz=CLOCK_HZ)
+    first = world.pay("0", device, terms, 3, frequency_hz=CLOCK_HZ)
     expected = turn_cost(terms, 3, frequency_hz=CLOCK_HZ, device=device, server=TABLE_II_SERVER, link=LINK.at(0.0))
     assert first.cost == expected and first.waited_s == 0
     assert world.now_s == first.clock_s == expected.total_s
     assert first.battery_j == pytest.approx(1000.0 - expected.device_j)
-    second = world.pay("0", terms, 3, frequency_hz=CLOCK_HZ)
+    second = world.pay("0", device, terms, 3, frequency_hz=CLOCK_HZ)
     assert world.now_s == pytest.approx(2 * expected.total_s)
-    assert world.battery_j("0") == second.battery_j == pytest.approx(1000.0 - 2 * expected.device_j)
+    assert world.battery_j("0", device) == second.battery_j == pytest.approx(1000.0 - 2 * expected.device_j)
     assert world.total_j == pytest.approx(2 * expected.total_j)
-    assert world.battery_j("1") is None
+    assert world.battery_j("1", TABLE_II_DEVICES[0]) is None
     assert all(name.startswith("modelled_") for name in first.to_json())
 
 
 def test_a_battery_is_never_less_than_empty() -> None:
     device = replace(TABLE_II_DEVICES[0], battery_j=1e-9)
     world = ModelledWorld(Fleet(devices={"0": device}, links={"0": LINK}))
-    assert world.pay("0", _terms(), 0, frequency_hz=CLOCK_HZ).battery_j == 0.0
+    assert world.pay("0", device, _terms(), 0, frequency_hz=CLOCK_HZ).battery_j == 0.0
 
 
 def test_a_device_that_is_out_of_reach_is_waited_for() -> None:
     world = ModelledWorld(Fleet(links={"0": _Tunnel(until_s=12.0)}))
-    turn = world.pay("0", _terms(), 0, frequency_hz=CLOCK_HZ)
+    turn = world.pay("0", TABLE_II_DEVICES[0], _terms(), 0, frequency_hz=CLOCK_HZ)
     assert turn.waited_s == 12.0
     assert turn.to_json()["modelled_s"] == pytest.approx(turn.cost.total_s + 12.0)
     assert turn.clock_s == pytest.approx(12.0 + turn.cost.total_s)
@@ -87,14 +87,16 @@ def test_a_device_that_is_out_of_reach_is_waited_for() -> None:
 def test_but_not_for_ever() -> None:
     world = ModelledWorld(Fleet(links={"0": _Tunnel(until_s=1e9)}))
     with pytest.raises(InfeasibleError, match=r"Device 0 is out of reach for 3600 s .*expected a link within it"):
-        world.pay("0", _terms(), 0, frequency_hz=CLOCK_HZ)
+        world.pay("0", TABLE_II_DEVICES[0], _terms(), 0, frequency_hz=CLOCK_HZ)
 
 
 def test_a_world_goes_on_where_another_one_was() -> None:
     device = replace(TABLE_II_DEVICES[0], battery_j=1000.0)
     fleet = Fleet(devices={"0": device}, links={"0": LINK})
     one, other = ModelledWorld(fleet), ModelledWorld(fleet)
-    one.pay("0", _terms(), 2, frequency_hz=CLOCK_HZ)
+    one.pay("0", device, _terms(), 2, frequency_hz=CLOCK_HZ)
     other.load_state_dict(one.state_dict())
-    assert other.pay("0", _terms(), 2, frequency_hz=CLOCK_HZ) == one.pay("0", _terms(), 2, frequency_hz=CLOCK_HZ)
+    assert other.pay("0", device, _terms(), 2, frequency_hz=CLOCK_HZ) == one.pay(
+        "0", device, _terms(), 2, frequency_hz=CLOCK_HZ
+    )
     assert other.total_j == one.total_j

@@ -74,7 +74,7 @@ def test_each_node_at_most_once_and_no_more_than_asked(make: Callable[[], Select
 @pytest.mark.parametrize("make", POLICIES)
 def test_asks_for_forecasts_and_bears_an_empty_round(make: Callable[[], SelectionPolicy]) -> None:
     policy = make()
-    assert policy.needs_forecast is True  # type: ignore[attr-defined]
+    assert getattr(policy, "needs_forecast", False) or getattr(policy, "needs_names", False)
     assert policy.order([], 3, 1) == []
 
 
