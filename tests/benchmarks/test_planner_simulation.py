@@ -14,11 +14,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "split_kd"))
 
-from planner_simulation import Run, World, delay_bound_s, judge, same_weights
+from _planner_turns import Run, World, delay_bound_s, judge, same_weights
+from split_kd_app import policies
+from split_kd_app.config import read_config
 
 from flwr_splitkd.costs import LinkState, Workload, named_shape, table_ii_fleet, turn_cost
-from flwr_splitkd.errors import InfeasibleError
+from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers import plan_cut_and_frequency
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "planner_simulation.py"
@@ -114,6 +117,28 @@ def test_weights_are_compared_among_runs_of_the_same_turns() -> None:
     assert words["a"] == words["c"] == "first of its turns"
     assert words["b"] == words["e"] == "equal to a"
     assert words["d"] == "1 tensors differ from a by up to 0.5, first b"
+
+
+def test_the_app_charges_for_other_models_in_a_modelled_world_only() -> None:
+    large = {"modelled-student": "llama-3.2-1b/8", "modelled-teacher": "llama-3.2-3b"}
+    planner = policies.planner(read_config({**large, "modelled": True, "fleet": "table-ii"}))
+    assert planner is not None and planner.student is not None and planner.teacher is not None
+    assert (planner.student.num_blocks, planner.teacher.num_blocks) == (8, 28)
+    own = policies.planner(read_config({"modelled": True}))
+    assert own is not None and own.student is None and own.teacher is None
+    with pytest.raises(
+        ConfigError, match=r"modelled-student.* is 'llama-3.2-1b/8'; expected nothing without `modelled`"
+    ):
+        read_config(large)
+    with pytest.raises(ConfigError, match="The model is 'llama-9'"):
+        read_config({"modelled": True, "modelled-teacher": "llama-9"})
+
+
+@pytest.mark.parametrize("policy", ["optimal", "server-only", "device-only"])
+def test_the_app_tells_its_policies_the_delay_bound(policy: str) -> None:
+    bounded = policies.cut_policy(read_config({"cut-policy": policy, "max-delay": 7.5}))
+    assert bounded.max_delay_s == 7.5  # type: ignore[attr-defined]
+    assert policies.cut_policy(read_config({"cut-policy": policy})).max_delay_s == float("inf")  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
