@@ -60,8 +60,16 @@ def environment(folder: Path) -> dict[str, str]:
     return {"FLWR_SPLITKD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
-def make_models(folder: Path) -> dict[str, str]:
-    """Write a student and a teacher of the demo's sizes with random weights; return where, as keys of the run config."""
+def make_models(folder: Path, *, share: int = 1) -> dict[str, str]:
+    """Write a student and a teacher with random weights; return where, as keys of the run config.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    share
+        They are the demo's with one in so many of its layers.
+    """
     tokenizer = AutoTokenizer.from_pretrained(DEMO_APP / "split_kd_app" / "tokenizer")
     for seed, (name, sizes) in enumerate({"student": STUDENT, "teacher": TEACHER}.items()):
         torch.manual_seed(seed)
@@ -69,7 +77,7 @@ def make_models(folder: Path) -> dict[str, str]:
             vocab_size=len(tokenizer),
             num_key_value_heads=sizes["num_attention_heads"] // 2,
             pad_token_id=tokenizer.pad_token_id,
-            **sizes,
+            **sizes | {"num_hidden_layers": sizes["num_hidden_layers"] // share},
         )
         LlamaForCausalLM(config).save_pretrained(folder / name)
     return {name: str(folder / name) for name in ("student", "teacher")}

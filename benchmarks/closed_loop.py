@@ -105,7 +105,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=64, help="batches of a turn (64)")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rounds, arguments.batches = 2, 16
+        arguments.rounds, arguments.batches = 2, 8
     return arguments
 
 

@@ -65,15 +65,21 @@ class Alternation:
         self.steady: Choice | None = None
         self.old: Choice | None = None
         self.old_since = 0
+        self.last: tuple[int, Choice] | None = None
 
     def choice(self, device: DeviceView) -> Choice:
-        """Decide on a turn; asked again about the same turn it says the same.
+        """Decide on a turn, once: both policies ask.
 
         Raises
         ------
         InfeasibleError
             If not even one pass fits into the bound.
         """
+        if self.last is None or self.last[0] != device.turn:
+            self.last = (device.turn, self._decide(device))
+        return self.last[1]
+
+    def _decide(self, device: DeviceView) -> Choice:
         outlook = device.outlook
         if outlook is None:
             raise ConfigError("The policy has no outlook on the turn; expected a strategy with a planner.")
