@@ -180,7 +180,11 @@ def _policies(arguments: argparse.Namespace, bound_s: float) -> dict[str, dict[s
         "oracle": {**planned, "foresight": True},
         "planned": planned,
         "server-only": {**baseline, "cut-policy": "server-only"},
-        f"fixed-cut-{arguments.fixed_cut}": {**baseline, "cut-policy": "cycle", "cuts": str(arguments.fixed_cut)},
+        f"fixed-cut-{arguments.fixed_cut}": {
+            "server-frequency": arguments.baseline_clock,
+            "cut-policy": "cycle",
+            "cuts": str(arguments.fixed_cut),
+        },
         "device-only": {**baseline, "cut-policy": "device-only"},
     }
     if odd := set(arguments.policies) - set(every):
