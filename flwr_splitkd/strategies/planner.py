@@ -125,7 +125,8 @@ class Planner:
         named ``modelled_*``. The server's clock is then set as decided; otherwise it stays as it is, at most its largest.
     channel
         What is known of a modelled link when a turn is decided: ``"last"`` is its state in the device's last turn (before
-        that, when the planner first looks at it), ``"fresh"`` that in which the turn will take place, as no real planner could know.
+        that, when the planner first looks at it), ``"fresh"`` that in which the turn will take place, as no real planner could
+        know.
     frequency
         Clock for cut policies that choose none: ``"max"``, ``"nominal"`` or ``"optimal"``.
     student, teacher

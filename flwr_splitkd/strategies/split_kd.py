@@ -466,7 +466,8 @@ class SplitKD(Strategy):
             if not chosen and mode == "train":
                 raise NoDeviceError(
                     f"{type(self.selection).__name__} chose none of {len(online)} devices for round {server_round}; expected at "
-                    "least 1. " + "; ".join(c.forecast.infeasible for c in candidates if c.forecast and c.forecast.infeasible)
+                    "least 1. "
+                    + "; ".join(c.forecast.infeasible for c in candidates if c.forecast and c.forecast.infeasible)
                 )
             return chosen
 
