@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from test_split_kd import APP, settings
+from transformers import AutoModelForCausalLM
 
 from flower_harness import federation, newest
 
@@ -50,5 +51,6 @@ def test_infeasible_devices_are_left_out_with_value_bound_and_remedy(tmp_path: P
     }.items():
         assert all(word in turns[name]["error"] for word in words), turns[name]["error"]
         assert turns[name]["error"] in outcome.log
+    AutoModelForCausalLM.from_pretrained(folder / "student")
     rounds = [line for line in lines if line["kind"] == "round"]
     assert rounds[0]["modelled-s"] == pytest.approx(turns["0"]["modelled_s"])

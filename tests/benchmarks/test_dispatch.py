@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch", reason="the benchmark needs it")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from dispatch import gaps_between
