@@ -20,7 +20,7 @@ def device_name(context: Context) -> str:
 
 
 def enrol(msg: Message, context: Context, *, num_examples: int = 0, num_batches: int = 0) -> Message:
-    """Answer a query of `SplitKD`, which asks when its selection policy decides by names or costs.
+    """Answer a query of `SplitKD`, which asks when a policy decides by names or costs.
 
     ::
 

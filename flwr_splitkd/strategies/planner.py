@@ -234,8 +234,8 @@ class Planner:
         Raises
         ------
         InfeasibleError
-            If the device cannot take it. In its next round it is judged by its profile and link alone again: what ruled it out
-            may have passed, and without a turn nothing would be measured.
+            If the device cannot take it. From then on it is judged by its profile and link alone again: what ruled it out may
+            have passed, and without a turn nothing would be measured.
         ConfigError
             If a policy has decided on what was not on offer.
         """
@@ -271,6 +271,13 @@ class Planner:
             nominal=nominal,
             max_delay_s=float(getattr(cut, "max_delay_s", math.inf)),
         )
+
+    def evaluation_cut(self, device: DeviceView, cut: CutPolicy, local_epochs: EpochsPolicy) -> int:
+        """Return the cut that a turn would have, or the least that the policy allows if the device cannot take one."""
+        try:
+            return self._plan(device, cut, local_epochs).cut
+        except InfeasibleError:
+            return int(getattr(cut, "min_cut", 1))
 
     def forecast(self, device: DeviceView, cut: CutPolicy, local_epochs: EpochsPolicy) -> Forecast:
         """What a device's next turn would take if it were decided now."""

@@ -54,6 +54,9 @@ class Director(Protocol):
     def plan_turn(self, device: DeviceView) -> PlannedTurn:
         """Return a turn's cut and local epochs, and what they are expected to cost."""
 
+    def evaluation_cut(self, device: DeviceView) -> int:
+        """Return the cut of an evaluation."""
+
     def pay(self, device: DeviceView, planned: PlannedTurn) -> dict[str, Any]:
         """Let a modelled turn take place, before the turn itself; return what it took."""
 
@@ -332,12 +335,7 @@ class RoundRunner:
             return PlannedTurn(cut=device.num_blocks, local_epochs=0)
         if mode == "train":
             return self._strategy.plan_turn(device)
-        # Costs are those of training: who cannot afford a turn may still be asked for one forward pass.
-        try:
-            cut = self._strategy.plan_turn(device).cut
-        except InfeasibleError:
-            cut = 1
-        return PlannedTurn(cut=cut, local_epochs=1)
+        return PlannedTurn(cut=self._strategy.evaluation_cut(device), local_epochs=1)
 
     def _keep_part(self, node_id: int, commit_before: str) -> str:
         """Remember what a failed turn has committed, and say so."""

@@ -23,7 +23,7 @@ from torch import nn
 from flwr_splitkd import records
 from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.errors import ConfigError, NoDeviceError
+from flwr_splitkd.errors import ConfigError, InfeasibleError, NoDeviceError
 from flwr_splitkd.models import peft_to_json
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.schedulers import (
@@ -500,6 +500,18 @@ class SplitKD(Strategy):
         if isinstance(chosen, Decision):
             return PlannedTurn(cut=chosen.cut, local_epochs=epochs, codec=chosen.codec, decision=chosen)
         return PlannedTurn(cut=chosen, local_epochs=epochs)
+
+    def evaluation_cut(self, device: DeviceView) -> int:
+        """Ask the policies for the cut of an evaluation.
+
+        Costs are those of training: who cannot afford a turn may still be asked for forward passes, at the privacy floor.
+        """
+        if self.planner is not None:
+            return self.planner.evaluation_cut(device, self.cut, self.local_epochs)
+        try:
+            return self.plan_turn(device).cut
+        except InfeasibleError:
+            return int(getattr(self.cut, "min_cut", 1))
 
     def pay(self, device: DeviceView, planned: PlannedTurn) -> dict[str, Any]:
         """Let a modelled turn take place, before the turn itself; return what it took."""

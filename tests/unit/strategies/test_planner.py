@@ -239,6 +239,12 @@ def test_a_congested_turn_rules_a_device_out_once() -> None:
     assert planner.plan(DEVICE, policy, FixedEpochs(1)).decision is not None
 
 
+def test_an_evaluation_is_at_the_privacy_floor_where_no_turn_is_feasible() -> None:
+    planner = _planner()
+    assert planner.evaluation_cut(DEVICE, FixedCut(3), FixedEpochs(1)) == 3
+    assert planner.evaluation_cut(DEVICE, OptimalCut(max_delay_s=1e-6, min_cut=4), FixedEpochs(1)) == 4
+
+
 def test_a_battery_is_drained_by_measured_turns() -> None:
     device = replace(TABLE_II_DEVICES[0], battery_j=200.0)
     planner = _planner(fleet=Fleet(devices={"0": device}, default_link=LINK))

@@ -222,6 +222,8 @@ def test_a_resumed_run_calls_those_who_were_chosen_ahead(tmp_path: Path) -> None
 class _NotOnTwo:
     """A policy for which device 2 is too small."""
 
+    min_cut = 2
+
     def choose(self, device: DeviceView) -> int:
         if device.node_id == 2:
             raise InfeasibleError("device 2 has 1 GiB of memory; expected 2 GiB")
@@ -253,7 +255,11 @@ def test_a_round_without_anybody_is_an_error(tmp_path: Path) -> None:
 
 def test_evaluation_asks_those_too_that_cannot_train(tmp_path: Path) -> None:
     federation = _Federation(tmp_path, cut=_NotOnTwo(), fraction_evaluate=1.0)
+    cuts: list[int] = []
+    serve = federation.serve
+    federation.serve = lambda session, **plan: cuts.append(plan["cut"]) or serve(session, **plan)  # type: ignore[method-assign,func-returns-value]
     federation.rounds.evaluate(1, ConfigRecord())
+    assert cuts == [1, 2, 1]  # never below the policy's privacy floor
     assert [event for event in federation.events if event.startswith(("serve", "dismiss"))] == [
         "serve 1",
         "serve 2",
