@@ -59,13 +59,12 @@ def flood_before_the_turn(address: str, ticket: Ticket) -> None:
 
 def flood_within_the_turn(address: str, ticket: Ticket) -> None:
     def frames() -> Iterator[pb.DeviceFrame]:
-        for sequence in range(1, 1 << 20):
+        sequence = 0
+        while not _over.is_set():
             content = bytes(500_000)
-            (frame,) = to_frames(pb.DeviceFrame, pb.Forward(step=9), {"smashed": _tensor(content)}, Limits())
-            frame.sequence = sequence
-            yield frame
-            if _over.is_set():
-                return
+            for frame in to_frames(pb.DeviceFrame, pb.Forward(step=9), {"smashed": _tensor(content)}, Limits()):
+                frame.sequence = sequence = sequence + 1
+                yield frame
 
     _talk(address, ticket, frames(), after_begin=True)
 
