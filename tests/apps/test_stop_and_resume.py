@@ -22,7 +22,11 @@ from flower_run import Federation, Run
 GONE_S = 40.0
 LONG = {"num-server-rounds": 2, "max-batches": 40, "local-epochs": 5}
 # Two helpers of Ray's live on for about 68 s whenever Flower ends a simulation, whatever the app (flwr 1.41, Ray 2.55).
-RAYS_OWN = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+RAYS_OWN = (
+    *("ray::DashboardAgent", "ray::RuntimeEnvAgent"),
+    # The same two while they start, before they have taken these names.
+    *("ray/dashboard/agent.py", "ray/_private/runtime_env/agent/main.py"),
+)
 
 
 def of_run(running: Federation) -> dict[int, str]:
@@ -39,11 +43,11 @@ def of_run(running: Federation) -> dict[int, str]:
     return found
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float) -> float:
-    """Wait; the seconds that it took."""
+def until(condition: Callable[[], Any], what: str, timeout_s: float, seen: Callable[[], Any] = str) -> float:
+    """Wait; the seconds that it took. `seen` tells what there is instead when it takes too long."""
     started_s = time.monotonic()
     while not condition():
-        assert time.monotonic() - started_s < timeout_s, f"no {what} within {timeout_s:g} s"
+        assert time.monotonic() - started_s < timeout_s, f"no {what} within {timeout_s:g} s: {seen()}"
         time.sleep(0.05)
     return time.monotonic() - started_s
 
@@ -66,7 +70,8 @@ def test_flwr_stop_in_mid_turn_leaves_no_process_of_the_run(
         in_mid_turn(run, tmp_path / "logs", tmp_path / "runs")
         assert set(of_run(running)) - before
         run.stop()
-        seconds = until(lambda: not set(of_run(running)) - before, "end of the run's processes", GONE_S)
+        left = lambda: [command for pid, command in of_run(running).items() if pid not in before]  # noqa: E731
+        seconds = until(lambda: not left(), "end of the run's processes", GONE_S, left)
         with capsys.disabled():
             print(f"\n{mode}: no process of the run {seconds:.1f} s after `flwr stop`")
         folder = newest((tmp_path / "runs").iterdir())
