@@ -18,9 +18,9 @@ from import_graph import PACKAGE, ROOT, imports_of, loaded_by, modules, room, st
 
 MODULES = modules()
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
-IMPORTABLE = {
-    name for name, path in MODULES.items() if HAVE_TORCH or not loaded_by(path) & {"torch", "transformers", "peft"}
-}
+# What an environment may lack: the torch-less one, and one without the `report` extra.
+_MISSING = {name for name in ("torch", "transformers", "peft", "matplotlib") if importlib.util.find_spec(name) is None}
+IMPORTABLE = {name for name, path in MODULES.items() if not loaded_by(path) & _MISSING}
 
 _CLOCKS_AND_LOGS = {"datetime", "logging", "random", "secrets", "time"}
 _ABOVE_THE_MATH = {
