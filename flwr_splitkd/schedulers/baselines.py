@@ -9,6 +9,7 @@ the delay bound: it takes what it takes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from flwr_splitkd.costs import CutTerms, DeviceProfile, LinkState, ServerProfile
@@ -130,8 +131,8 @@ def fixed_cut(
     return replace(late, binding=f"{clock} (delay bound missed)")
 
 
-class ServerOnly:
-    """Cut 1 for every device: the server does nearly all of the work. See `fixed_cut`.
+class _OneCut:
+    """What both baselines have in common: only the function that decides differs.
 
     Parameters
     ----------
@@ -144,6 +145,7 @@ class ServerOnly:
     """
 
     needs_outlook = True
+    _decide: Callable[..., Decision]
 
     def __init__(self, *, frequency: FrequencyPolicy, max_delay_s: float = math.inf, codec: str | None = None) -> None:
         self.frequency, self.max_delay_s = _checked(frequency, max_delay_s)
@@ -159,11 +161,11 @@ class ServerOnly:
         InfeasibleError
             If memory, the battery or the link do not allow it.
         """
-        return self.plan(_outlook(device, "ServerOnly"), device.local_epochs)
+        return self.plan(_outlook(device, type(self).__name__), device.local_epochs)
 
     def plan(self, outlook: Outlook, local_epochs: int) -> Decision:
         """Plan a turn of so many passes; raises as `choose` does."""
-        return server_only(
+        return self._decide(
             outlook.terms(local_epochs, self.codecs or (outlook.codec,)),
             device=outlook.device,
             server=outlook.server,
@@ -174,48 +176,16 @@ class ServerOnly:
         )
 
 
-class DeviceOnly:
-    """Cut L - 1 for every device: it does nearly all of the student's work. See `fixed_cut`.
+class ServerOnly(_OneCut):
+    """Cut 1 for every device: the server does nearly all of the work. See `fixed_cut`."""
 
-    Parameters
-    ----------
-    frequency
-        The server's clock: ``"max"``, ``"nominal"`` or ``"optimal"``.
-    max_delay_s
-        Bound on a turn, which ``"optimal"`` tries to meet.
-    codec
-        For smashed data and gradients; that of the strategy when not given.
-    """
+    _decide = staticmethod(server_only)
 
-    needs_outlook = True
 
-    def __init__(self, *, frequency: FrequencyPolicy, max_delay_s: float = math.inf, codec: str | None = None) -> None:
-        self.frequency, self.max_delay_s = _checked(frequency, max_delay_s)
-        self.codecs = () if codec is None else (codec,)
+class DeviceOnly(_OneCut):
+    """Cut L - 1 for every device: it does nearly all of the student's work. See `fixed_cut`."""
 
-    def choose(self, device: DeviceView) -> Decision:
-        """Plan the turn.
-
-        Raises
-        ------
-        ConfigError
-            If the strategy has no planner.
-        InfeasibleError
-            If memory, the battery or the link do not allow it.
-        """
-        return self.plan(_outlook(device, "DeviceOnly"), device.local_epochs)
-
-    def plan(self, outlook: Outlook, local_epochs: int) -> Decision:
-        """Plan a turn of so many passes; raises as `choose` does."""
-        return device_only(
-            outlook.terms(local_epochs, self.codecs or (outlook.codec,)),
-            device=outlook.device,
-            server=outlook.server,
-            link=outlook.link,
-            frequency=self.frequency if outlook.clock_is_ours else "max",
-            max_delay_s=self.max_delay_s,
-            battery_j=outlook.battery_j,
-        )
+    _decide = staticmethod(device_only)
 
 
 def _outlook(device: DeviceView, policy: str) -> Outlook:

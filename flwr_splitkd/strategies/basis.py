@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,7 +30,7 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
     teacher: ModelShape | None = None
     if edge.teacher is not None:
         teacher = planner.teacher or _measured(edge.teacher, setup.teacher_blocks, "the teacher")
-    item_bytes = float(torch.empty(0, dtype=next(model.parameters()).dtype).element_size())
+    item_bytes = float(next(model.parameters()).element_size())
     own_bytes = np.array(edge.student.handover_bytes(), dtype=np.float64)
     if planner.student is not None and planner.student.num_blocks == len(own_bytes) + 1:
         # Described as another model than the one that trains: then its layers travel.
