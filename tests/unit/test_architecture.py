@@ -58,7 +58,17 @@ FORBIDDEN: dict[str, set[str]] = {
 TORCH_ON_THE_WIRE = {f"{PACKAGE}.wire.codec"}
 # The only module of the studies that may draw.
 FIGURES_OF_STUDIES = {f"{PACKAGE}.case_studies.figures"}
-NEVER = {"apps", "benchmarks", "flower_harness", "flower_run", "import_graph", "pytest", "scripts", "tests"}
+NEVER = {
+    "apps",
+    "benchmarks",
+    "flower_harness",
+    "flower_run",
+    "import_graph",
+    "pytest",
+    "scripts",
+    "small_shape",
+    "tests",
+}
 
 
 def _within(name: str, forbidden: set[str]) -> set[str]:

@@ -16,7 +16,6 @@ from flwr_splitkd.costs import (
     EdgeEstimate,
     LinkState,
     MeasuredTurn,
-    ModelShape,
     Workload,
     correct,
     cut_terms,
@@ -24,23 +23,13 @@ from flwr_splitkd.costs import (
     turn_cost,
 )
 from flwr_splitkd.costs.estimates import Correction
+from small_shape import small_shape
 
 LINK = LinkState(uplink_bps=50e6, downlink_bps=80e6)
 
 
 def _terms(local_epochs: int = 1) -> CutTerms:
-    shape = ModelShape(
-        name="small",
-        hidden_size=128,
-        embedding_width=128,
-        vocab_size=1000,
-        block_parameters=np.full(8, 2e5),
-        block_flops_per_token=np.full(8, 4e5),
-        block_flops_per_pair=np.full(8, 512.0),
-        embedding_parameters=128_000,
-        head_parameters=128_128,
-        head_flops_per_token=256_000.0,
-    )
+    shape = small_shape()
     workload = Workload(batch_size=4, sequence_length=64, num_batches=10, local_epochs=local_epochs)
     return cut_terms(shape, shape, workload, GENERIC_DEVICE)
 

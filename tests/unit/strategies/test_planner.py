@@ -17,7 +17,6 @@ from flwr_splitkd.costs import (
     BlockTimes,
     Fleet,
     LinkState,
-    ModelShape,
     WiredLink,
     Workload,
     cut_terms,
@@ -26,20 +25,10 @@ from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers import DeviceView, FixedCut, FixedEpochs, OptimalCut
 from flwr_splitkd.strategies.planner import PlannedTurn, Planner, PlannerBasis
 from flwr_splitkd.tiers.edge import TurnOutcome
+from small_shape import small_shape
 
 LINK = WiredLink(uplink_bps=50e6, downlink_bps=80e6)
-SHAPE = ModelShape(
-    name="small",
-    hidden_size=128,
-    embedding_width=128,
-    vocab_size=1000,
-    block_parameters=np.full(8, 2e5),
-    block_flops_per_token=np.full(8, 4e8),
-    block_flops_per_pair=np.full(8, 512.0),
-    embedding_parameters=128_000,
-    head_parameters=128_128,
-    head_flops_per_token=256_000.0,
-)
+SHAPE = small_shape(block_flops_per_token=4e8)
 WORKLOAD = Workload(batch_size=1, sequence_length=64, num_batches=1)
 DEVICE = DeviceView(node_id=1, name="0", server_round=1, turn=0, num_blocks=8, num_examples=40, num_batches=10)
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flwr_splitkd.costs import TABLE_II_DEVICES, ModelShape, Workload, to_json
+from flwr_splitkd.costs import TABLE_II_DEVICES, Workload, to_json
 from flwr_splitkd.records import Enrolment
 from flwr_splitkd.schedulers import DeviceView, FixedEpochs, OptimalCut
 from flwr_splitkd.strategies import enrolment
 from flwr_splitkd.strategies.planner import Planner, PlannerBasis
 from flwr_splitkd.strategies.roster import Roster
+from small_shape import small_shape
 
 
 @pytest.fixture(autouse=True)
@@ -54,18 +55,7 @@ class _Grid:
 
 
 def _roster() -> tuple[Roster, Planner]:
-    shape = ModelShape(
-        name="small",
-        hidden_size=64,
-        embedding_width=64,
-        vocab_size=100,
-        block_parameters=np.full(4, 1e5),
-        block_flops_per_token=np.full(4, 2e5),
-        block_flops_per_pair=np.full(4, 256.0),
-        embedding_parameters=6400,
-        head_parameters=6464,
-        head_flops_per_token=12800.0,
-    )
+    shape = small_shape(4)
     planner = Planner(sequence_length=32)
     basis = PlannerBasis(
         student=shape,

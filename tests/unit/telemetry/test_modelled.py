@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 
 from flwr_splitkd.costs import (
@@ -13,7 +12,6 @@ from flwr_splitkd.costs import (
     CutTerms,
     Fleet,
     LinkState,
-    ModelShape,
     WiredLink,
     Workload,
     cut_terms,
@@ -21,24 +19,14 @@ from flwr_splitkd.costs import (
 )
 from flwr_splitkd.errors import InfeasibleError
 from flwr_splitkd.telemetry import ModelledWorld
+from small_shape import small_shape
 
 LINK = WiredLink(uplink_bps=50e6, downlink_bps=80e6)
 CLOCK_HZ = TABLE_II_SERVER.max_frequency_hz
 
 
 def _terms() -> CutTerms:
-    shape = ModelShape(
-        name="small",
-        hidden_size=128,
-        embedding_width=128,
-        vocab_size=1000,
-        block_parameters=np.full(8, 2e5),
-        block_flops_per_token=np.full(8, 4e5),
-        block_flops_per_pair=np.full(8, 512.0),
-        embedding_parameters=128_000,
-        head_parameters=128_128,
-        head_flops_per_token=256_000.0,
-    )
+    shape = small_shape()
     return cut_terms(shape, None, Workload(batch_size=4, sequence_length=64, num_batches=10), TABLE_II_DEVICES[0])
 
 
