@@ -66,8 +66,8 @@ _KILL_TIMEOUT_S = 20.0
 _LOG_GRACE_S = 30.0
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a process to end, and lets it clean up."""
-RAY_DID_NOT_START = "The current node timed out during startup"
-"""In the log of a simulation that failed before anything of the app ran on a device."""
+RAY_DID_NOT_START = ("The current node timed out during startup", ", in start_head_processes", ", in init_ray")
+"""Any of them in the log of a simulation tells that it failed before anything of the app ran on a device."""
 _POLL_S = 0.1
 _CONNECTS = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1).close()"
 # Each `flwr ls` costs most of a second of CPU, so the end of the log stream tells that a run is over and this
@@ -423,12 +423,13 @@ class Federation:
     ) -> Outcome:
         """Submit an app and wait for its end; see `submit` and `Run.wait`.
 
-        A simulation whose Ray did not start is submitted once more, and says so: Ray gives its own processes 30 s,
-        a limit that cannot be set and that a busy machine now and then exceeds. No device has been called then.
+        A simulation whose Ray did not start is submitted once more, and says so: Ray gives its own processes some
+        seconds, limits that cannot be set and that a busy machine now and then exceeds. No device has been called then.
         """
         outcome = self.submit(app, overrides, on_line).wait(timeout_s)
-        if not outcome.completed and RAY_DID_NOT_START in outcome.details + outcome.log:
-            note = f"run {outcome.run_id}: Ray did not start within its 30 s; submitting the app again"
+        told = outcome.details + outcome.log
+        if not outcome.completed and any(words in told for words in RAY_DID_NOT_START):
+            note = f"run {outcome.run_id}: Ray did not start in the time it gives itself; submitting the app again"
             warnings.warn(note, RuntimeWarning, stacklevel=2)
             outcome = self.submit(app, overrides, on_line).wait(timeout_s)
         return outcome
