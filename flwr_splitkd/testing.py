@@ -53,10 +53,10 @@ def connected_links(
     """
     edge = Link(peer="the device", limits=limits, hears_last=True)
     device = Link(peer="the edge", limits=limits)
-    up = Stream(pb.DeviceFrame, peer="the edge", limits=limits)
-    down = Stream(pb.EdgeFrame, peer="the device", limits=limits)
-    uplink = _carried(up, pb.DeviceFrame, tamper_uplink)
-    downlink = _carried(down, pb.EdgeFrame, tamper_downlink)
+    up = Stream(pb.UplinkFrame, peer="the edge", limits=limits)
+    down = Stream(pb.DownlinkFrame, peer="the device", limits=limits)
+    uplink = _carried(up, pb.UplinkFrame, tamper_uplink)
+    downlink = _carried(down, pb.DownlinkFrame, tamper_downlink)
     for stream, link in ((up, device), (down, edge)):
         stream.attach(link)
     pumps = [

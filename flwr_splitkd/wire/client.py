@@ -1,7 +1,7 @@
-"""The device's end of the data plane: dial, shake hands, and hold a link for one turn. Torch-free.
+"""The dialling end of a stream: a device's to the edge, or an edge's to the cloud. Torch-free.
 
-A thread dials and reads. When a connection is lost it dials again and resumes, within the grace period that the edge
-names, while the computing thread waits for its answer and notices nothing but the time.
+A thread dials, shakes hands and reads. When a connection is lost it dials again and resumes, within the grace period that
+the other side names, while the computing thread waits for its answer and notices nothing but the time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,17 @@ from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 from flwr_splitkd.wire.v1 import dataplane_pb2_grpc as pb_grpc
 
-__all__ = ["connect"]
+__all__ = ["Opening", "connect"]
 
 _log = logging.getLogger(__name__)
+
+Opening = pb.Hello | pb.CloudHello
+"""Who dials, and therefore which service: a device the edge's, an edge the cloud's."""
+
+_SILENT = {
+    "edge": "Has the run ended? Else check `advertised_address`.",
+    "cloud": "Start it with `flwr-splitkd cloud`, or check its address.",
+}
 
 _DRAIN_S = 5.0
 """Seconds that the last queued frames have to leave before the channel closes."""
@@ -45,23 +53,23 @@ A lost network does not answer at all; a machine that refuses is there, and nobo
 @contextmanager
 def connect(
     address: str,
-    hello: pb.Hello,
+    hello: Opening,
     *,
     root_certificate: bytes = b"",
     timeout_s: float = 20.0,
     limits: Limits | None = None,
     on_token: Callable[[bytes], None] | None = None,
 ) -> Iterator[Link]:
-    """Open a stream to the edge and shake hands; the link is closed at the end of the ``with`` block.
+    """Open a stream and shake hands; the link is closed at the end of the ``with`` block.
 
     Parameters
     ----------
     address
-        ``host:port`` of the edge.
+        ``host:port`` of the edge, or of the cloud.
     hello
-        What this device says of itself.
+        What a device says of itself to the edge, or an edge to the cloud.
     root_certificate
-        PEM of the authority that signed the edge's certificate; plaintext when empty.
+        PEM of the authority that signed the other side's certificate; plaintext when empty.
     timeout_s
         Seconds for the connection and for the handshake, each.
     on_token
@@ -70,9 +78,9 @@ def connect(
     Raises
     ------
     PeerLostError
-        If the edge cannot be reached.
+        If the other side cannot be reached.
     HandshakeError
-        If the edge refuses this device; the message says why.
+        If it refuses this one; the message says why.
     """
     connection = _Connection(address, hello, root_certificate, timeout_s, limits or Limits(), on_token)
     try:
@@ -91,13 +99,14 @@ class _Connection:
     def __init__(
         self,
         address: str,
-        hello: pb.Hello,
+        hello: Opening,
         root_certificate: bytes,
         timeout_s: float,
         limits: Limits,
         on_token: Callable[[bytes], None] | None,
     ) -> None:
-        self.link = Link(peer=f"the edge at {address}", limits=limits)
+        self._whose = "cloud" if isinstance(hello, pb.CloudHello) else "edge"
+        self.link = Link(peer=f"the {self._whose} at {address}", limits=limits)
         self.resume_token = b""
         self._on_token = on_token
         self._address, self._hello = address, hello
@@ -108,7 +117,7 @@ class _Connection:
         self._thread = threading.Thread(target=self._run, name="splitkd-connection", daemon=True)
 
     def open(self) -> None:
-        """Wait until the edge has let this device in."""
+        """Wait until the other side has let this one in."""
         self._thread.start()
         self._opened.wait()
         if not self.resume_token and self.link.error is not None:
@@ -135,7 +144,9 @@ class _Connection:
         except SplitKDError as error:
             self.link.abandon(error)
         except Exception as error:  # nobody else would hear of it, and the computing thread would wait
-            self.link.abandon(SplitKDError(f"The connection to the edge failed: {type(error).__name__}: {error}"))
+            self.link.abandon(
+                SplitKDError(f"The connection to the {self._whose} failed: {type(error).__name__}: {error}")
+            )
         finally:
             self._opened.set()
 
@@ -151,7 +162,7 @@ class _Connection:
                 self._closing.wait(_PAUSE_S)
 
     def _reopen(self) -> None:
-        """Open another stream for a turn that has lost its own, or give the edge up."""
+        """Open another stream for a link that has lost its own, or give the other side up."""
         grace_period_s = self.link.grace_period_s
         deadline_s = time.monotonic() + grace_period_s
         _log.warning(
@@ -170,13 +181,11 @@ class _Connection:
         return None
 
     def _wait_listening(self) -> None:
-        """Wait while the edge's machine says that nobody listens there; not for long, since it listens before it calls."""
+        """Wait while the machine says that nobody listens there; not for long, since an edge listens before it calls."""
         started_s = time.monotonic()
         while _is_refused(self._address):
             if time.monotonic() - started_s >= _REFUSED_S:
-                raise PeerLostError(
-                    f"{self.link.peer} is lost: nobody listens at this address. Has the run ended? Else check `advertised_address`."
-                )
+                raise PeerLostError(f"{self.link.peer} is lost: nobody listens at this address. {_SILENT[self._whose]}")
             if self._closing.wait(_PAUSE_S):
                 return
 
@@ -188,7 +197,7 @@ class _Connection:
             received=self.link.received,
         )
 
-    def _stream(self, opening: pb.Hello | pb.Resume, timeout_s: float) -> None:
+    def _stream(self, opening: Opening | pb.Resume, timeout_s: float) -> None:
         """Dial, shake hands and carry the link's messages until the stream has ended in whatever way.
 
         Raises
@@ -196,7 +205,7 @@ class _Connection:
         _Unreachable
             If it could not be opened.
         HandshakeError
-            If the edge refused it.
+            If it was refused.
         """
         options = channel_options(self._limits)
         if self._root_certificate:
@@ -205,9 +214,13 @@ class _Connection:
             channel = grpc.insecure_channel(self._address, options)
         with channel:
             self._wait_ready(channel, timeout_s)
-            stream = Stream(pb.DeviceFrame, peer=self.link.peer, limits=self._limits)
+            stream = Stream(pb.UplinkFrame, peer=self.link.peer, limits=self._limits)
             stream.open(opening)
-            self._call = call = pb_grpc.DataPlaneStub(channel).Turn(stream.outgoing())
+            if isinstance(self._hello, pb.CloudHello):
+                call = pb_grpc.CloudPlaneStub(channel).Serve(stream.outgoing())
+            else:
+                call = pb_grpc.DataPlaneStub(channel).Turn(stream.outgoing())
+            self._call = call
             self._shake_hands(stream, call, timeout_s)
             self._opened.set()
             try:
@@ -216,7 +229,7 @@ class _Connection:
             except grpc.RpcError as error:
                 if (
                     call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-                ):  # a frame beyond the edge's limit, now and the next time
+                ):  # a frame beyond the other side's limit, now and the next time
                     raise PeerLostError(f"{self.link.peer} is lost: {_words(error)}") from error
                 stream.end(_words(error))
 
@@ -258,9 +271,9 @@ class _Connection:
             grpc.channel_ready_future(channel).result(timeout_s)
         except grpc.FutureTimeoutError:
             raise _Unreachable(
-                f"The edge's data plane at {self._address} did not answer for {timeout_s:g} s. Check that this address is "
-                "reachable from the device (`advertised_address`, firewall), and that its certificate names this host and is "
-                "signed by the root certificate that the edge was given (`tls`)."
+                f"The {self._whose} at {self._address} did not answer for {timeout_s:g} s. Check that this address is "
+                "reachable from here (`advertised_address`, firewall), and that its certificate names this host and is "
+                "signed by the root certificate that this side knows (`tls`)."
             ) from None
 
 
@@ -269,7 +282,7 @@ class _Unreachable(Exception):
 
 
 class _Busy(_Unreachable):
-    """The edge has no room for another stream just now."""
+    """The other side has no room for another stream just now."""
 
 
 def _words(error: grpc.RpcError) -> str:

@@ -14,15 +14,15 @@ from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
 from flwr_splitkd.wire.tensors import EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Assembler", "Frame", "Limits", "WireMessage", "parse_device_frame", "to_frames"]
+__all__ = ["Assembler", "Frame", "Limits", "WireMessage", "parse_uplink_frame", "to_frames"]
 
-Frame = pb.DeviceFrame | pb.EdgeFrame
+Frame = pb.UplinkFrame | pb.DownlinkFrame
 
 _BODY_FIELDS: dict[type[Frame], dict[str, str]] = {
     frame_type: {
         field_.message_type.name: field_.name for field_ in frame_type.DESCRIPTOR.oneofs_by_name["body"].fields
     }
-    for frame_type in (pb.DeviceFrame, pb.EdgeFrame)
+    for frame_type in (pb.UplinkFrame, pb.DownlinkFrame)
 }
 
 
@@ -112,7 +112,7 @@ def to_frames(
     yield frame
 
 
-def parse_device_frame(serialized: bytes, limits: Limits, peer: str, *, admitted: bool) -> pb.DeviceFrame:
+def parse_uplink_frame(serialized: bytes, limits: Limits, peer: str, *, admitted: bool) -> pb.UplinkFrame:
     """Parse a frame whose sender need not be what it says.
 
     A frame takes up to thirty times its bytes once it is parsed, so those before the device's turn must be small.
@@ -129,7 +129,7 @@ def parse_device_frame(serialized: bytes, limits: Limits, peer: str, *, admitted
             f"{peer} sent a frame of {len(serialized)} bytes; expected at most {limits.max_opening_bytes} before its turn."
         )
     try:
-        frame = pb.DeviceFrame()
+        frame = pb.UplinkFrame()
         frame.ParseFromString(serialized)
         return frame
     except DecodeError:

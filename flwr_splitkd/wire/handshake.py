@@ -17,6 +17,7 @@ __all__ = [
     "check_ticket",
     "check_version",
     "given_up",
+    "wrong_secret",
     "wrong_token",
 ]
 
@@ -37,7 +38,7 @@ class Refusal(HandshakeError):
         self.code = code
 
 
-def check_version(hello: pb.Hello | pb.Resume) -> None:
+def check_version(hello: pb.Hello | pb.CloudHello | pb.Resume) -> None:
     """Refuse a device that speaks another version."""
     if hello.protocol_version != PROTOCOL_VERSION:
         raise Refusal(
@@ -56,6 +57,14 @@ def wrong_token(session_id: str) -> Refusal:
         pb.FAILURE_CODE_TOKEN,
         f"The token does not open session {session_id[:64]!r}; expected the one that came with the Flower message of this "
         "turn, or the newest one of its stream.",
+    )
+
+
+def wrong_secret(edge: str) -> Refusal:
+    """Say that an edge's secret is not the one that the cloud knows; an unknown edge looks the same."""
+    return Refusal(
+        pb.FAILURE_CODE_TOKEN,
+        f"The cloud does not know an edge {clean_name(edge)!r} with this token; expected a name and token of its configuration.",
     )
 
 

@@ -33,6 +33,11 @@ class Places:
         self._lock = threading.Lock()
         self._taken: dict[Stream, _Place] = {}
 
+    def __len__(self) -> int:
+        """Places that are taken."""
+        with self._lock:
+            return len(self._taken)
+
     def take(self, stream: Stream, cancel: Callable[[], object]) -> None:
         """Give a new stream a place; the oldest stranger makes room if there are few left.
 

@@ -1,32 +1,25 @@
-"""The edge's end of the data plane: a gRPC server that admits devices and hands their links over. Torch-free."""
+"""The edge's end of the data plane: admits devices and hands their links over. Torch-free."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import grpc
-
-from flwr_splitkd.errors import ConfigError, CorruptFrameError, PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.wire import handshake
-from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
-from flwr_splitkd.wire.channel import channel_options
 from flwr_splitkd.wire.credentials import ResumeTokens, Ticket, TlsFiles
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
-from flwr_splitkd.wire.places import Places
+from flwr_splitkd.wire.listener import Service, StreamServer, resume_link
 from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["DataPlaneServer", "Session"]
 
-_SERVICE = pb.DESCRIPTOR.services_by_name["DataPlane"].full_name
-_STOP_GRACE_S = 2.0
-_SWEEP_S = 1.0
+_SERVICE = Service(name="DataPlane", method="Turn", peer="a device that has not shaken hands")
 
 
 @dataclass(slots=True)
@@ -96,40 +89,36 @@ class DataPlaneServer:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        listen = parse_listen_address(data_address)
-        if tls is None and not insecure and not is_loopback(listen.host):
-            raise ConfigError(
-                f"`data_address` is {data_address!r} without TLS; expected certificate files (`tls`) where traffic "
-                "leaves this machine. Pass `insecure=True` to send activations and weights in the clear."
-            )
         self.changed = threading.Condition()
         self._limits = limits or Limits()
         self._software = software
-        self._handshake_timeout_s, self._grace_period_s = handshake_timeout_s, grace_period_s
+        self._grace_period_s = grace_period_s
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._model: pb.ModelFingerprint | None = None
         self._codecs: tuple[int, ...] = ()
-        self._places = Places(max_streams)
-        self._stopped = threading.Event()
-        self._pool = futures.ThreadPoolExecutor(max_streams, thread_name_prefix="splitkd-data-plane")
-        self._server = grpc.server(
-            self._pool,
-            options=channel_options(self._limits),
-            maximum_concurrent_rpcs=max_streams,
+        self._server = StreamServer(
+            _SERVICE,
+            self._admit,
+            data_address=data_address,
+            advertised_address=advertised_address,
+            tls=tls,
+            insecure=insecure,
+            max_streams=max_streams,
+            handshake_timeout_s=handshake_timeout_s,
+            limits=self._limits,
         )
-        # Not the generated service: it parses on gRPC's own thread, whatever the size, and logs what is no frame.
-        turn = grpc.stream_stream_rpc_method_handler(self._serve, response_serializer=pb.EdgeFrame.SerializeToString)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Turn": turn}),))
-        port = self._bind(listen, tls)
-        self.address = address_to_dial(advertised_address, listen, port)
-        self.root_certificate = tls.root() if tls else b""
+        self.address, self.root_certificate = self._server.address, self._server.root_certificate
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are open, those that have not shaken hands included."""
+        return self._server.num_streams
 
     def start(self, *, model: pb.ModelFingerprint, codecs: tuple[int, ...]) -> None:
         """Begin to admit devices whose student is `model` and that know all of `codecs`."""
         self._model, self._codecs = model, codecs
         self._server.start()
-        threading.Thread(target=self._sweep, name="splitkd-sweeper", daemon=True).start()
 
     def expect(self, ticket: Ticket) -> Session:
         """Admit the ticket's holder, once."""
@@ -163,73 +152,12 @@ class DataPlaneServer:
             sessions = list(self._sessions.values())
         for session in sessions:
             self.end(session)
-        # Not without a bound: after bytes that are no frame, gRPC (1.85) sometimes never calls a server stopped.
-        self._server.stop(_STOP_GRACE_S).wait(2 * _STOP_GRACE_S)
-        self._stopped.set()
-        self._pool.shutdown(wait=False)  # gRPC leaves that to whoever made the pool
-
-    def _bind(self, listen: ListenAddress, tls: TlsFiles | None) -> int:
-        for port in listen.ports:
-            try:
-                if tls is None:
-                    bound = self._server.add_insecure_port(listen.join(port))
-                else:
-                    bound = self._server.add_secure_port(listen.join(port), tls.server_credentials())
-            except RuntimeError:  # gRPC's word for a port that is taken
-                continue
-            if bound:
-                return int(bound)
-        raise ConfigError(
-            f"`data_address` is {listen.host} with the ports {listen.ports[0]}-{listen.ports[-1]}; none can be bound. "
-            "Choose a free port, a range such as 9095-9105, or 0; check that the host is this machine's"
-            + (", and that certificate and private key are PEM files of one pair." if tls else ".")
-        )
+        self._server.stop()
 
     # ---- gRPC's threads
 
-    def _serve(self, serialized: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[pb.EdgeFrame]:
-        stream = Stream(pb.EdgeFrame, peer="a device that has not shaken hands", limits=self._limits)
-        self._places.take(stream, context.cancel)
-        # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
-        if not context.add_callback(lambda: self._leave(stream)):
-            return self._leave(stream)
-        threading.Thread(
-            target=self._read, args=(stream, stream.parsed(serialized)), name="splitkd-reader", daemon=True
-        ).start()
-        yield from stream.outgoing(self._handshake_timeout_s)
-        if stream.corrupt:  # otherwise the device would take the stream's end for an answer
-            context.abort(grpc.StatusCode.DATA_LOSS, str(stream.corrupt))
-        if stream.displaced:
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{stream.peer} said nothing, and another one needed its place"
-            )
-
-    def _leave(self, stream: Stream) -> None:
-        self._places.leave(stream)
-        stream.end("its connection dropped")
-
-    def _sweep(self) -> None:
-        while not self._stopped.wait(_SWEEP_S):
-            self._places.sweep(time.monotonic())
-
-    def _read(self, stream: Stream, frames: Iterator[pb.DeviceFrame]) -> None:
-        try:
-            settle = self._admit(stream, stream.first(frames))
-            stream.carry(_noticed(frames, settle))
-        except CorruptFrameError as error:
-            stream.corrupt = error
-            stream.end(str(error))
-        except SplitKDError as error:
-            stream.refuse(error)
-        except grpc.RpcError:
-            stream.end("its connection dropped")
-
     def _admit(self, stream: Stream, message: WireMessage) -> Callable[[], None]:
-        """Judge a stream's first message, answer it, and attach the stream to its session's link.
-
-        What is returned is to be called when the device has said something more: then it has the token that came with the
-        answer.
-        """
+        """Attach a device's stream to its session's link; see `Admission`."""
         if message.kind not in ("Hello", "Resume"):
             raise ProtocolError(f"{stream.peer} sent {message.kind}; expected Hello or Resume.")
         handshake.check_version(message.body)
@@ -238,8 +166,10 @@ class DataPlaneServer:
             session = self._sessions.get(message.body.session_id)
             if session is None:
                 raise handshake.wrong_token(message.body.session_id)
-            answer = self._greet if message.kind == "Hello" else self._resume
-            token = answer(stream, message.body, session)
+            if message.kind == "Hello":
+                token = self._greet(stream, message.body, session)
+            else:
+                token = resume_link(stream, message.body, session.link, session.resume_tokens)
             self.changed.notify_all()
         return partial(session.resume_tokens.settle, token)
 
@@ -273,15 +203,6 @@ class DataPlaneServer:
             before.abandon(PeerLostError(f"{link.peer} is lost: its process was started again"))
         return welcome.resume_token
 
-    def _resume(self, stream: Stream, resume: pb.Resume, session: Session) -> bytes:
-        if session.link is None or not session.resume_tokens.opened_by(resume.token):
-            raise handshake.wrong_token(resume.session_id)
-        if session.link.closed and (session.link.done or session.link.error):
-            raise handshake.given_up(session.link.error)
-        resumed = pb.Resumed(received=session.link.received, resume_token=session.resume_tokens.renew())
-        stream.attach(session.link, resume.received, answer=resumed)
-        return resumed.resume_token
-
     def _forget_ended(self) -> None:
         """Drop sessions that nobody can come back to."""
         now_s = self._clock()
@@ -291,11 +212,3 @@ class DataPlaneServer:
             heard = session.link is None or session.link.done
             if heard or now_s - session.ended_s > self._grace_period_s:
                 del self._sessions[session_id]
-
-
-def _noticed(frames: Iterator[pb.DeviceFrame], notice: Callable[[], None]) -> Iterator[pb.DeviceFrame]:
-    """The same frames; `notice` is called with the first one."""
-    for position, frame in enumerate(frames):
-        if position == 0:
-            notice()
-        yield frame

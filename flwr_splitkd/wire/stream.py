@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr_splitkd.errors import CorruptFrameError, PeerLostError, SplitKDError
 from flwr_splitkd.wire.failures import failure_from
-from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, parse_device_frame, to_frames
+from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, parse_uplink_frame, to_frames
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
@@ -28,7 +28,7 @@ class Stream:
     Parameters
     ----------
     frame_type
-        The frames that this side sends: ``pb.DeviceFrame`` or ``pb.EdgeFrame``.
+        The frames that this side sends: ``pb.UplinkFrame`` or ``pb.DownlinkFrame``.
     peer
         Name of the other side in errors.
     limits
@@ -150,7 +150,7 @@ class Stream:
         if link.closed and not self._ended:
             yield self._frame_type(sequence=self._sequence, acknowledged=link.received, last=True)
 
-    def parsed(self, serialized: Iterable[bytes]) -> Iterator[pb.DeviceFrame]:
+    def parsed(self, serialized: Iterable[bytes]) -> Iterator[pb.UplinkFrame]:
         """A device's frames, each parsed when it is asked for.
 
         Raises
@@ -162,7 +162,7 @@ class Stream:
         """
         for one in serialized:
             admitted = self._link is not None and self._link.admitted
-            yield parse_device_frame(one, self._limits, self.peer, admitted=admitted)
+            yield parse_uplink_frame(one, self._limits, self.peer, admitted=admitted)
 
     def carry(self, frames: Iterable[Frame]) -> None:
         """Hand the other side's messages to the link until there are no more.

@@ -49,6 +49,14 @@ class OptimizerHandover(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPTIMIZER_HANDOVER_RESET: _ClassVar[OptimizerHandover]
     OPTIMIZER_HANDOVER_DEVICE: _ClassVar[OptimizerHandover]
 
+class TaskStart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TASK_START_UNSPECIFIED: _ClassVar[TaskStart]
+    TASK_START_CONTINUE: _ClassVar[TaskStart]
+    TASK_START_FRESH: _ClassVar[TaskStart]
+    TASK_START_ROUND: _ClassVar[TaskStart]
+    TASK_START_GIVEN: _ClassVar[TaskStart]
+
 class FailureCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FAILURE_CODE_UNSPECIFIED: _ClassVar[FailureCode]
@@ -89,6 +97,11 @@ OPTIMIZER_HANDOVER_UNSPECIFIED: OptimizerHandover
 OPTIMIZER_HANDOVER_FULL: OptimizerHandover
 OPTIMIZER_HANDOVER_RESET: OptimizerHandover
 OPTIMIZER_HANDOVER_DEVICE: OptimizerHandover
+TASK_START_UNSPECIFIED: TaskStart
+TASK_START_CONTINUE: TaskStart
+TASK_START_FRESH: TaskStart
+TASK_START_ROUND: TaskStart
+TASK_START_GIVEN: TaskStart
 FAILURE_CODE_UNSPECIFIED: FailureCode
 FAILURE_CODE_PROTOCOL_VERSION: FailureCode
 FAILURE_CODE_TOKEN: FailureCode
@@ -100,8 +113,8 @@ FAILURE_CODE_DATA: FailureCode
 FAILURE_CODE_INTERNAL: FailureCode
 FAILURE_CODE_CANCELLED: FailureCode
 
-class DeviceFrame(_message.Message):
-    __slots__ = ("sequence", "hello", "forward", "gradient_norms", "turn_done", "failure", "resume", "checkpoint", "last", "acknowledged", "chunks")
+class UplinkFrame(_message.Message):
+    __slots__ = ("sequence", "hello", "forward", "gradient_norms", "turn_done", "failure", "resume", "checkpoint", "server_half", "leave", "round_done", "cloud_hello", "open_task", "intermediate", "peft_step", "end_round", "fetch_state", "last", "acknowledged", "chunks")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +123,15 @@ class DeviceFrame(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    SERVER_HALF_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_DONE_FIELD_NUMBER: _ClassVar[int]
+    CLOUD_HELLO_FIELD_NUMBER: _ClassVar[int]
+    OPEN_TASK_FIELD_NUMBER: _ClassVar[int]
+    INTERMEDIATE_FIELD_NUMBER: _ClassVar[int]
+    PEFT_STEP_FIELD_NUMBER: _ClassVar[int]
+    END_ROUND_FIELD_NUMBER: _ClassVar[int]
+    FETCH_STATE_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
@@ -121,13 +143,22 @@ class DeviceFrame(_message.Message):
     failure: Failure
     resume: Resume
     checkpoint: Checkpoint
+    server_half: ServerHalf
+    leave: Leave
+    round_done: RoundDone
+    cloud_hello: CloudHello
+    open_task: OpenTask
+    intermediate: Intermediate
+    peft_step: PeftStep
+    end_round: EndRound
+    fetch_state: FetchState
     last: bool
     acknowledged: int
     chunks: _containers.RepeatedCompositeFieldContainer[TensorChunk]
-    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., gradient_norms: _Optional[_Union[GradientNorms, _Mapping]] = ..., turn_done: _Optional[_Union[TurnDone, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., gradient_norms: _Optional[_Union[GradientNorms, _Mapping]] = ..., turn_done: _Optional[_Union[TurnDone, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., server_half: _Optional[_Union[ServerHalf, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., round_done: _Optional[_Union[RoundDone, _Mapping]] = ..., cloud_hello: _Optional[_Union[CloudHello, _Mapping]] = ..., open_task: _Optional[_Union[OpenTask, _Mapping]] = ..., intermediate: _Optional[_Union[Intermediate, _Mapping]] = ..., peft_step: _Optional[_Union[PeftStep, _Mapping]] = ..., end_round: _Optional[_Union[EndRound, _Mapping]] = ..., fetch_state: _Optional[_Union[FetchState, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
 
-class EdgeFrame(_message.Message):
-    __slots__ = ("sequence", "welcome", "begin", "backward", "update", "turn_result", "failure", "resumed", "committed", "last", "acknowledged", "chunks")
+class DownlinkFrame(_message.Message):
+    __slots__ = ("sequence", "welcome", "begin", "backward", "update", "turn_result", "failure", "resumed", "committed", "round_plan", "round_over", "answer", "task_opened", "intermediate_gradient", "peft_stepped", "task_state", "last", "acknowledged", "chunks")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +168,13 @@ class EdgeFrame(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_PLAN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_OVER_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    TASK_OPENED_FIELD_NUMBER: _ClassVar[int]
+    INTERMEDIATE_GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    PEFT_STEPPED_FIELD_NUMBER: _ClassVar[int]
+    TASK_STATE_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
@@ -149,10 +187,17 @@ class EdgeFrame(_message.Message):
     failure: Failure
     resumed: Resumed
     committed: Committed
+    round_plan: RoundPlan
+    round_over: RoundOver
+    answer: Answer
+    task_opened: TaskOpened
+    intermediate_gradient: IntermediateGradient
+    peft_stepped: PeftStepped
+    task_state: TaskState
     last: bool
     acknowledged: int
     chunks: _containers.RepeatedCompositeFieldContainer[TensorChunk]
-    def __init__(self, sequence: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resumed: _Optional[_Union[Resumed, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., round_plan: _Optional[_Union[RoundPlan, _Mapping]] = ..., round_over: _Optional[_Union[RoundOver, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., task_opened: _Optional[_Union[TaskOpened, _Mapping]] = ..., intermediate_gradient: _Optional[_Union[IntermediateGradient, _Mapping]] = ..., peft_stepped: _Optional[_Union[PeftStepped, _Mapping]] = ..., task_state: _Optional[_Union[TaskState, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
     __slots__ = ("name", "dtype", "shape", "codec", "total_bytes", "num_chunks")
@@ -391,12 +436,14 @@ class Checkpoint(_message.Message):
     def __init__(self, num_steps: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class Committed(_message.Message):
-    __slots__ = ("commit_id", "units")
+    __slots__ = ("commit_id", "units", "next_step")
     COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     UNITS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     commit_id: str
     units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
-    def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ...) -> None: ...
+    next_step: int
+    def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., next_step: _Optional[int] = ...) -> None: ...
 
 class DeviceTimes(_message.Message):
     __slots__ = ("setup_s", "compute_s", "receive_s")
@@ -437,6 +484,210 @@ class TurnResult(_message.Message):
     num_tokens: int
     num_correct: int
     def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., loss: _Optional[float] = ..., cross_entropy: _Optional[float] = ..., kl_divergence: _Optional[float] = ..., num_tokens: _Optional[int] = ..., num_correct: _Optional[int] = ...) -> None: ...
+
+class RoundPlan(_message.Message):
+    __slots__ = ("mode", "server_round", "split_point", "num_epochs", "num_iterations", "first_step", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "wanted_units", "reference_loss", "max_new_tokens", "tensors")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_POINT_FIELD_NUMBER: _ClassVar[int]
+    NUM_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    UPLINK_CODEC_FIELD_NUMBER: _ClassVar[int]
+    DOWNLINK_CODEC_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    CLIP_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    mode: Mode
+    server_round: int
+    split_point: int
+    num_epochs: int
+    num_iterations: int
+    first_step: int
+    seed: int
+    uplink_codec: Codec
+    downlink_codec: Codec
+    optimizer: OptimizerSettings
+    optimizer_handover: OptimizerHandover
+    clip_gradients: bool
+    wanted_units: _containers.RepeatedScalarFieldContainer[str]
+    reference_loss: bool
+    max_new_tokens: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., server_round: _Optional[int] = ..., split_point: _Optional[int] = ..., num_epochs: _Optional[int] = ..., num_iterations: _Optional[int] = ..., first_step: _Optional[int] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., wanted_units: _Optional[_Iterable[str]] = ..., reference_loss: bool = ..., max_new_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class ServerHalf(_message.Message):
+    __slots__ = ("tensors",)
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class RoundDone(_message.Message):
+    __slots__ = ("num_steps", "num_examples", "times")
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    num_steps: int
+    num_examples: int
+    times: DeviceTimes
+    def __init__(self, num_steps: _Optional[int] = ..., num_examples: _Optional[int] = ..., times: _Optional[_Union[DeviceTimes, _Mapping]] = ...) -> None: ...
+
+class RoundOver(_message.Message):
+    __slots__ = ("units", "loss", "reference_loss", "num_tokens", "num_missed", "tensors")
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MISSED_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
+    loss: float
+    reference_loss: float
+    num_tokens: int
+    num_missed: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., loss: _Optional[float] = ..., reference_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., num_missed: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("step", "loss_sum", "num_tokens", "tensors")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    loss_sum: float
+    num_tokens: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class CloudHello(_message.Message):
+    __slots__ = ("protocol_version", "session_id", "edge", "token", "task", "encoder_width", "codecs", "software")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    session_id: str
+    edge: str
+    token: bytes
+    task: str
+    encoder_width: int
+    codecs: _containers.RepeatedScalarFieldContainer[Codec]
+    software: str
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., edge: _Optional[str] = ..., token: _Optional[bytes] = ..., task: _Optional[str] = ..., encoder_width: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., software: _Optional[str] = ...) -> None: ...
+
+class OpenTask(_message.Message):
+    __slots__ = ("start", "run", "server_round", "tensors")
+    START_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    start: TaskStart
+    run: str
+    server_round: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, start: _Optional[_Union[TaskStart, str]] = ..., run: _Optional[str] = ..., server_round: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class TaskOpened(_message.Message):
+    __slots__ = ("next_step", "vocab_size", "reference_loss", "software")
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    next_step: int
+    vocab_size: int
+    reference_loss: bool
+    software: str
+    def __init__(self, next_step: _Optional[int] = ..., vocab_size: _Optional[int] = ..., reference_loss: bool = ..., software: _Optional[str] = ...) -> None: ...
+
+class Intermediate(_message.Message):
+    __slots__ = ("mode", "device", "step", "max_new_tokens", "tensors")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    mode: Mode
+    device: int
+    step: int
+    max_new_tokens: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., device: _Optional[int] = ..., step: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class IntermediateGradient(_message.Message):
+    __slots__ = ("device", "step", "loss", "reference_loss", "num_tokens", "tensors")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    device: int
+    step: int
+    loss: float
+    reference_loss: float
+    num_tokens: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, device: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., reference_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+
+class Contribution(_message.Message):
+    __slots__ = ("device", "step")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    device: int
+    step: int
+    def __init__(self, device: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
+class PeftStep(_message.Message):
+    __slots__ = ("step", "contributions")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
+    def __init__(self, step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+
+class PeftStepped(_message.Message):
+    __slots__ = ("step", "learning_rate", "grad_norm")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    learning_rate: float
+    grad_norm: float
+    def __init__(self, step: _Optional[int] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ...) -> None: ...
+
+class EndRound(_message.Message):
+    __slots__ = ("run", "server_round")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    server_round: int
+    def __init__(self, run: _Optional[str] = ..., server_round: _Optional[int] = ...) -> None: ...
+
+class FetchState(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TaskState(_message.Message):
+    __slots__ = ("tensors",)
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code", "message")

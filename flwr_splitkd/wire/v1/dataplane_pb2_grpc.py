@@ -36,8 +36,8 @@ class DataPlaneStub(object):
         """
         self.Turn = channel.stream_stream(
                 '/flwr_splitkd.wire.v1.DataPlane/Turn',
-                request_serializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DeviceFrame.SerializeToString,
-                response_deserializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.EdgeFrame.FromString,
+                request_serializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.UplinkFrame.SerializeToString,
+                response_deserializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DownlinkFrame.FromString,
                 _registered_method=True)
 
 
@@ -45,7 +45,7 @@ class DataPlaneServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Turn(self, request_iterator, context):
-        """Serves one turn of one device.
+        """Serves one turn of one device, or one round.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -56,8 +56,8 @@ def add_DataPlaneServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Turn': grpc.stream_stream_rpc_method_handler(
                     servicer.Turn,
-                    request_deserializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DeviceFrame.FromString,
-                    response_serializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.EdgeFrame.SerializeToString,
+                    request_deserializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.UplinkFrame.FromString,
+                    response_serializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DownlinkFrame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -85,8 +85,81 @@ class DataPlane(object):
             request_iterator,
             target,
             '/flwr_splitkd.wire.v1.DataPlane/Turn',
-            flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DeviceFrame.SerializeToString,
-            flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.EdgeFrame.FromString,
+            flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.UplinkFrame.SerializeToString,
+            flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DownlinkFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class CloudPlaneStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Serve = channel.stream_stream(
+                '/flwr_splitkd.wire.v1.CloudPlane/Serve',
+                request_serializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.UplinkFrame.SerializeToString,
+                response_deserializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DownlinkFrame.FromString,
+                _registered_method=True)
+
+
+class CloudPlaneServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Serve(self, request_iterator, context):
+        """Serves one task of one edge.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CloudPlaneServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Serve': grpc.stream_stream_rpc_method_handler(
+                    servicer.Serve,
+                    request_deserializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.UplinkFrame.FromString,
+                    response_serializer=flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DownlinkFrame.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'flwr_splitkd.wire.v1.CloudPlane', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('flwr_splitkd.wire.v1.CloudPlane', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CloudPlane(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Serve(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/flwr_splitkd.wire.v1.CloudPlane/Serve',
+            flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.UplinkFrame.SerializeToString,
+            flwr__splitkd_dot_wire_dot_v1_dot_dataplane__pb2.DownlinkFrame.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,16 +53,16 @@ def flood_before_the_turn(address: str, ticket: Ticket) -> None:
     _talk(
         address,
         ticket,
-        _endless(lambda i: pb.DeviceFrame(sequence=i, gradient_norms=pb.GradientNorms(norms=[1.0] * 9_000))),
+        _endless(lambda i: pb.UplinkFrame(sequence=i, gradient_norms=pb.GradientNorms(norms=[1.0] * 9_000))),
     )
 
 
 def flood_within_the_turn(address: str, ticket: Ticket) -> None:
-    def frames() -> Iterator[pb.DeviceFrame]:
+    def frames() -> Iterator[pb.UplinkFrame]:
         sequence = 0
         while not _over.is_set():
             content = bytes(500_000)
-            for frame in to_frames(pb.DeviceFrame, pb.Forward(step=9), {"smashed": _tensor(content)}, Limits()):
+            for frame in to_frames(pb.UplinkFrame, pb.Forward(step=9), {"smashed": _tensor(content)}, Limits()):
                 frame.sequence = sequence = sequence + 1
                 yield frame
 
@@ -70,17 +70,17 @@ def flood_within_the_turn(address: str, ticket: Ticket) -> None:
 
 
 def dribble(address: str, ticket: Ticket) -> None:
-    def frames() -> Iterator[pb.DeviceFrame]:
+    def frames() -> Iterator[pb.UplinkFrame]:
         body = pb.Forward()
         body.tensors.add(
             name="smashed", dtype=pb.DTYPE_UINT8, shape=[9999], codec=pb.CODEC_NONE, total_bytes=9999, num_chunks=9999
         )
-        yield pb.DeviceFrame(sequence=1, forward=body)
+        yield pb.UplinkFrame(sequence=1, forward=body)
         for index in range(9999):
             if _over.wait(0.05):
                 return
             chunk = pb.TensorChunk(index=index, data=b"\0", crc32=0xD202EF8D)
-            yield pb.DeviceFrame(sequence=index + 2, chunks=[chunk])
+            yield pb.UplinkFrame(sequence=index + 2, chunks=[chunk])
 
     _talk(address, ticket, frames(), after_begin=True)
 
@@ -94,15 +94,15 @@ def takes_nothing(address: str, ticket: Ticket) -> None:
 
 
 def lies_about_acknowledgements(address: str, ticket: Ticket) -> None:
-    _talk(address, ticket, iter([pb.DeviceFrame(sequence=1, acknowledged=1 << 40, gradient_norms=pb.GradientNorms())]))
+    _talk(address, ticket, iter([pb.UplinkFrame(sequence=1, acknowledged=1 << 40, gradient_norms=pb.GradientNorms())]))
 
 
 def lies_when_it_resumes(address: str, ticket: Ticket) -> None:
     with _dialled(address) as turn:
-        call = turn(_requests([pb.DeviceFrame(hello=hello(ticket))], iter(())))
-        token = pb.EdgeFrame.FromString(next(call)).welcome.resume_token
+        call = turn(_requests([pb.UplinkFrame(hello=hello(ticket))], iter(())))
+        token = pb.DownlinkFrame.FromString(next(call)).welcome.resume_token
         resume = pb.Resume(protocol_version=1, session_id=ticket.session_id, token=token, received=999)
-        _drain(turn(_requests([pb.DeviceFrame(resume=resume)], iter(()))))
+        _drain(turn(_requests([pb.UplinkFrame(resume=resume)], iter(()))))
         _over.wait()
 
 
@@ -111,20 +111,20 @@ def announces_a_tebibyte(address: str, ticket: Ticket) -> None:
     body.tensors.add(
         name="smashed", dtype=pb.DTYPE_UINT8, shape=[size], codec=pb.CODEC_NONE, total_bytes=size, num_chunks=1 << 20
     )
-    _talk(address, ticket, iter([pb.DeviceFrame(sequence=1, forward=body)]), after_begin=True)
+    _talk(address, ticket, iter([pb.UplinkFrame(sequence=1, forward=body)]), after_begin=True)
 
 
 def replays_its_ticket(address: str, ticket: Ticket) -> None:
     """Is let in once, drops the stream, and then tries the same ticket again and again."""
     with _dialled(address) as turn:
-        call = turn(_requests([pb.DeviceFrame(hello=hello(ticket))], iter(())))
+        call = turn(_requests([pb.UplinkFrame(hello=hello(ticket))], iter(())))
         next(call)
         call.cancel()
         while not _over.wait(0.1):
             with contextlib.suppress(grpc.RpcError):
                 answers = [
-                    pb.EdgeFrame.FromString(one)
-                    for one in turn(_requests([pb.DeviceFrame(hello=hello(ticket))], iter(())))
+                    pb.DownlinkFrame.FromString(one)
+                    for one in turn(_requests([pb.UplinkFrame(hello=hello(ticket))], iter(())))
                 ]
                 assert not any(answer.HasField("welcome") for answer in answers)
 
@@ -196,7 +196,7 @@ def _dialled(address: str) -> Iterator[grpc.StreamStreamMultiCallable]:
         yield channel.stream_stream(_METHOD)
 
 
-def _endless(make: Callable[[int], pb.DeviceFrame]) -> Iterator[pb.DeviceFrame]:
+def _endless(make: Callable[[int], pb.UplinkFrame]) -> Iterator[pb.UplinkFrame]:
     sequence = 1
     while not _over.is_set():
         yield make(sequence)
@@ -204,7 +204,7 @@ def _endless(make: Callable[[int], pb.DeviceFrame]) -> Iterator[pb.DeviceFrame]:
 
 
 def _requests(
-    first: list[pb.DeviceFrame], then: Iterator[pb.DeviceFrame], when: threading.Event | None = None
+    first: list[pb.UplinkFrame], then: Iterator[pb.UplinkFrame], when: threading.Event | None = None
 ) -> Iterator[bytes]:
     for frame in first:
         yield frame.SerializeToString()
@@ -216,15 +216,15 @@ def _requests(
 
 
 def _talk(
-    address: str, ticket: Ticket, frames: Iterator[pb.DeviceFrame], *, after_begin: bool = False, read: bool = True
+    address: str, ticket: Ticket, frames: Iterator[pb.UplinkFrame], *, after_begin: bool = False, read: bool = True
 ) -> None:
     begun = threading.Event() if after_begin else None
     with _dialled(address) as turn:
-        call = turn(_requests([pb.DeviceFrame(hello=hello(ticket))], frames, begun))
+        call = turn(_requests([pb.UplinkFrame(hello=hello(ticket))], frames, begun))
         with contextlib.suppress(grpc.RpcError):
             next(call)
             for answer in call if read else ():
-                if begun and pb.EdgeFrame.FromString(answer).HasField("begin"):
+                if begun and pb.DownlinkFrame.FromString(answer).HasField("begin"):
                     begun.set()
         _over.wait()
 

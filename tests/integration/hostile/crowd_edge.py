@@ -78,9 +78,9 @@ def main() -> None:
             errors[name] = f"{type(session.link.error).__name__}: {session.link.error}"
     sys.stdin.readline()  # everybody has gone
     deadline_s = time.monotonic() + 15
-    while server._places._taken and time.monotonic() < deadline_s:
+    while server.num_streams and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    left = len(server._places._taken)
+    left = server.num_streams
     server.stop()
     while any(t.name.startswith("splitkd") for t in threading.enumerate()) and time.monotonic() < deadline_s:
         time.sleep(0.05)

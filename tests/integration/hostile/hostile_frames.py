@@ -29,7 +29,7 @@ LIMITS = Limits(max_message_bytes=1 << 20, chunk_bytes=64, max_tensors=50)
 MODEL = pb.ModelFingerprint(
     architecture="LlamaForCausalLM", num_blocks=4, hidden_size=32, vocab_size=96, dtype="float32", digest="abc"
 )
-Frames = list[pb.DeviceFrame]
+Frames = list[pb.UplinkFrame]
 _HUGE = (0, 1, 7, 255, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 _HUGE_64 = (*_HUGE, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 _TEXTS = ("", "weight/x", "é" * 300, "\0\n\x1b[2J", "x" * 5_000, "x" * 200_000)
@@ -63,10 +63,10 @@ def turn(rng: random.Random, *, first: int = 0) -> Frames:
     """What a device sends in a short turn, without its Hello; tensors in several chunks."""
     frames: Frames = []
     for step in range(rng.randint(1, 2)):
-        frames += to_frames(pb.DeviceFrame, pb.Forward(step=step, num_microbatches=1), _tensors(rng), LIMITS)
-    frames += to_frames(pb.DeviceFrame, pb.GradientNorms(norms=[1.0, 2.0]), {}, LIMITS)
-    frames += to_frames(pb.DeviceFrame, pb.TurnDone(num_steps=2), _tensors(rng), LIMITS)
-    return numbered([*frames, pb.DeviceFrame(last=True)], first)
+        frames += to_frames(pb.UplinkFrame, pb.Forward(step=step, num_microbatches=1), _tensors(rng), LIMITS)
+    frames += to_frames(pb.UplinkFrame, pb.GradientNorms(norms=[1.0, 2.0]), {}, LIMITS)
+    frames += to_frames(pb.UplinkFrame, pb.TurnDone(num_steps=2), _tensors(rng), LIMITS)
+    return numbered([*frames, pb.UplinkFrame(last=True)], first)
 
 
 def _tensors(rng: random.Random) -> dict[str, EncodedTensor]:
@@ -191,7 +191,7 @@ def _other_body(rng: random.Random, frames: Frames) -> None:
         {"forward": pb.Forward(step=rng.choice(_HUGE_64))},
         {},
     ]
-    frames.insert(at, pb.DeviceFrame(**rng.choice(bodies)))  # type: ignore[arg-type]
+    frames.insert(at, pb.UplinkFrame(**rng.choice(bodies)))  # type: ignore[arg-type]
     first = frames[1].sequence if at == 0 else frames[0].sequence
     numbered(frames, first)
 
@@ -227,8 +227,8 @@ def mutate_structure(rng: random.Random, frames: Frames, name: str) -> Frames:
     return copies
 
 
-def _copy(frame: pb.DeviceFrame) -> pb.DeviceFrame:
-    return pb.DeviceFrame.FromString(frame.SerializeToString())
+def _copy(frame: pb.UplinkFrame) -> pb.UplinkFrame:
+    return pb.UplinkFrame.FromString(frame.SerializeToString())
 
 
 # ---- bytes: the frames need not be frames any more

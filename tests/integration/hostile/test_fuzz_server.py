@@ -67,13 +67,13 @@ class _Dialler:
     def __str__(self) -> str:
         return f"{self.num_connections} connections, longest stream {self.longest_s:.2f} s"
 
-    def say(self, *serialized: bytes) -> list[pb.EdgeFrame]:
+    def say(self, *serialized: bytes) -> list[pb.DownlinkFrame]:
         """Everything that comes back until the stream has ended."""
         started_s, frames = time.monotonic(), []
         for _ in range(3):
             try:
                 for answer in self._turn(iter(serialized), timeout=_LONGEST_S):
-                    frames.append(pb.EdgeFrame.FromString(answer))
+                    frames.append(pb.DownlinkFrame.FromString(answer))
             except grpc.RpcError as error:
                 assert error.code() != grpc.StatusCode.DEADLINE_EXCEEDED, "it was left hanging"
                 # A connection has four streams, and gRPC (1.85) sometimes counts one that is over until it is closed.
@@ -97,7 +97,7 @@ def _serves(server: DataPlaneServer) -> None:
 
 def _framed(body: pb.Hello | pb.Resume) -> bytes:
     name = "hello" if isinstance(body, pb.Hello) else "resume"
-    return pb.DeviceFrame(**{name: body}).SerializeToString()  # type: ignore[arg-type]
+    return pb.UplinkFrame(**{name: body}).SerializeToString()  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +131,9 @@ def test_strangers(covered: Callable[[str, object], None]) -> None:
         grown_mb = psutil.Process().memory_info().rss / 1e6 - before_mb
         assert not expected.connected and not expected.used
         deadline_s = time.monotonic() + 10  # the last one's stream ends on a thread of gRPC's
-        while server._places._taken and time.monotonic() < deadline_s:
+        while server.num_streams and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        assert server._places._taken == {}
+        assert server.num_streams == 0
         assert grown_mb < _MOST_MB
         dialler.channel.close()
         _serves(server)
@@ -262,4 +262,4 @@ def _flipped(rng: random.Random, token: bytes) -> bytes:
 
 
 def _bye() -> list[bytes]:
-    return [frame.SerializeToString() for frame in numbered([pb.DeviceFrame(last=True)], first=1)]
+    return [frame.SerializeToString() for frame in numbered([pb.UplinkFrame(last=True)], first=1)]

@@ -28,7 +28,7 @@ _ENDED = "ended the stream"
 
 def _fed(pool: ThreadPoolExecutor, serialized: Iterable[bytes]) -> tuple[list[WireMessage], SplitKDError]:
     """What the computing thread gets of a stream's bytes, and the error that ends it."""
-    link, stream = Link(peer="the device", limits=LIMITS), Stream(pb.EdgeFrame, peer="the device", limits=LIMITS)
+    link, stream = Link(peer="the device", limits=LIMITS), Stream(pb.DownlinkFrame, peer="the device", limits=LIMITS)
     stream.attach(link)
     link.send(pb.Update(step=1))
     carried = pool.submit(stream.carry, stream.parsed(serialized))
@@ -123,7 +123,7 @@ def test_mutated_bytes(covered: Callable[[str, object], None]) -> None:
 
 
 def test_bytes_that_are_no_frame_are_to_be_sent_again() -> None:
-    link, stream = Link(peer="the device"), Stream(pb.EdgeFrame, peer="the device")
+    link, stream = Link(peer="the device"), Stream(pb.DownlinkFrame, peer="the device")
     stream.attach(link)
     stream.carry(stream.parsed([b"\xff" * 9]))
     assert isinstance(stream.corrupt, CorruptFrameError)

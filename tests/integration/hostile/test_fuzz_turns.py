@@ -86,13 +86,13 @@ class _Edge:
         return {name: tensor.clone() for name, tensor in self.student.model.state_dict().items()}
 
 
-def _recorded(folder: Path) -> list[pb.DeviceFrame]:
+def _recorded(folder: Path) -> list[pb.UplinkFrame]:
     """What a device sends in a whole turn: two steps, and its half."""
-    frames: list[pb.DeviceFrame] = []
+    frames: list[pb.UplinkFrame] = []
 
     def record(frame: Frame) -> list[Frame]:
-        assert isinstance(frame, pb.DeviceFrame)
-        frames.append(pb.DeviceFrame.FromString(frame.SerializeToString()))
+        assert isinstance(frame, pb.UplinkFrame)
+        frames.append(pb.UplinkFrame.FromString(frame.SerializeToString()))
         frames[-1].acknowledged = 0  # the replay asks for nothing, so it may be ahead of the answers
         return [frame]
 
@@ -123,7 +123,7 @@ def _recorded(folder: Path) -> list[pb.DeviceFrame]:
 def _replayed(edge: _Edge, serialized: list[bytes], patience_s: float = 0.2) -> SplitKDError | None:
     done = threading.Event()
     link = Link(peer="device seven", admitted=False)
-    stream = Stream(pb.EdgeFrame, peer="device seven")
+    stream = Stream(pb.DownlinkFrame, peer="device seven")
     stream.attach(link)
 
     def carry() -> None:

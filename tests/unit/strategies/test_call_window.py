@@ -131,7 +131,7 @@ class _World:
     @staticmethod
     def _connect(call: Call) -> None:
         link = Link(peer=f"device {call.node_id}")
-        Stream(pb.EdgeFrame, peer=link.peer).attach(link)
+        Stream(pb.DownlinkFrame, peer=link.peer).attach(link)
         call.session.link = link
 
 

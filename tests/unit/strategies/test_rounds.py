@@ -91,7 +91,7 @@ class _Federation:
         server_round = message.content["config"]["server-round"]
         self.events.append(f"call {node_id} for round {server_round}")
         link = Link(peer=f"device {node_id}")
-        Stream(pb.EdgeFrame, peer=link.peer).attach(link)
+        Stream(pb.DownlinkFrame, peer=link.peer).attach(link)
         session = self._sessions[node_id]
         session.hello, session.link = pb.Hello(device_name=str(node_id), num_batches=1, num_examples=1), link
         return [f"message {node_id}"]

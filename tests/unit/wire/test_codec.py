@@ -41,9 +41,9 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor
 def _through_frames(encoded: EncodedTensor) -> EncodedTensor:
     limits = Limits(chunk_bytes=100)
     assembler = Assembler(limits, "x")
-    for sequence, frame in enumerate(to_frames(pb.DeviceFrame, pb.Forward(), {"t": encoded}, limits)):
+    for sequence, frame in enumerate(to_frames(pb.UplinkFrame, pb.Forward(), {"t": encoded}, limits)):
         frame.sequence = sequence
-        message = assembler.feed(pb.DeviceFrame.FromString(frame.SerializeToString()))
+        message = assembler.feed(pb.UplinkFrame.FromString(frame.SerializeToString()))
     assert message is not None
     return message.tensors["t"]
 

@@ -284,13 +284,13 @@ def _raw(server: DataPlaneServer) -> Iterator[tuple[Callable[[bytes | None], Non
 
 
 def _framed(body: object, sequence: int = 0) -> bytes:
-    (frame,) = to_frames(pb.DeviceFrame, body, {}, Limits())
+    (frame,) = to_frames(pb.UplinkFrame, body, {}, Limits())
     frame.sequence = sequence
     return frame.SerializeToString()
 
 
-def _answer(frames: Iterator[bytes]) -> pb.EdgeFrame:
-    return pb.EdgeFrame.FromString(next(frames))
+def _answer(frames: Iterator[bytes]) -> pb.DownlinkFrame:
+    return pb.DownlinkFrame.FromString(next(frames))
 
 
 def test_something_else_than_a_hello(server: DataPlaneServer) -> None:
@@ -330,7 +330,7 @@ def test_bytes_that_are_no_frame(server: DataPlaneServer, caplog: pytest.LogCapt
 def test_a_large_frame_before_the_turn(server: DataPlaneServer) -> None:
     """Also from a device that is let in: it has nothing to say yet."""
     session = server.expect(_ticket())
-    large = pb.DeviceFrame(sequence=1, chunks=[pb.TensorChunk()] * 150_000).SerializeToString()
+    large = pb.UplinkFrame(sequence=1, chunks=[pb.TensorChunk()] * 150_000).SerializeToString()
     with _raw(server) as (send, frames):
         send(large)
         assert "sent a frame of 300002 bytes; expected at most 262144" in _answer(frames).failure.message
@@ -363,7 +363,7 @@ def test_a_device_that_announces_a_tebibyte(server: DataPlaneServer) -> None:
 def test_a_stream_that_ends_within_a_message(server: DataPlaneServer) -> None:
     session = server.expect(_ticket())
     tensor = EncodedTensor(pb.DTYPE_UINT8, (20,), pb.CODEC_NONE, bytes(20))
-    parts = list(to_frames(pb.DeviceFrame, pb.Forward(), {"smashed": tensor}, Limits(chunk_bytes=8)))
+    parts = list(to_frames(pb.UplinkFrame, pb.Forward(), {"smashed": tensor}, Limits(chunk_bytes=8)))
     with _raw(server) as (send, frames):
         send(_framed(_hello(session.ticket)))
         assert _answer(frames).HasField("welcome")
@@ -371,7 +371,7 @@ def test_a_stream_that_ends_within_a_message(server: DataPlaneServer) -> None:
         for sequence, frame in enumerate(parts[:3], start=1):
             frame.sequence = sequence
             send(frame.SerializeToString())
-        send(pb.DeviceFrame(sequence=4, last=True).SerializeToString())
+        send(pb.UplinkFrame(sequence=4, last=True).SerializeToString())
         message = "Tensor 'smashed' of Forward (chunk 2 of 3, 16 of 20 bytes) was truncated by the stream's end"
         with pytest.raises(TensorError, match=re.escape(message)):
             edge.receive("Forward", WAIT_S)
@@ -444,7 +444,7 @@ def test_a_silent_edge() -> None:
     """A port that takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(PeerLostError, match=f"data plane at {address} did not answer for 0.5 s"):
+        with pytest.raises(PeerLostError, match=f"edge at {address} did not answer for 0.5 s"):
             with connect(address, _hello(_ticket()), timeout_s=0.5):
                 pytest.fail("connected to nothing")
 
@@ -489,12 +489,12 @@ def test_silent_strangers_make_room() -> None:
         for call in (call for call in calls if not call.is_active()):  # type: ignore[attr-defined]
             with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
                 next(call)
-        assert len(server._places._taken) <= 8
+        assert server.num_streams <= 8
 
 
 def test_a_device_that_takes_nothing_does_not_hold_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flwr_splitkd.wire.places._LINGER_S", 0.5)
-    monkeypatch.setattr("flwr_splitkd.wire.server._SWEEP_S", 0.1)
+    monkeypatch.setattr("flwr_splitkd.wire.listener._SWEEP_S", 0.1)
     content = bytes(30 << 20)
     with _running(grace_period_s=0.5) as server:
         session = server.expect(_ticket())
@@ -504,9 +504,9 @@ def test_a_device_that_takes_nothing_does_not_hold_its_place(monkeypatch: pytest
             tensor = EncodedTensor(pb.DTYPE_UINT8, (len(content),), pb.CODEC_NONE, content)
             _edge_of(session).send(pb.Begin(), {"stem|weight/x": tensor})
             time.sleep(1.0)  # long enough, but its turn is not over
-            assert session.connected and len(server._places._taken) == 1
+            assert session.connected and server.num_streams == 1
             server.end(session)
-            _until(lambda: not server._places._taken)
+            _until(lambda: not server.num_streams)
         _serves(server)
 
 

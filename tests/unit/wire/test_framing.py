@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
-from flwr_splitkd.wire.framing import Assembler, Limits, WireMessage, parse_device_frame, to_frames
+from flwr_splitkd.wire.framing import Assembler, Limits, WireMessage, parse_uplink_frame, to_frames
 from flwr_splitkd.wire.tensors import ITEM_BYTES, EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
@@ -24,17 +24,17 @@ def _tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: int = pb.DT
     return EncodedTensor(dtype, shape, pb.CODEC_NONE, rng.bytes(payload_bytes(dtype, shape, pb.CODEC_NONE)))
 
 
-def _frames(messages: list[tuple[pb.Forward, dict[str, EncodedTensor]]], limits: Limits) -> list[pb.DeviceFrame]:
+def _frames(messages: list[tuple[pb.Forward, dict[str, EncodedTensor]]], limits: Limits) -> list[pb.UplinkFrame]:
     """Serialized, parsed and numbered as on the wire."""
     frames = []
     for body, tensors in messages:
-        for frame in to_frames(pb.DeviceFrame, body, tensors, limits):
+        for frame in to_frames(pb.UplinkFrame, body, tensors, limits):
             frame.sequence = len(frames)
-            frames.append(pb.DeviceFrame.FromString(frame.SerializeToString()))
+            frames.append(pb.UplinkFrame.FromString(frame.SerializeToString()))
     return frames
 
 
-def _assemble(frames: list[pb.DeviceFrame], limits: Limits | None = None) -> list[WireMessage]:
+def _assemble(frames: list[pb.UplinkFrame], limits: Limits | None = None) -> list[WireMessage]:
     assembler = Assembler(limits or Limits(), "device 3")
     last = type(frames[0])(sequence=len(frames), last=True)
     return [message for frame in [*frames, last] if (message := assembler.feed(frame))]
@@ -67,7 +67,7 @@ def test_random_layouts_survive(chunk_bytes: int) -> None:
 
 
 def test_every_body_fits_a_frame_of_its_direction() -> None:
-    for frame_type in (pb.DeviceFrame, pb.EdgeFrame):
+    for frame_type in (pb.UplinkFrame, pb.DownlinkFrame):
         for field in frame_type.DESCRIPTOR.oneofs_by_name["body"].fields:
             body = getattr(pb, field.message_type.name)()
             (frame,) = to_frames(frame_type, body, {}, Limits())
@@ -76,7 +76,7 @@ def test_every_body_fits_a_frame_of_its_direction() -> None:
             assert message is not None and message.kind == field.message_type.name
 
 
-def _two_tensors(chunk_bytes: int = 4) -> list[pb.DeviceFrame]:
+def _two_tensors(chunk_bytes: int = 4) -> list[pb.UplinkFrame]:
     """One message: "a" of 10 bytes in chunks 0, 1, 2 and "b" of 4 bytes in chunk 0; a frame for each chunk.
 
     The body shares the first one's frame, which is allowed too, so that each frame's number is its chunk's.
@@ -90,10 +90,10 @@ def _two_tensors(chunk_bytes: int = 4) -> list[pb.DeviceFrame]:
     return _renumber(frames)
 
 
-def _renumber(frames: list[pb.DeviceFrame]) -> list[pb.DeviceFrame]:
+def _renumber(frames: list[pb.UplinkFrame]) -> list[pb.UplinkFrame]:
     out = []
     for sequence, frame in enumerate(frames):
-        copy = pb.DeviceFrame()
+        copy = pb.UplinkFrame()
         copy.CopyFrom(frame)
         copy.sequence = sequence
         out.append(copy)
@@ -152,7 +152,7 @@ def test_a_chunk_beyond_the_last_tensor() -> None:
 
 def test_a_frame_too_many() -> None:
     frames = _two_tensors()
-    extra = pb.DeviceFrame()
+    extra = pb.UplinkFrame()
     extra.chunks.add(tensor=1, index=1, data=b"more")
     with pytest.raises(ProtocolError, match="neither a body nor chunks that were announced"):
         _assemble(_renumber([*frames, extra]))
@@ -161,7 +161,7 @@ def test_a_frame_too_many() -> None:
 def test_an_empty_frame_within_a_message_is_no_progress() -> None:
     frames = _two_tensors()
     with pytest.raises(ProtocolError, match="neither a body nor chunks"):
-        _assemble(_renumber([frames[0], pb.DeviceFrame()]))
+        _assemble(_renumber([frames[0], pb.UplinkFrame()]))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_bytes_that_were_altered() -> None:
         _assemble(frames)
 
 
-def _header(frame: pb.DeviceFrame) -> pb.TensorHeader:
+def _header(frame: pb.UplinkFrame) -> pb.TensorHeader:
     return frame.forward.tensors[0]
 
 
@@ -306,7 +306,7 @@ def test_a_stranger_may_not_send_tensors() -> None:
     with pytest.raises(ProtocolError, match="a stranger announces 2 tensors in a Forward; expected none before"):
         stranger.feed(frames[0])
     device = Assembler(Limits(), "a stranger", admitted=False)
-    hello = pb.DeviceFrame(hello=pb.Hello(protocol_version=1))
+    hello = pb.UplinkFrame(hello=pb.Hello(protocol_version=1))
     assert device.feed(hello) is not None
     device.peer, device.admitted = "device 3", True
     for frame in frames:
@@ -322,24 +322,24 @@ def test_a_stranger_may_not_send_tensors() -> None:
 def test_bytes_that_are_no_frame() -> None:
     for garbage in (b"\xff" * 40, b"\x12\x7f", b"GET / HTTP/1.1\r\n\r\n"):
         with pytest.raises(CorruptFrameError, match=f"device 3 sent {len(garbage)} bytes that are no frame"):
-            parse_device_frame(garbage, Limits(), "device 3", admitted=True)
+            parse_uplink_frame(garbage, Limits(), "device 3", admitted=True)
 
 
 def test_a_frame_is_small_before_its_turn() -> None:
     """Such as one of many empty chunks, which takes thirty times its bytes."""
     limits = Limits(max_opening_bytes=100)
     for size in (100, 102):
-        serialized = pb.DeviceFrame(chunks=[pb.TensorChunk()] * (size // 2)).SerializeToString()
+        serialized = pb.UplinkFrame(chunks=[pb.TensorChunk()] * (size // 2)).SerializeToString()
         assert len(serialized) == size
-        assert len(parse_device_frame(serialized, limits, "device 3", admitted=True).chunks) == size // 2
+        assert len(parse_uplink_frame(serialized, limits, "device 3", admitted=True).chunks) == size // 2
     with pytest.raises(ProtocolError, match="device 3 sent a frame of 102 bytes; expected at most 100 before its turn"):
-        parse_device_frame(serialized, limits, "device 3", admitted=False)
-    assert len(parse_device_frame(serialized[2:], limits, "device 3", admitted=False).chunks) == 50
+        parse_uplink_frame(serialized, limits, "device 3", admitted=False)
+    assert len(parse_uplink_frame(serialized[2:], limits, "device 3", admitted=False).chunks) == 50
 
 
 def test_a_long_name_does_not_get_into_errors() -> None:
     body = pb.Forward()
     body.tensors.add(name="x" * 100_000, dtype=99)
     with pytest.raises(TensorError, match="Forward of device 3 announces a tensor whose name has 100000 ch") as caught:
-        Assembler(Limits(), "device 3").feed(pb.DeviceFrame(forward=body))
+        Assembler(Limits(), "device 3").feed(pb.UplinkFrame(forward=body))
     assert len(str(caught.value)) < 200

@@ -130,8 +130,8 @@ def test_a_flood_stops_at_the_inbox_and_loses_nothing() -> None:
 
 def test_the_end_of_a_flooding_peer_is_noticed_while_nobody_reads() -> None:
     """The transport's thread that reports a lost stream must not wait for the computing thread."""
-    edge, stream = _attached(pb.EdgeFrame, "the device")
-    flood = [pb.DeviceFrame(sequence=i, forward=pb.Forward(step=i)) for i in range(20)]
+    edge, stream = _attached(pb.DownlinkFrame, "the device")
+    flood = [pb.UplinkFrame(sequence=i, forward=pb.Forward(step=i)) for i in range(20)]
     reader = threading.Thread(target=stream.carry, args=(flood,), daemon=True)
     reader.start()
     time.sleep(0.05)
@@ -151,7 +151,7 @@ def test_the_end_of_a_flooding_peer_is_noticed_while_nobody_reads() -> None:
 
 
 def test_fail_and_close_are_safe_on_a_stream_that_is_over() -> None:
-    device, stream = _attached(pb.DeviceFrame, "the edge")
+    device, stream = _attached(pb.UplinkFrame, "the edge")
     device.send(pb.TurnDone(num_steps=3))
     device.close()
     device.close()
@@ -186,7 +186,7 @@ def _drop_second(frame: Frame) -> list[Frame]:
 
 
 def _alter_total(frame: Frame) -> list[Frame]:
-    if isinstance(frame, pb.DeviceFrame) and frame.HasField("forward"):
+    if isinstance(frame, pb.UplinkFrame) and frame.HasField("forward"):
         frame.forward.tensors[0].total_bytes += 1
     return [frame]
 
@@ -205,7 +205,7 @@ def _flip_a_bit(frame: Frame) -> list[Frame]:
 
 
 def _forget_body(frame: Frame) -> list[Frame]:
-    frame.ClearField("forward" if isinstance(frame, pb.DeviceFrame) else "backward")
+    frame.ClearField("forward" if isinstance(frame, pb.UplinkFrame) else "backward")
     return [frame]
 
 
@@ -239,12 +239,12 @@ def test_the_downlink_can_be_tampered_with_too() -> None:
 
 
 def test_a_stream_that_ends_within_a_message() -> None:
-    frames = [pb.DeviceFrame(forward=pb.Forward())]
+    frames = [pb.UplinkFrame(forward=pb.Forward())]
     frames[0].forward.tensors.add(
         name="smashed", dtype=pb.DTYPE_UINT8, shape=[9], codec=pb.CODEC_NONE, total_bytes=9, num_chunks=1
     )
-    edge, stream = _attached(pb.EdgeFrame, "the device")
-    stream.carry([*frames, pb.DeviceFrame(sequence=1, last=True)])
+    edge, stream = _attached(pb.DownlinkFrame, "the device")
+    stream.carry([*frames, pb.UplinkFrame(sequence=1, last=True)])
     with pytest.raises(TensorError, match=re.escape("(chunk 0 of 1, 0 of 9 bytes) was truncated by the stream's end")):
         edge.receive("Forward", WAIT_S)
 

@@ -13,11 +13,11 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 
 def _stranger() -> Stream:
-    return Stream(pb.EdgeFrame, peer="a stranger")
+    return Stream(pb.DownlinkFrame, peer="a stranger")
 
 
 def _device() -> tuple[Stream, Link]:
-    stream, link = Stream(pb.EdgeFrame, peer="a device"), Link(peer="device seven", hears_last=True)
+    stream, link = Stream(pb.DownlinkFrame, peer="a device"), Link(peer="device seven", hears_last=True)
     stream.attach(link)
     return stream, link
 
@@ -91,7 +91,7 @@ def test_a_stream_whose_link_went_on_without_it_is_cut_off() -> None:
     stream, link = _device()
     held.take(stream, lambda: cancelled.append(stream))
     held.sweep(0.0)
-    Stream(pb.EdgeFrame, peer="the next one").attach(link)
+    Stream(pb.DownlinkFrame, peer="the next one").attach(link)
     held.sweep(1.0)
     held.sweep(1.0 + places._LINGER_S)
     assert cancelled == [stream]

@@ -120,7 +120,7 @@ def test_a_device_notices_in_seconds_that_the_edge_has_ended(server: DataPlaneSe
     session = server.expect(_ticket())
     with connect(server.address, _hello(session.ticket)) as device:
         _edge_of(session)
-        server._server.stop(0)  # as if its process were killed: nobody says anything
+        server._server._server.stop(0)  # as if its process were killed: nobody says anything
         started_s = time.monotonic()
         with pytest.raises(PeerLostError, match="is lost"):
             device.receive("Begin", 60)
@@ -175,17 +175,17 @@ def test_the_last_message_survives_a_cut(server: DataPlaneServer) -> None:
 # ---- tokens
 
 
-def _resumed(relay: Relay, session: Session, token: bytes, received: int = 0) -> pb.EdgeFrame:
+def _resumed(relay: Relay, session: Session, token: bytes, received: int = 0) -> pb.DownlinkFrame:
     """Knock with a Resume of one's own; the first frame that comes back."""
     import grpc
 
     resume = pb.Resume(protocol_version=1, session_id=session.ticket.session_id, token=token, received=received)
     with grpc.insecure_channel(relay.address) as channel:
         call = channel.stream_stream("/flwr_splitkd.wire.v1.DataPlane/Turn")(
-            iter([pb.DeviceFrame(resume=resume).SerializeToString()])
+            iter([pb.UplinkFrame(resume=resume).SerializeToString()])
         )
         try:
-            return pb.EdgeFrame.FromString(next(call))
+            return pb.DownlinkFrame.FromString(next(call))
         finally:
             call.cancel()
 
