@@ -29,6 +29,7 @@ __all__ = [
     "METRICS",
     "NUM_EXAMPLES",
     "PERPLEXITY",
+    "REFERENCE_LOSS",
     "SERVER_ROUND",
     "Enrolment",
     "TurnTicket",
@@ -50,6 +51,7 @@ LOSS = "loss"
 CROSS_ENTROPY = "cross-entropy"
 KL_DIVERGENCE = "kl-divergence"
 PERPLEXITY = "perplexity"
+REFERENCE_LOSS = "reference-loss"
 ACCURACY = "accuracy"
 
 _TICKET = "splitkd"
@@ -143,6 +145,8 @@ class TurnTicket:
     peft
         The student's adapters, as `flwr_splitkd.models.peft_to_json` writes them; empty for none, or when the student
         brings its own.
+    run
+        Name of the run, the same after it was resumed: a device of SCCT keeps its encoder under it.
     """
 
     session_id: str
@@ -153,6 +157,7 @@ class TurnTicket:
     tied_embeddings: str
     blocks: tuple[str, ...] = ()
     peft: str = ""
+    run: str = ""
 
     def into(self, content: RecordDict) -> None:
         """Add the ticket to a message's content."""
@@ -172,6 +177,8 @@ class TurnTicket:
             record["blocks"] = list(self.blocks)
         if self.peft:
             record["peft"] = self.peft
+        if self.run:
+            record["run"] = self.run
         content[_TICKET] = record
 
     @staticmethod
@@ -192,7 +199,7 @@ class TurnTicket:
         if record is None:
             raise ProtocolError(
                 f"The message has the config records {sorted(content.config_records)}; expected {_TICKET!r} among them. "
-                "SplitKDClient answers messages of the SplitKD strategy only: use it in server_app.py."
+                "SplitKDClient and SCCTClient answer messages of the strategies SplitKD and SCCT only: use one in server_app.py."
             )
         try:
             blocks = record.get("blocks")
@@ -205,6 +212,7 @@ class TurnTicket:
                 tied_embeddings=str(record["tied-embeddings"]),
                 blocks=tuple(str(block) for block in blocks) if isinstance(blocks, Sequence) else (),
                 peft=str(record.get("peft", "")),
+                run=str(record.get("run", "")),
             )
         except KeyError as error:
             raise ProtocolError(

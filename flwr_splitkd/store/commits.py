@@ -111,18 +111,25 @@ class CommitLog:
         write_atomically(self._manifest_path(number), text)
         return manifest
 
-    def read(self, unit: str) -> dict[str, Tensor]:
-        """One unit's tensors as of the latest commit.
+    def read(self, unit: str, manifest: Manifest | None = None) -> dict[str, Tensor]:
+        """One unit's tensors as of the latest commit, or of another one that `kept` returned.
 
         Raises
         ------
         StoreError
             If nothing was committed, or the file is missing or damaged.
         """
-        if self.latest is None or unit not in self.latest.units:
-            known = sorted(self.latest.units) if self.latest else []
+        manifest = manifest or self.latest
+        if manifest is None or unit not in manifest.units:
+            known = sorted(manifest.units) if manifest else []
             raise StoreError(f"Unit {unit!r} is in no commit of {self._folder}; expected one of {known}.")
-        return read_tensors(self._unit_path(unit, self.latest.units[unit]))
+        return read_tensors(self._unit_path(unit, manifest.units[unit]))
+
+    def kept(self) -> list[Manifest]:
+        """The commits that can be read, the newest first: that in force, and the one before."""
+        newest = self.latest.number if self.latest else -1
+        found = (_parse(path) for path in self._newest_first())
+        return [manifest for manifest in found if manifest is not None and manifest.number <= newest]
 
     def _newest_valid(self) -> Manifest | None:
         """The newest manifest that parses and whose files hold what it says."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["data_seed"]
+__all__ = ["data_seed", "device_seed"]
 
 
 def data_seed(seed: int, order_step: int, epoch: int) -> int:
@@ -20,4 +20,18 @@ def data_seed(seed: int, order_step: int, epoch: int) -> int:
         Local epoch of the turn, from 0.
     """
     key = f"data/{seed}/{order_step}/{epoch}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def device_seed(seed: int, position: int) -> int:
+    """Seed for one device's dropout and the order of its data, where all devices work at the same time.
+
+    Parameters
+    ----------
+    seed
+        The run's.
+    position
+        Of the device among all of the run, from 0.
+    """
+    key = f"device/{seed}/{position}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

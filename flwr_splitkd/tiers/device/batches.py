@@ -54,16 +54,22 @@ class DeviceData:
 
         `data_input` names the model's argument for the data.
         """
+        one_pass = self.one_pass(plan.seed, plan.order_step, epoch, data_input)
+        batches = itertools.islice(one_pass, plan.max_batches or None)
+        while group := list(itertools.islice(batches, max(plan.gradient_accumulation_steps, 1))):
+            yield group
+
+    def one_pass(self, seed: int, order_step: int, epoch: int, data_input: str) -> Iterator[Batch]:
+        """The batches of one pass, in the order that these three numbers seed; see `data_seed`."""
         # A loader that shuffles draws its order from torch's generator when its iterator is made.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(data_seed(plan.seed, plan.order_step, epoch))
+            torch.manual_seed(data_seed(seed, order_step, epoch))
             iterator = iter(self._batches)
             first = next(iterator, None)
         if first is None:
             return
-        batches = itertools.islice(itertools.chain([first], iterator), plan.max_batches or None)
-        while group := list(itertools.islice(batches, max(plan.gradient_accumulation_steps, 1))):
-            yield [as_batch(batch, data_input) for batch in group]
+        for batch in itertools.chain([first], iterator):
+            yield as_batch(batch, data_input)
 
     def _count(self) -> int:
         return sum(len(next(iter(as_batch(batch, "inputs").values()))) for batch in self._batches)

@@ -244,7 +244,7 @@ class ModelFingerprint(_message.Message):
     def __init__(self, architecture: _Optional[str] = ..., num_blocks: _Optional[int] = ..., hidden_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "session_id", "token", "run_id", "node_id", "server_round", "device_name", "student", "codecs", "cached_units", "num_examples", "num_batches", "software")
+    __slots__ = ("protocol_version", "session_id", "token", "run_id", "node_id", "server_round", "device_name", "student", "codecs", "cached_units", "num_examples", "num_batches", "software", "next_step")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +258,7 @@ class Hello(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_BATCHES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session_id: str
     token: bytes
@@ -271,7 +272,8 @@ class Hello(_message.Message):
     num_examples: int
     num_batches: int
     software: str
-    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., token: _Optional[bytes] = ..., run_id: _Optional[int] = ..., node_id: _Optional[int] = ..., server_round: _Optional[int] = ..., device_name: _Optional[str] = ..., student: _Optional[_Union[ModelFingerprint, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., cached_units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., num_examples: _Optional[int] = ..., num_batches: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    next_step: int
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., token: _Optional[bytes] = ..., run_id: _Optional[int] = ..., node_id: _Optional[int] = ..., server_round: _Optional[int] = ..., device_name: _Optional[str] = ..., student: _Optional[_Union[ModelFingerprint, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., cached_units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., num_examples: _Optional[int] = ..., num_batches: _Optional[int] = ..., software: _Optional[str] = ..., next_step: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol_version", "software", "resume_token", "grace_period_s")
@@ -436,14 +438,16 @@ class Checkpoint(_message.Message):
     def __init__(self, num_steps: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class Committed(_message.Message):
-    __slots__ = ("commit_id", "units", "next_step")
+    __slots__ = ("commit_id", "units", "next_step", "server_round")
     COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     UNITS_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
     commit_id: str
     units: _containers.RepeatedCompositeFieldContainer[UnitVersion]
     next_step: int
-    def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., next_step: _Optional[int] = ...) -> None: ...
+    server_round: int
+    def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., next_step: _Optional[int] = ..., server_round: _Optional[int] = ...) -> None: ...
 
 class DeviceTimes(_message.Message):
     __slots__ = ("setup_s", "compute_s", "receive_s")

@@ -1,0 +1,395 @@
+"""A round of SCCT: call every device, serve all of them at once, close iteration after iteration, collect the replies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import Protocol
+
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDError, StoreError
+from flwr_splitkd.schedulers import DeviceView
+from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies.chain_result import DeviceRecord, EpochRecord, SCCTResult
+from flwr_splitkd.strategies.console import log
+from flwr_splitkd.tiers.edge.chain import ChainEdge, ChainSettings, Closed, DevicePlan, Iterations
+from flwr_splitkd.wire.server import Session
+
+__all__ = ["Called", "ChainDirector", "ChainRounds"]
+
+_POLL_S = 0.5
+_REPLY_TIMEOUT_S = 60.0
+_MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class Called:
+    """A device that was called: its message, the session that it will open, and its place in the run."""
+
+    message: Message
+    session: Session
+    position: int
+    name: str
+    message_id: str = ""
+    reply: Message | None = None
+    record: DeviceRecord | None = None
+    thread: threading.Thread | None = None
+    fatal: BaseException | None = field(default=None, repr=False)
+
+    @property
+    def node_id(self) -> int:
+        """The node that was called."""
+        return self.session.ticket.node_id
+
+
+class ChainDirector(Protocol):
+    """What a round asks of its strategy."""
+
+    connect_timeout_s: float
+    min_train_nodes: int
+
+    def called(self, grid: Grid, server_round: int, config: ConfigRecord, mode: str) -> list[Called]:
+        """Make the messages of a round's devices, with open sessions."""
+
+    def split_point(self, device: DeviceView) -> int:
+        """Return how many blocks the device runs in this round."""
+
+    def shares(self, devices: Sequence[DeviceView]) -> Sequence[float]:
+        """Return each device's share of the edge."""
+
+
+class ChainRounds:
+    """The rounds of one run.
+
+    Parameters
+    ----------
+    strategy
+        Decides who is called, split points and shares.
+    edge
+        Serves the devices.
+    settings
+        Of the run.
+    grid
+        Carries Flower's messages.
+    result, folder
+        Where everything is recorded.
+    timeout_s
+        Bound on the wait for Flower's replies at a round's end.
+    """
+
+    def __init__(
+        self,
+        strategy: ChainDirector,
+        edge: ChainEdge,
+        settings: ChainSettings,
+        grid: Grid,
+        result: SCCTResult,
+        folder: RunFolder,
+        timeout_s: float,
+    ) -> None:
+        self._strategy, self._edge, self._settings, self._grid = strategy, edge, settings, grid
+        self._result, self._folder = result, folder
+        self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
+        self._views: dict[int, DeviceView] = {}
+        self._lock = threading.Lock()  # guards views, records and files
+
+    def train(self, server_round: int, config: ConfigRecord) -> list[Message]:
+        """Serve a round; return Flower's replies.
+
+        Raises
+        ------
+        NoDeviceError
+            If fewer devices than `min_train_nodes` took part.
+        SplitKDError
+            If the cloud is lost, or the settings cannot be used.
+        """
+        called = self._strategy.called(self._grid, server_round, config, "train")
+        iterations = self._edge.iterations([one.position for one in called])
+        self._begin(called, server_round, iterations)
+        watcher = _Replies(self._grid, called)
+        watcher.start()
+        try:
+            num_closed = self._run_epochs(server_round, iterations, called)
+            iterations.end()
+        except BaseException as error:
+            iterations.end(error)
+            raise
+        finally:
+            self._finish(called)
+            replies = watcher.finish(self._reply_timeout_s)
+        self._check_enough(called, num_closed, server_round)
+        return replies
+
+    def evaluate(self, server_round: int, config: ConfigRecord) -> list[Message]:
+        """Have the devices evaluate the chain on their data; return Flower's replies."""
+        called = self._strategy.called(self._grid, server_round, config, "evaluate")
+        if not called:
+            return []
+        self._begin(called, server_round, None)
+        watcher = _Replies(self._grid, called)
+        watcher.start()
+        self._finish(called)
+        return watcher.finish(self._reply_timeout_s)
+
+    # ---- the round's thread
+
+    def _begin(self, called: Sequence[Called], server_round: int, iterations: Iterations | None) -> None:
+        """Call the devices, each with a thread that serves it."""
+        pushed = list(self._grid.push_messages([one.message for one in called]))
+        for one, message_id in zip(called, pushed, strict=False):
+            one.message_id = message_id or ""
+        for one in called:
+            one.thread = threading.Thread(
+                target=self._take_part,
+                args=(one, server_round, iterations),
+                name=f"splitkd-device-{one.name}",
+                daemon=True,
+            )
+            one.thread.start()
+
+    def _run_epochs(self, server_round: int, iterations: Iterations, called: Sequence[Called]) -> int:
+        """Close the round's iterations; how many there were (R, T and J of the paper, section III.A)."""
+        num_closed = 0
+        for epoch in range(1, self._settings.num_epochs + 1):
+            self._share(called)
+            closed: list[Closed] = []
+            for _ in range(self._settings.num_iterations):
+                one = iterations.close_next()
+                self._raise_fatal(called)
+                if one is None:
+                    log(WARNING, "Round %d, epoch %d: no device is left", server_round, epoch)
+                    break
+                closed.append(one)
+            if closed:
+                self._record_epoch(server_round, epoch, closed)
+            num_closed += len(closed)
+            if len(closed) < self._settings.num_iterations:
+                break
+        return num_closed
+
+    def _share(self, called: Sequence[Called]) -> None:
+        """Share the edge's compute between the devices that are known (SCCT: at the beginning of each epoch)."""
+        with self._lock:
+            known = [(one.position, self._views[one.position]) for one in called if one.position in self._views]
+        if known:
+            shares = self._strategy.shares([view for _, view in known])
+            self._edge.set_shares({position: share for (position, _), share in zip(known, shares, strict=True)})
+
+    def _record_epoch(self, server_round: int, epoch: int, closed: Sequence[Closed]) -> None:
+        answers = [answer for one in closed for answer in one.answers.values()]
+        tokens = max(sum(answer.num_tokens for answer in answers), 1)
+        references = [answer for answer in answers if answer.reference_loss is not None]
+        stepped = closed[-1].stepped
+        record = EpochRecord(
+            server_round=server_round,
+            epoch=epoch,
+            num_iterations=len(closed),
+            loss=sum(answer.loss * answer.num_tokens for answer in answers) / tokens,
+            reference_loss=(
+                sum((answer.reference_loss or 0.0) * answer.num_tokens for answer in references) / tokens
+                if references
+                else None
+            ),
+            seconds=sum(one.seconds for one in closed),
+            num_missed=sum(len(one.missed) for one in closed),
+            module_step=stepped.step + 1,
+            learning_rate=stepped.learning_rate,
+            grad_norm=stepped.grad_norm,
+        )
+        with self._lock:
+            self._result.epochs.append(record)
+            self._folder.append_metrics(record.to_json())
+        log(
+            INFO,
+            "\tround %d epoch %d of %d: loss %.4f over %d iterations of %d devices, %.2f s an iteration%s",
+            server_round,
+            epoch,
+            self._settings.num_epochs,
+            record.loss,
+            record.num_iterations,
+            max(len(one.answers) for one in closed),
+            record.seconds / record.num_iterations,
+            f", {record.num_missed} missed" if record.num_missed else "",
+        )
+
+    def _finish(self, called: Sequence[Called]) -> None:
+        for one in called:
+            if one.thread is not None:
+                one.thread.join()
+
+    def _raise_fatal(self, called: Sequence[Called]) -> None:
+        """What is not a device's fault ends the run: the others would meet the same."""
+        for one in called:
+            if one.fatal is not None:
+                raise one.fatal
+
+    def _check_enough(self, called: Sequence[Called], num_closed: int, server_round: int) -> None:
+        self._raise_fatal(called)
+        took_part = sum(one.record is not None and one.record.outcome is not None for one in called)
+        minimum = max(self._strategy.min_train_nodes, 1)
+        if took_part >= minimum and num_closed:
+            return
+        reasons = "; ".join(f"{one.name}: {one.record.error}" for one in called if one.record and one.record.error)
+        raise NoDeviceError(
+            f"{took_part} of {len(called)} devices took part in round {server_round}, in {num_closed} iterations; expected at "
+            f"least {minimum} in at least 1. {reasons}"
+        )
+
+    # ---- a device's thread
+
+    def _take_part(self, one: Called, server_round: int, iterations: Iterations | None) -> None:
+        mode = "evaluate" if iterations is None else "train"
+        record = DeviceRecord(server_round=server_round, node_id=one.node_id, device=one.name, mode=mode)
+        try:
+            self._wait_connected(one, iterations)
+            view = self._view(one, server_round)
+            plan = DevicePlan(
+                position=one.position,
+                server_round=server_round,
+                split_point=self._strategy.split_point(view),
+                training=iterations is not None,
+            )
+            outcome = self._edge.serve(one.session, plan, iterations)
+            record = DeviceRecord(
+                server_round=server_round, node_id=one.node_id, device=one.name, mode=mode, outcome=outcome
+            )
+        except (ConfigError, CutError, StoreError) as error:
+            one.fatal = error
+            self._edge.dismiss(one.session, str(error))
+        except SplitKDError as error:
+            record = DeviceRecord(
+                server_round=server_round, node_id=one.node_id, device=one.name, mode=mode, error=str(error)
+            )
+            self._edge.dismiss(one.session, str(error))
+        except BaseException as error:  # raised on the round's thread
+            one.fatal = error
+            self._edge.dismiss(one.session, f"{type(error).__name__}: {error}")
+        finally:
+            one.record = record
+            if iterations is not None:
+                iterations.leave(one.position)
+        self._record(record)
+
+    def _wait_connected(self, one: Called, iterations: Iterations | None) -> None:
+        """Wait until a device has come; after a while the others go on without it, but it may still join.
+
+        Raises
+        ------
+        NoDeviceError
+            If it does not come, and why.
+        """
+        deadline_s = time.monotonic() + self._strategy.connect_timeout_s
+        waited_for = True
+        while not one.session.connected:
+            with self._edge.server.changed:
+                self._edge.server.changed.wait(_POLL_S)
+            if one.reply is not None and not one.session.connected:
+                raise NoDeviceError(_why(one.reply))
+            if not one.message_id:
+                raise NoDeviceError("Flower did not take the message for it; the node may have left")
+            over = iterations is None or iterations.over
+            if time.monotonic() > deadline_s and waited_for:
+                waited_for = False
+                log(WARNING, "\tdevice %s has not connected yet; the others go on", one.name)
+                if iterations is not None:
+                    iterations.leave(one.position)
+            if not waited_for and over:
+                raise NoDeviceError(
+                    f"it did not connect within {self._strategy.connect_timeout_s:g} s. All devices of a round work at the "
+                    "same time: in a simulation each needs an actor, so lower `client-resources.num-cpus` or raise the "
+                    "backend's CPUs; in a deployment check its SuperNode and `advertised_address`"
+                )
+        if not waited_for and iterations is not None:
+            iterations.join(one.position)
+
+    def _view(self, one: Called, server_round: int) -> DeviceView:
+        hello = one.session.hello
+        if hello is None:
+            raise ValueError("Only a connected device has said who it is.")
+        view = DeviceView(
+            node_id=one.node_id,
+            name=hello.device_name,
+            server_round=server_round,
+            turn=one.position,
+            num_blocks=self._edge.layout.num_blocks,
+            num_examples=hello.num_examples,
+            num_batches=hello.num_batches,
+        )
+        with self._lock:
+            self._views[one.position] = view
+        return view
+
+    def _record(self, record: DeviceRecord) -> None:
+        with self._lock:
+            self._result.devices.append(record)
+            self._folder.append_metrics(record.to_json())
+        outcome = record.outcome
+        if outcome is None:
+            log(WARNING, "\tround %d: device %s was left out: %s", record.server_round, record.device, record.error)
+            return
+        log(
+            INFO,
+            "\tround %d: device %s, split point %d, %d steps, loss %.4f, %.1f MiB up (%.1f of them layers), %.1f MiB down "
+            "(%.1f), %.1f s%s%s",
+            record.server_round,
+            record.device,
+            outcome.split_point,
+            outcome.num_steps,
+            outcome.loss,
+            outcome.uplink_bytes / _MIB,
+            outcome.uplink_handover_bytes / _MIB,
+            outcome.downlink_bytes / _MIB,
+            outcome.downlink_handover_bytes / _MIB,
+            outcome.duration_s,
+            f", missed {outcome.num_missed} iterations" if outcome.num_missed and not outcome.left else "",
+            f", left: {outcome.left}" if outcome.left else "",
+        )
+
+
+class _Replies:
+    """Pulls Flower's replies while a round goes on, on a thread of its own: an early one tells that a device failed."""
+
+    def __init__(self, grid: Grid, called: Sequence[Called]) -> None:
+        self._grid = grid
+        self._missing: Mapping[str, Called] = {one.message_id: one for one in called if one.message_id}
+        self._deadline_s = float("inf")
+        self._thread = threading.Thread(target=self._pull, name="splitkd-replies", daemon=True)
+        self._called = called
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, timeout_s: float) -> list[Message]:
+        """Wait for the replies of those who took part; return all that came."""
+        self._deadline_s = time.monotonic() + timeout_s
+        self._thread.join()
+        replies = [one.reply for one in self._called if one.reply is not None]
+        for one in self._called:
+            if one.reply is None and one.record is not None and one.record.outcome is not None:
+                log(WARNING, "Device %s took part and sent no reply within %.0f s", one.name, timeout_s)
+        return replies
+
+    def _pull(self) -> None:
+        missing = dict(self._missing)
+        while missing and time.monotonic() < self._deadline_s:
+            for reply in self._grid.pull_messages(list(missing)):
+                one = missing.pop(reply.metadata.reply_to_message_id, None)
+                if one is not None:
+                    one.reply = reply
+            done = self._deadline_s < float("inf")
+            # Who came to nothing need not answer: of a lost device Flower says so only a minute later.
+            if done and all(one.record is None or one.record.outcome is None for one in missing.values()):
+                return
+            time.sleep(_POLL_S)
+
+
+def _why(reply: Message) -> str:
+    """What a device replied with instead of coming."""
+    if reply.has_error():
+        return f"its ClientApp failed: {reply.error.reason}"
+    return "its handler replied without taking part; does its ClientApp call SCCTClient?"

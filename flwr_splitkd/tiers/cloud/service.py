@@ -1,0 +1,319 @@
+"""The cloud as its edges see it: open a task, differentiate, step, commit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from flwr_splitkd.errors import ConfigError, HandshakeError, PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.tiers.cloud.llm import CloudLLM
+from flwr_splitkd.tiers.cloud.store import TaskStore
+from flwr_splitkd.tiers.cloud.task import CloudTask, StepResult
+from flwr_splitkd.tiers.fair import FairExecutor
+from flwr_splitkd.tiers.units import decode_all, encode_all
+from flwr_splitkd.wire.cloud_server import CloudServer, CloudSession
+from flwr_splitkd.wire.codec import decode, encode
+from flwr_splitkd.wire.framing import WireMessage
+from flwr_splitkd.wire.handshake import clean_name
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["CloudService", "ServedTask", "check_edge"]
+
+_log = logging.getLogger(__name__)
+
+_REQUESTS = "Intermediate|PeftStep|EndRound|FetchState"
+_OPEN_S = 60.0
+_IDLE_S = 30 * 86_400.0
+"""Between two rounds an edge may be silent for long; that it is dead shows on its connection."""
+_DEVICES = 32
+"""Bits of a device's position: positions of several edges stay apart."""
+
+
+@dataclass(slots=True)
+class ServedTask:
+    """A task with what belongs to its life as a service.
+
+    Parameters
+    ----------
+    task
+        The module.
+    store
+        Where its state goes.
+    commit_every_steps
+        Steps after which the state is made durable; what came since is sent again by the edge after a crash.
+    edges
+        Names of the edges that may use it; empty for all.
+
+    Attributes
+    ----------
+    iterations
+        Steps that each edge has asked for, by its name.
+    """
+
+    task: CloudTask
+    store: TaskStore
+    commit_every_steps: int = 10
+    edges: frozenset[str] = frozenset()
+    iterations: dict[str, int] = field(default_factory=dict)
+    initial: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    uncommitted: int = 0
+
+    def __post_init__(self) -> None:
+        """Go on from the disk, if there is something."""
+        if self.commit_every_steps < 1:
+            raise ConfigError(f"`commit_every_steps` is {self.commit_every_steps}; expected at least 1.")
+        self.initial = {name: tensor.clone() for name, tensor in self.task.state().items()}
+        latest = self.store.latest()
+        if latest is not None:
+            self._load(*latest)
+
+    def restart(self, start: pb.OpenTask, edge: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put the task where an edge's run begins.
+
+        Raises
+        ------
+        SplitKDError
+            If there is no such state; the task is as before.
+        """
+        if start.start == pb.TASK_START_CONTINUE:
+            return
+        if start.start == pb.TASK_START_ROUND:
+            self._load(*self.store.at_round(start.run, start.server_round))
+        elif start.start == pb.TASK_START_FRESH:
+            self._load(self.initial, {})
+        elif start.start == pb.TASK_START_GIVEN:
+            weights = {name: tensor for name, tensor in self.initial.items() if name.startswith("weight/")}
+            self.task.load_state({**weights, **tensors})
+            self.iterations = {}
+        else:
+            raise ProtocolError(f"Edge {edge} opens its task with the start {start.start}; expected 1 to 4.")
+        self.commit(edge)
+
+    def commit(self, edge: str, run: str = "", server_round: int = 0) -> str:
+        """Make the task's state durable; as that of a round's end, if one is named."""
+        info = {"iterations": self.iterations, "edge": edge, "run": run, "server_round": server_round}
+        commit = self.store.commit_round if run else self.store.commit
+        commit_id = commit(self.task.state(), info)
+        self.uncommitted = 0
+        return commit_id
+
+    def _load(self, state: Mapping[str, Tensor], info: Mapping[str, object]) -> None:
+        self.task.load_state(state)
+        iterations = info.get("iterations", {})
+        self.iterations = dict(iterations) if isinstance(iterations, Mapping) else {}
+
+
+class CloudService:
+    """Serves tasks of one LLM to edges until it is closed.
+
+    Every edge has a thread that waits for its messages; all computing is on one other thread, fair between the tasks.
+
+    Parameters
+    ----------
+    server
+        Bound, not yet started; made with `check` of the same tasks, see `open_cloud`.
+    llm
+        Frozen, with the tasks' modules.
+    tasks
+        By name.
+    edges
+        Names of all edges that may come; their order seeds what is drawn for their devices.
+    """
+
+    def __init__(
+        self, server: CloudServer, llm: CloudLLM, tasks: Mapping[str, ServedTask], edges: Collection[str]
+    ) -> None:
+        self._server, self._llm, self._tasks = server, llm, dict(tasks)
+        self._positions = {edge: position for position, edge in enumerate(sorted(edges))}
+        self._compute = FairExecutor("splitkd-cloud-compute")
+        self._lock = threading.Lock()  # guards what follows
+        self._open: list[_EdgeSession] = []
+        self.address, self.root_certificate = server.address, server.root_certificate
+        server.start(self._serve)
+
+    def close(self) -> None:
+        """Tell every edge, make what was trained durable, and end the threads."""
+        self._server.stop()
+        for name, served in self._tasks.items():
+            if served.uncommitted:
+                try:
+                    self._compute.run(name, partial(served.commit, ""))
+                except SplitKDError as error:
+                    _log.error("Task %s was not made durable: %s", name, error)
+        self._compute.close()
+
+    def _serve(self, session: CloudSession) -> None:
+        served = self._tasks[session.task]
+        offset = self._positions[session.edge] << _DEVICES
+        one = _EdgeSession(session, served, self._llm, self._compute, offset)
+        with self._lock:
+            self._open.append(one)
+        try:
+            one.run(self._tell_committed)
+        except PeerLostError as error:
+            _log.info("Task %s: %s", session.task, error)
+        except SplitKDError as error:
+            _log.warning("Task %s: edge %s is cut off: %s", session.task, session.edge, error)
+        except Exception:
+            _log.exception("Task %s: edge %s is cut off", session.task, session.edge)
+        finally:
+            with self._lock:
+                self._open.remove(one)
+
+    def _tell_committed(self, served: ServedTask, commit_id: str) -> None:
+        """Every edge of the task may forget what it would have sent again."""
+        with self._lock:
+            concerned = [one for one in self._open if one.served is served]
+        for one in concerned:
+            one.tell_committed(commit_id)
+
+
+def check_edge(tasks: Mapping[str, ServedTask], hello: pb.CloudHello) -> None:
+    """Refuse an edge that asks for a task which it cannot have.
+
+    Raises
+    ------
+    HandshakeError
+        Naming what is wrong.
+    """
+    served = tasks.get(hello.task)
+    if served is None or (served.edges and hello.edge not in served.edges):
+        allowed = sorted(name for name, one in tasks.items() if not one.edges or hello.edge in one.edges)
+        raise HandshakeError(
+            f"The task is {clean_name(hello.task)!r}; expected one of {allowed}. Add it to the cloud's configuration, or "
+            "let this edge use it."
+        )
+    width = served.task.settings.slm_width
+    if hello.encoder_width != width:
+        raise HandshakeError(
+            f"The encoder's output is {hello.encoder_width} wide; expected {width}, as task {hello.task!r} is configured "
+            "(`slm_width`)."
+        )
+
+
+class _EdgeSession:
+    """One edge's requests, in the order in which they come."""
+
+    def __init__(
+        self, session: CloudSession, served: ServedTask, llm: CloudLLM, compute: FairExecutor, device_offset: int
+    ) -> None:
+        self.served = served
+        self._session, self._link, self._llm, self._compute = session, session.link, llm, compute
+        self._task, self._offset = served.task, device_offset
+
+    def run(self, tell_committed: Callable[[ServedTask, str], None]) -> None:
+        try:
+            self._open()
+            while True:
+                message = self._link.receive(_REQUESTS, _IDLE_S)
+                if message.kind == "Intermediate":
+                    self._intermediate(message)
+                elif message.kind == "PeftStep":
+                    self._step(message.body, tell_committed)
+                elif message.kind == "EndRound":
+                    self._end_round(message.body, tell_committed)
+                else:
+                    self._link.send(pb.TaskState(), encode_all(self._compute.run(self._session.task, self._weights)))
+        except BaseException as error:
+            self._link.fail(error)
+            raise
+        finally:
+            keys = [key for key in self._task.pending if key[0] >> _DEVICES == self._offset >> _DEVICES]
+            self._task.discard(keys)
+
+    def tell_committed(self, commit_id: str) -> None:
+        try:
+            self._link.send(
+                pb.Committed(commit_id=commit_id, next_step=self.served.iterations.get(self._session.edge, 0))
+            )
+        except SplitKDError as error:
+            _log.info("Edge %s did not hear of commit %s: %s", self._session.edge, commit_id, error)
+
+    def _weights(self) -> dict[str, Tensor]:
+        # A copy: the next step may begin while these are on their way.
+        state = self._task.state()
+        return {name: tensor.clone() for name, tensor in state.items() if name.startswith("weight/")}
+
+    def _open(self) -> None:
+        message = self._link.receive("OpenTask", _OPEN_S)
+        edge = self._session.edge
+        tensors = decode_all(message.tensors)
+        self._compute.run(self._session.task, partial(self.served.restart, message.body, edge, tensors))
+        opened = pb.TaskOpened(
+            next_step=self.served.iterations.get(edge, 0),
+            vocab_size=self._llm.vocab_size,
+            reference_loss=self._task.settings.reference_loss,
+            software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+        )
+        self._link.send(opened)
+        _log.info("Edge %s opened task %s at its step %d", edge, self._session.task, opened.next_step)
+
+    def _intermediate(self, message: WireMessage) -> None:
+        body: pb.Intermediate = message.body
+        if body.device >> _DEVICES:
+            raise ProtocolError(f"{self._link.peer} names device {body.device}; expected below {1 << _DEVICES}.")
+        answer, tensors = self._compute.run(self._session.task, partial(self._answer, body, message))
+        self._link.send(answer, {name: encode(tensor) for name, tensor in tensors.items()})
+
+    def _answer(self, body: pb.Intermediate, message: WireMessage) -> tuple[pb.IntermediateGradient, dict[str, Tensor]]:
+        answer = pb.IntermediateGradient(device=body.device, step=body.step)
+        hidden, mask = (_decoded(message, name) for name in ("hidden", "mask"))
+        tensors: dict[str, Tensor] = {}
+        if body.mode == pb.MODE_TRAIN:
+            done = self._task.differentiate(
+                hidden,
+                mask,
+                _decoded(message, "labels"),
+                key=(self._offset | body.device, body.step),
+                reference=decode_all(message.tensors, "reference/") or None,
+            )
+            answer.loss, answer.num_tokens = done.loss, done.num_tokens
+            if done.reference_loss is not None:
+                answer.reference_loss = done.reference_loss
+            tensors["gradient"] = done.gradient
+            return answer, tensors
+        if "labels" in message.tensors:
+            answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, _decoded(message, "labels"))
+        if body.max_new_tokens:
+            tensors["tokens"] = self._task.generate(hidden, mask, body.max_new_tokens)
+        return answer, tensors
+
+    def _step(self, body: pb.PeftStep, tell_committed: Callable[[ServedTask, str], None]) -> None:
+        served, edge = self.served, self._session.edge
+        expected = served.iterations.get(edge, 0)
+        if body.step != expected:
+            raise ProtocolError(f"{self._link.peer} asks for step {body.step}; expected {expected}. Nothing was applied.")
+        keys = [(self._offset | one.device, one.step) for one in body.contributions]
+        result = self._compute.run(self._session.task, partial(self._count_step, keys))
+        self._link.send(
+            pb.PeftStepped(step=body.step, learning_rate=result.learning_rate, grad_norm=result.grad_norm)
+        )
+        if served.uncommitted >= served.commit_every_steps:
+            tell_committed(served, self._compute.run(self._session.task, partial(served.commit, edge)))
+
+    def _count_step(self, keys: list[tuple[int, int]]) -> StepResult:
+        """Take a step and count it, in one job: a commit must not come between the two."""
+        result = self._task.step(keys)
+        self.served.iterations[self._session.edge] = self.served.iterations.get(self._session.edge, 0) + 1
+        self.served.uncommitted += 1
+        return result
+
+    def _end_round(self, body: pb.EndRound, tell_committed: Callable[[ServedTask, str], None]) -> None:
+        job = partial(self.served.commit, self._session.edge, body.run, body.server_round)
+        commit_id = self._compute.run(self._session.task, job)
+        done = self.served.iterations.get(self._session.edge, 0)
+        self._link.send(pb.Committed(commit_id=commit_id, next_step=done, server_round=body.server_round))
+        tell_committed(self.served, commit_id)
+
+
+def _decoded(message: WireMessage, name: str) -> Tensor:
+    if name not in message.tensors:
+        raise ProtocolError(f"{message.kind} has the tensors {sorted(message.tensors)[:8]}; expected {name!r} as well.")
+    return decode(message.tensors[name])

@@ -1,0 +1,86 @@
+"""A task's state on the cloud's disk: after every so many steps, and at the end of every round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flwr_splitkd.errors import StoreError
+from flwr_splitkd.store import CommitLog, Manifest
+
+__all__ = ["TaskStore"]
+
+_UNIT = "module"
+
+
+class TaskStore:
+    """Two commit logs: ``steps`` for a process that dies, ``rounds`` for a run that goes back.
+
+    A run that is resumed starts from the end of a round, which more than two commits of steps may lie behind.
+
+    Parameters
+    ----------
+    folder
+        Of one task; created when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._steps = CommitLog(folder / "steps")
+        self._rounds = CommitLog(folder / "rounds")
+
+    def latest(self) -> tuple[dict[str, Tensor], Mapping[str, Any]] | None:
+        """The newest state and what was noted with it, or None if there is none.
+
+        Raises
+        ------
+        StoreError
+            If its file is damaged.
+        """
+        return (self._steps.read(_UNIT), self._steps.latest.info) if self._steps.latest else None
+
+    def commit(self, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
+        """Make a state durable; return its name.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or cannot be written; the state before stays in force.
+        """
+        return self._steps.commit({_UNIT: state}, info).commit_id
+
+    def commit_round(self, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
+        """Make the state at a round's end durable, as the newest too.
+
+        Raises
+        ------
+        StoreError
+            As `commit`.
+        """
+        self._rounds.commit({_UNIT: state}, info)
+        return self.commit(state, info)
+
+    def at_round(self, run: str, server_round: int) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+        """The state at the end of a round of a run.
+
+        Raises
+        ------
+        StoreError
+            If it is not, or no more, on the disk.
+        """
+        kept = self._rounds.kept()
+        for manifest in kept:
+            if (manifest.info.get("run"), manifest.info.get("server_round")) == (run, server_round):
+                return self._rounds.read(_UNIT, manifest), manifest.info
+        raise StoreError(
+            f"The cloud has no state of round {server_round} of run {run!r}; expected one of {_told(kept)}. Start the task "
+            "from its newest state, or afresh."
+        )
+
+
+def _told(kept: list[Manifest]) -> str:
+    rounds = [f"round {manifest.info.get('server_round')} of run {manifest.info.get('run')!r}" for manifest in kept]
+    return ", ".join(rounds) or "none, since no round was completed"

@@ -1,0 +1,435 @@
+"""The edge's side of its stream to the cloud: many devices ask, one stream carries, nothing is lost with the cloud.
+
+What trains the cloud's module is kept until the cloud has made it durable. When the cloud's process dies, the link dials
+until it is back, opens the task where the cloud's disk has it, and sends again what came since, in the same order: the
+module ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.tiers.units import decode_all, encode_all, require_finite
+from flwr_splitkd.wire.client import connect
+from flwr_splitkd.wire.codec import CodecName, codec_code, decode, encode, supported_codecs
+from flwr_splitkd.wire.framing import Limits, WireMessage
+from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
+from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.tensors import EncodedTensor
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["CloudAccess", "CloudAnswer", "CloudLink", "Stepped"]
+
+_log = logging.getLogger(__name__)
+
+_ANSWERS = "IntermediateGradient|PeftStepped|Committed|TaskState"
+_SILENCE_S = 30 * 86_400.0
+_PAUSE_S = 0.5
+_REMEDY = "The iteration is undone; check the cloud's log, lower the learning rate of its task, or clip its gradients."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudAccess:
+    """Where the cloud is, and who asks.
+
+    Parameters
+    ----------
+    address
+        ``host:port`` of the cloud.
+    edge, token
+        This edge's name and secret, as in the cloud's configuration.
+    task
+        Which module this edge trains and uses.
+    root_certificate
+        PEM of the authority that signed the cloud's certificate; plaintext when empty.
+    patience_s
+        Seconds that the cloud may be away before a round is given up.
+    connect_timeout_s
+        Seconds of one attempt to reach it.
+    codec
+        For intermediate data on the way up.
+    """
+
+    address: str
+    edge: str
+    token: bytes = field(repr=False)
+    task: str
+    root_certificate: bytes = field(default=b"", repr=False)
+    patience_s: float = 300.0
+    connect_timeout_s: float = 20.0
+    codec: CodecName = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudAnswer:
+    """What the cloud says to one device's intermediate data.
+
+    Parameters
+    ----------
+    gradient
+        Of the device's loss by the intermediate data, when training.
+    tokens
+        What the LLM generated, if it was asked to.
+    loss
+        Mean over the answer's tokens when training, else their sum.
+    reference_loss
+        Of the LLM without the encoder, if asked for.
+    num_tokens
+        Labels that count.
+    """
+
+    gradient: Tensor | None
+    tokens: Tensor | None
+    loss: float
+    reference_loss: float | None
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """An optimiser step of the cloud's module."""
+
+    step: int
+    learning_rate: float
+    grad_norm: float
+
+
+@dataclass(slots=True)
+class _Request:
+    """A message with the promise of its answer; `lasting` ones are sent again until they are durable."""
+
+    body: Any
+    tensors: Mapping[str, EncodedTensor]
+    future: Future[WireMessage]
+    lasting: bool
+
+
+class CloudLink:
+    """One task's stream to the cloud, for many threads.
+
+    Parameters
+    ----------
+    access
+        Where the cloud is, and who asks.
+    encoder_width
+        Width of the intermediate data in values.
+    limits
+        Bounds on what the cloud may send.
+
+    Notes
+    -----
+    Two edges that train one task at once are sent again each its own messages; their order among each other is then not that
+    of before.
+    """
+
+    def __init__(self, access: CloudAccess, *, encoder_width: int, limits: Limits | None = None) -> None:
+        self.access = access
+        self.opened = pb.TaskOpened()
+        self.num_reopened = 0
+        self._width, self._limits = encoder_width, limits
+        self._changed = threading.Condition()  # guards what follows
+        self._link: Link | None = None
+        self._journal: list[_Request] = []
+        self._error: BaseException | None = None
+        self._closing = False
+        self._next_step = 0
+        self._bytes = (0, 0)
+        self._thread: threading.Thread | None = None
+
+    def open(
+        self, start: pb.TaskStart, *, run: str = "", server_round: int = 0, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Reach the cloud and open the task there.
+
+        Parameters
+        ----------
+        start
+            Where the module begins; with ``TASK_START_ROUND`` at the end of `server_round` of `run`, with
+            ``TASK_START_GIVEN`` with the weights in `state`.
+
+        Raises
+        ------
+        PeerLostError
+            If the cloud cannot be reached.
+        HandshakeError
+            If it refuses this edge.
+        SplitKDError
+            If it has no such state.
+        """
+        opening = pb.OpenTask(start=start, run=run, server_round=server_round)
+        first: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(opening, encode_all(state or {}), first), name="splitkd-cloud-link", daemon=True
+        )
+        self._thread.start()
+        first.result()
+
+    # ---- what devices and the round ask for
+
+    def differentiate(
+        self,
+        device: int,
+        step: int,
+        hidden: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        reference: Mapping[str, EncodedTensor] | None = None,
+    ) -> CloudAnswer:
+        """Have the loss of one device's intermediate data differentiated; wait for the answer.
+
+        Parameters
+        ----------
+        device, step
+            Name the gradient of the module, for `step`.
+        hidden
+            The encoder's output, [batch, positions, width].
+        mask
+            Which positions count, [batch, positions].
+        labels
+            Token ids of the answers, [batch, tokens].
+        reference
+            Tokens of context and question as encoded tensors, if the cloud wants them.
+
+        Raises
+        ------
+        SplitKDError
+            If the cloud is lost for good, or cannot do it.
+        """
+        tensors = {"hidden": encode(hidden, codec_code(self.access.codec)), **encode_all({"mask": mask, "labels": labels})}
+        tensors.update({f"reference/{name}": tensor for name, tensor in (reference or {}).items()})
+        body = pb.Intermediate(mode=pb.MODE_TRAIN, device=device, step=step)
+        message = self._ask(body, tensors, lasting=True)
+        gradient = decode(_tensor(message, "gradient"))
+        if gradient.shape != hidden.shape:
+            raise TensorError(
+                f"The cloud's gradient has shape {tuple(gradient.shape)}; expected {tuple(hidden.shape)}. Install the same "
+                "flwr_splitkd on edge and cloud."
+            )
+        require_finite(gradient, f"The cloud's gradient of step {step} of device {device}", _REMEDY)
+        return _answer(message, gradient=gradient.to(hidden.device))
+
+    def evaluate(
+        self, device: int, step: int, hidden: Tensor, mask: Tensor, labels: Tensor | None, max_new_tokens: int
+    ) -> CloudAnswer:
+        """Have the loss computed, if there are labels, and an answer generated, if `max_new_tokens` is above 0."""
+        plain = {"mask": mask} if labels is None else {"mask": mask, "labels": labels}
+        tensors = {"hidden": encode(hidden, codec_code(self.access.codec)), **encode_all(plain)}
+        body = pb.Intermediate(mode=pb.MODE_EVALUATE, device=device, step=step, max_new_tokens=max_new_tokens)
+        return _answer(self._ask(body, tensors))
+
+    def step(self, contributions: Sequence[tuple[int, int]]) -> Stepped:
+        """Take one optimiser step of the module over the sum of these gradients, named by device and step."""
+        body = pb.PeftStep(
+            step=self._next_step, contributions=[pb.Contribution(device=d, step=s) for d, s in contributions]
+        )
+        self._next_step += 1
+        answer: pb.PeftStepped = self._ask(body, {}, lasting=True).body
+        return Stepped(step=answer.step, learning_rate=answer.learning_rate, grad_norm=answer.grad_norm)
+
+    def end_round(self, run: str, server_round: int) -> None:
+        """Have the module's state kept as that of a round's end."""
+        self._ask(pb.EndRound(run=run, server_round=server_round), {})
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's weights as they are now, by name."""
+        tensors = decode_all(self._ask(pb.FetchState(), {}).tensors)
+        return {name.removeprefix("weight/"): tensor for name, tensor in tensors.items()}
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes up and down so far."""
+        with self._changed:
+            link = self._link
+            return (self._bytes[0] + link.bytes_sent, self._bytes[1] + link.bytes_received) if link else self._bytes
+
+    def close(self) -> None:
+        """End the stream; who still waits for an answer gets an error."""
+        with self._changed:
+            self._closing = True
+            if self._link is not None:
+                self._link.close()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(10.0)
+
+    # ---- requests and their answers
+
+    def _ask(self, body: Any, tensors: Mapping[str, EncodedTensor], *, lasting: bool = False) -> WireMessage:
+        request = _Request(body, tensors, Future(), lasting)
+        with self._changed:
+            if self._error is not None or self._closing:
+                raise self._error or PeerLostError("The stream to the cloud is closed.")
+            self._journal.append(request)
+            if self._link is not None:
+                try:
+                    self._link.send(body, tensors)
+                except SplitKDError as error:  # it is sent again when the cloud is back
+                    _log.debug("Sent again later: %s", error)
+        return request.future.result()
+
+    def _answered(self, message: WireMessage) -> None:
+        with self._changed:
+            if message.kind == "Committed":
+                self._forget_durable(message.body.next_step)
+            if message.kind == "Committed" and not message.body.server_round:
+                return
+            request = next((one for one in self._journal if _answers(one.body, message)), None)
+            if request is None:
+                raise ProtocolError(f"The cloud answered {message.kind} to what nobody asked.")
+            if not request.lasting:
+                self._journal.remove(request)
+        if not request.future.done():  # it is, when it was sent again
+            request.future.set_result(message)
+
+    def _forget_durable(self, next_step: int) -> None:
+        """Drop the steps before `next_step` and what they were taken over."""
+        steps = [one for one in self._journal if isinstance(one.body, pb.PeftStep) and one.body.step < next_step]
+        done = {(item.device, item.step) for one in steps for item in one.body.contributions}
+        gone = {id(one) for one in steps}
+        self._journal = [one for one in self._journal if id(one) not in gone and not _names(one.body, done)]
+
+    # ---- the thread
+
+    def _run(self, opening: pb.OpenTask, state: Mapping[str, EncodedTensor], first: Future[None]) -> None:
+        try:
+            lost_s: float | None = None
+            while not self._closing:
+                try:
+                    self._serve(opening, state, first)
+                    lost_s = None
+                except HandshakeError:
+                    raise
+                except PeerLostError as error:
+                    if self._closing:
+                        break
+                    now_s = time.monotonic()
+                    lost_s = now_s if lost_s is None or self._was_there() else lost_s
+                    if not first.done() or now_s - lost_s > self.access.patience_s:
+                        raise
+                    _log.warning("%s; dialling again for up to %g s", error, self.access.patience_s)
+                    time.sleep(_PAUSE_S)
+                    opening, state = pb.OpenTask(start=pb.TASK_START_CONTINUE), {}
+            self._fail(PeerLostError("The stream to the cloud is closed."), first)
+        except SplitKDError as error:
+            self._fail(error, first)
+        except Exception as error:  # nobody else would hear of it, and every device would wait
+            self._fail(SplitKDError(f"The stream to the cloud failed: {type(error).__name__}: {error}"), first)
+
+    def _was_there(self) -> bool:
+        """Whether the last attempt got as far as an open task."""
+        with self._changed:
+            was, self._link = self._link is not None, None
+            return was
+
+    def _serve(self, opening: pb.OpenTask, state: Mapping[str, EncodedTensor], first: Future[None]) -> None:
+        access = self.access
+        hello = pb.CloudHello(
+            protocol_version=PROTOCOL_VERSION,
+            session_id=secrets.token_hex(8),
+            edge=access.edge,
+            token=access.token,
+            task=access.task,
+            encoder_width=self._width,
+            codecs=supported_codecs(),
+            software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+        )
+        with connect(
+            access.address,
+            hello,
+            root_certificate=access.root_certificate,
+            timeout_s=access.connect_timeout_s,
+            limits=self._limits,
+        ) as link:
+            link.send(opening, state)
+            opened: pb.TaskOpened = link.receive("TaskOpened", access.patience_s).body
+            try:
+                self._attach(link, opened, again=first.done())
+                if not first.done():
+                    first.set_result(None)
+                while True:
+                    self._answered(link.receive(_ANSWERS, _SILENCE_S))
+            finally:
+                with self._changed:
+                    self._bytes = (self._bytes[0] + link.bytes_sent, self._bytes[1] + link.bytes_received)
+                    if self._closing:
+                        self._link = None
+
+    def _attach(self, link: Link, opened: pb.TaskOpened, *, again: bool) -> None:
+        """Use this link from now on; send what the cloud lacks."""
+        with self._changed:
+            if again:
+                self.num_reopened += 1
+                _log.warning("The cloud is back at step %d of %d", opened.next_step, self._next_step)
+                self._forget_durable(opened.next_step)
+                self._check_complete(opened.next_step)
+            else:
+                self._next_step = opened.next_step
+            self.opened, self._link = opened, link
+            for request in self._journal:
+                link.send(request.body, request.tensors)
+
+    def _check_complete(self, next_step: int) -> None:
+        """Refuse to go on with a cloud whose state is another one than that which this edge knows."""
+        known = [one.body.step for one in self._journal if isinstance(one.body, pb.PeftStep)]
+        if known != list(range(next_step, self._next_step)):
+            raise ProtocolError(
+                f"The cloud came back at step {next_step} of task {self.access.task!r}; expected {self._next_step} or what "
+                "it last committed. Its state was changed or lost; resume the run from its last round."
+            )
+
+    def _fail(self, error: SplitKDError, first: Future[None]) -> None:
+        with self._changed:
+            self._error = error
+            waiting = [one.future for one in self._journal if not one.future.done()]
+            self._journal = []
+        for future in (first, *waiting):
+            if not future.done():
+                future.set_exception(error)
+
+
+def _names(body: Any, contributions: set[tuple[int, int]]) -> bool:
+    """Whether this is the intermediate data of one of these contributions."""
+    training = isinstance(body, pb.Intermediate) and body.mode == pb.MODE_TRAIN
+    return training and (body.device, body.step) in contributions
+
+
+def _answers(body: Any, message: WireMessage) -> bool:
+    """Whether a message answers a request; each kind of request is answered in order."""
+    answer = message.body
+    if isinstance(body, pb.Intermediate):
+        same = message.kind == "IntermediateGradient" and (body.device, body.step) == (answer.device, answer.step)
+        return same and (body.mode == pb.MODE_TRAIN) == ("gradient" in message.tensors)
+    if isinstance(body, pb.PeftStep):
+        return message.kind == "PeftStepped" and body.step == answer.step
+    if isinstance(body, pb.EndRound):
+        return message.kind == "Committed" and body.server_round == answer.server_round
+    return isinstance(body, pb.FetchState) and message.kind == "TaskState"
+
+
+def _answer(message: WireMessage, gradient: Tensor | None = None) -> CloudAnswer:
+    body: pb.IntermediateGradient = message.body
+    return CloudAnswer(
+        gradient=gradient,
+        tokens=decode(message.tensors["tokens"]) if "tokens" in message.tensors else None,
+        loss=body.loss,
+        reference_loss=body.reference_loss if body.HasField("reference_loss") else None,
+        num_tokens=body.num_tokens,
+    )
+
+
+def _tensor(message: WireMessage, name: str) -> EncodedTensor:
+    if name not in message.tensors:
+        raise ProtocolError(f"The cloud's {message.kind} has {sorted(message.tensors)}; expected {name!r} as well.")
+    return message.tensors[name]

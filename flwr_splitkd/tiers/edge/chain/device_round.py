@@ -1,0 +1,377 @@
+"""One device's part in a round, on the edge: from its layers to its layers.
+
+RoundPlan -> ServerHalf -> (receive -> forward -> cloud -> backward -> send -> step)* -> RoundOver.
+
+Each device has a thread that runs this; it waits here for messages and for the cloud. All computing is on the one thread of
+the `FairExecutor`, where the device gets its share of the edge.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flwr_splitkd.errors import ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.split import Layout
+from flwr_splitkd.store.tensor_file import digest
+from flwr_splitkd.tiers.edge.chain.cloud_link import CloudAnswer, CloudLink
+from flwr_splitkd.tiers.edge.chain.half import ServerHalf, held_units
+from flwr_splitkd.tiers.edge.chain.iterations import Iterations
+from flwr_splitkd.tiers.edge.chain.plan import ChainSettings, DeviceOutcome, DevicePlan
+from flwr_splitkd.tiers.fair import FairExecutor
+from flwr_splitkd.tiers.seeds import device_seed
+from flwr_splitkd.tiers.units import FROZEN, decode_all, encode_all, require_finite, versioned_units
+from flwr_splitkd.wire.codec import codec_code, decode, encode
+from flwr_splitkd.wire.framing import WireMessage
+from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.tensors import EncodedTensor
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+__all__ = ["KeptUnits", "Stage", "serve_device"]
+
+Result = TypeVar("Result")
+
+KeptUnits = dict[str, tuple[str, dict[str, Tensor]]]
+"""Version and tensors of each unit that the edge keeps of a device between two rounds."""
+
+_REMEDY = "The iteration is undone; check this device's data and hardware, or lower the learning rate."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What all devices of a round share on the edge.
+
+    Parameters
+    ----------
+    skeleton
+        Builds the encoder without memory.
+    layout
+        Of the encoder.
+    width
+        Of its output.
+    settings
+        Of the run.
+    compute
+        The thread that computes.
+    compute_device
+        Where it does.
+    cloud
+        The stream to the cloud.
+    iterations
+        Of this round; None when evaluating.
+    """
+
+    skeleton: Callable[[], nn.Module]
+    layout: Layout
+    width: int
+    settings: ChainSettings
+    compute: FairExecutor
+    compute_device: torch.device
+    cloud: CloudLink
+    iterations: Iterations | None = None
+
+
+def serve_device(link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan, kept: KeptUnits) -> DeviceOutcome:
+    """Serve one device's part in a round.
+
+    Parameters
+    ----------
+    kept
+        What the edge has of the device's layers; replaced by the half as trained, and emptied if the device is lost: it will
+        come back with its backup.
+
+    Raises
+    ------
+    SplitKDError
+        Why it came to nothing; the device has been told.
+    """
+    one = _DeviceRound(link, hello, stage, plan)
+    try:
+        return one.run(kept)
+    except BaseException as error:
+        kept.clear()
+        link.fail(error)
+        raise
+    finally:
+        if stage.iterations is not None:
+            stage.iterations.leave(plan.position)
+        one.close()
+
+
+class _DeviceRound:
+    def __init__(self, link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan) -> None:
+        self._link, self._stage, self._plan, self._settings = link, stage, plan, stage.settings
+        self._versions = {item.unit: item.version for item in hello.cached_units}
+        self._half: ServerHalf | None = None
+        self._first_step = self._step = hello.next_step
+        self._started_s = time.monotonic()
+        self._loss_sum, self._reference_sum, self._num_tokens = 0.0, 0.0, 0
+        self._references = 0
+        self._uplink_handover = self._downlink_handover = 0
+        self._edge_s = 0.0
+
+    def run(self, kept: KeptUnits) -> DeviceOutcome:
+        self._link.admit()
+        self._half = self._take_half(kept)
+        message, closed = self._serve_steps(self._half)
+        if not self._plan.training:
+            self._link.send(self._round_over({}))
+            return self._outcome(message, closed)
+        units = self._compute(self._half.units)
+        self._say_over({unit: tensors for unit, tensors in units.items() if not unit.endswith(FROZEN)})
+        kept.clear()
+        kept.update({unit: (digest(tensors), tensors) for unit, tensors in units.items()})
+        return self._outcome(message, closed)
+
+    def close(self) -> None:
+        if self._half is not None:
+            half, self._half = self._half, None
+            try:
+                self._compute(half.close)
+            except SplitKDError:  # the edge is being shut down, and its thread with it
+                half.close()
+
+    def _compute(self, job: Callable[[], Result]) -> Result:
+        return self._stage.compute.run(self._plan.position, job)
+
+    # ---- the half, from what is kept and what the device sends
+
+    def _take_half(self, kept: KeptUnits) -> ServerHalf:
+        """Ask for the layers that the edge lacks (SCCT's incremental transmission, section III.A) and build the half."""
+        stage, plan, settings = self._stage, self._plan, self._settings
+        skeleton = stage.skeleton()
+        names = versioned_units(skeleton, stage.layout)
+        needed = held_units(names, stage.layout, plan.split_point, device=False)
+        wanted = [unit for unit in needed if unit not in kept or kept[unit][0] != self._versions.get(unit)]
+        seed = device_seed(settings.seed, plan.position)
+        self._link.send(
+            pb.RoundPlan(
+                mode=pb.MODE_TRAIN if plan.training else pb.MODE_EVALUATE,
+                server_round=plan.server_round,
+                split_point=plan.split_point,
+                num_epochs=settings.num_epochs,
+                num_iterations=settings.num_iterations,
+                first_step=self._first_step,
+                seed=seed,
+                uplink_codec=codec_code(settings.uplink_codec),
+                downlink_codec=codec_code(settings.downlink_codec),
+                optimizer=settings.optimizer.to_wire(),
+                optimizer_handover=_HANDOVERS[settings.moments_travel],
+                clip_gradients=settings.max_grad_norm is not None,
+                wanted_units=wanted,
+                reference_loss=stage.cloud.opened.reference_loss,
+                max_new_tokens=settings.max_new_tokens,
+            )
+        )
+        message = self._receive("ServerHalf")
+        self._uplink_handover = message.num_bytes
+        received: dict[str, dict[str, Tensor]] = {unit: {} for unit in wanted}
+        for name, tensor in decode_all(message.tensors).items():
+            unit, _, rest = name.partition("|")
+            if unit not in received:
+                raise ProtocolError(f"{self._link.peer} sent a tensor {name[:80]!r}; expected only units {wanted[:8]}.")
+            received[unit][rest] = tensor
+        units = {unit: received[unit] if unit in received else kept[unit][1] for unit in needed}
+        kept.clear()  # the half takes the tensors over
+        return self._compute(
+            partial(
+                ServerHalf,
+                skeleton,
+                stage.layout,
+                plan.split_point,
+                units,
+                optimizer=settings.optimizer,
+                moments_travel=settings.moments_travel,
+                seed=seed,
+                compute_device=stage.compute_device,
+            )
+        )
+
+    # ---- iterations
+
+    def _serve_steps(self, half: ServerHalf) -> tuple[WireMessage, bool]:
+        """Serve batches until the device has no more, or the round is over; what it said last, and whether it was cut short."""
+        while True:
+            message = self._receive("Forward|RoundDone|Leave")
+            if message.kind != "Forward":
+                return message, False
+            self._check_order(message.body)
+            going_on = self._train(message, half) if self._plan.training else self._evaluate(message, half)
+            if not going_on:
+                return message, True
+            self._step += 1
+
+    def _train(self, message: WireMessage, half: ServerHalf) -> bool:
+        stage, step, position = self._stage, self._step, self._plan.position
+        inputs, labels = decode_all(message.tensors, "inputs/"), decode(_tensor(message, "labels"))
+        hidden = self._forward(message, half, inputs)
+        reference = {
+            name.removeprefix("reference/"): tensor
+            for name, tensor in message.tensors.items()
+            if name.startswith("reference/")
+        }
+        ask = partial(stage.cloud.differentiate, position, step, hidden, _mask(inputs, hidden), labels, reference)
+        if stage.iterations is None:
+            raise ValueError("A round that trains has iterations.")
+        answer = stage.iterations.take_part(position, step, ask)
+        if answer is None:
+            return False
+        self._sum(answer)
+        self._go_back(half, answer)
+        return True
+
+    def _evaluate(self, message: WireMessage, half: ServerHalf) -> bool:
+        inputs, labels = decode_all(message.tensors, "inputs/"), decode(_tensor(message, "labels"))
+        hidden = self._forward(message, half, inputs)
+        answer = self._stage.cloud.evaluate(
+            self._plan.position, self._step, hidden, _mask(inputs, hidden), labels, self._settings.max_new_tokens
+        )
+        self._loss_sum += answer.loss
+        self._num_tokens += answer.num_tokens
+        tensors = {} if answer.tokens is None else {"tokens": encode(answer.tokens)}
+        self._link.send(pb.Answer(step=self._step, loss_sum=answer.loss, num_tokens=answer.num_tokens), tensors)
+        return True
+
+    def _forward(self, message: WireMessage, half: ServerHalf, inputs: Mapping[str, Tensor]) -> Tensor:
+        smashed = decode(_tensor(message, "smashed"))
+        width = self._stage.width
+        if smashed.dtype != half.dtype or smashed.dim() != 3 or smashed.shape[-1] != width:
+            raise TensorError(
+                f"Smashed data of {self._link.peer} are {smashed.dtype} of shape {tuple(smashed.shape)}; expected {half.dtype} "
+                f"of shape [batch, positions, {width}]."
+            )
+        require_finite(smashed, f"The smashed data of step {self._step} of {self._link.peer}", _REMEDY)
+        job = partial(half.forward, self._step, smashed, inputs, training=self._plan.training)
+        try:
+            return self._timed(job)
+        except SplitKDError:
+            raise
+        except Exception as error:  # torch's own words for shapes and kinds that do not go together
+            shapes = {name: tensor.shape for name, tensor in message.tensors.items()}
+            raise ProtocolError(
+                f"The tensors {shapes} of {self._link.peer} in step {self._step} do not go through the edge's half: "
+                f"{type(error).__name__}: {error}. Check the batches of this device."
+            ) from error
+
+    def _go_back(self, half: ServerHalf, answer: CloudAnswer) -> None:
+        """Backward pass, gradient to the device, and the optimiser step of both halves."""
+        settings, step = self._settings, self._step
+        if answer.gradient is None:
+            raise ProtocolError("The cloud's answer lacks a gradient.")
+        gradient = self._timed(partial(half.backward, answer.gradient))
+        update = pb.Update(
+            step=step,
+            learning_rate=settings.optimizer.learning_rate * settings.lr_schedule(step),
+            clip_coefficient=1.0,
+        )
+        backward = pb.Backward(step=step)
+        if settings.max_grad_norm is None:
+            backward.update.CopyFrom(update)
+        self._link.send(backward, {"gradient": encode(gradient, codec_code(settings.downlink_codec))})
+        if settings.max_grad_norm is not None:
+            norms: pb.GradientNorms = self._receive("GradientNorms").body
+            if norms.step != step or len(norms.norms) != len(half.device_trainable):
+                raise ProtocolError(
+                    f"{self._link.peer} sent {len(norms.norms)} gradient norms for step {norms.step}; expected "
+                    f"{len(half.device_trainable)} for step {step}."
+                )
+            update.clip_coefficient = self._timed(partial(half.clip, list(norms.norms), settings.max_grad_norm))
+            self._link.send(update)
+        self._timed(partial(half.step, update.learning_rate))
+
+    def _timed(self, job: Callable[[], Result]) -> Result:
+        def counted() -> Result:
+            started_s = time.monotonic()
+            try:
+                return job()
+            finally:
+                self._edge_s += time.monotonic() - started_s
+
+        return self._compute(counted)
+
+    def _sum(self, answer: CloudAnswer) -> None:
+        self._loss_sum += answer.loss * answer.num_tokens
+        self._num_tokens += answer.num_tokens
+        if answer.reference_loss is not None:
+            self._reference_sum += answer.reference_loss * answer.num_tokens
+            self._references += answer.num_tokens
+
+    def _check_order(self, forward: pb.Forward) -> None:
+        if (forward.step, forward.microbatch) != (self._step, 0):
+            raise ProtocolError(
+                f"{self._link.peer} sent step {forward.step}; expected {self._step}: one was duplicated, lost or reordered. "
+                "Nothing of it was applied."
+            )
+
+    # ---- the end
+
+    def _round_over(self, units: Mapping[str, Mapping[str, Tensor]]) -> pb.RoundOver:
+        over = pb.RoundOver(
+            units=[pb.UnitVersion(unit=unit, version=digest(tensors)) for unit, tensors in units.items()],
+            loss=self._loss_sum / max(self._num_tokens, 1),
+            num_tokens=self._num_tokens,
+            num_missed=self._num_missed,
+        )
+        if self._references:
+            over.reference_loss = self._reference_sum / self._references
+        return over
+
+    @property
+    def _num_missed(self) -> int:
+        total = self._settings.num_epochs * self._settings.num_iterations
+        return max(total - (self._step - self._first_step), 0) if self._plan.training else 0
+
+    def _say_over(self, units: Mapping[str, Mapping[str, Tensor]]) -> None:
+        tensors: dict[str, EncodedTensor] = {}
+        for unit, state in units.items():
+            tensors.update(encode_all(state, f"{unit}|"))
+        self._downlink_handover = sum(len(tensor.payload) for tensor in tensors.values())
+        self._link.send(self._round_over(units), tensors)
+
+    def _outcome(self, message: WireMessage, cut_short: bool) -> DeviceOutcome:
+        done: pb.RoundDone | None = message.body if message.kind == "RoundDone" else None
+        tokens = max(self._num_tokens, 1)
+        return DeviceOutcome(
+            split_point=self._plan.split_point,
+            num_steps=self._step - self._first_step,
+            num_examples=done.num_examples if done else 0,
+            num_tokens=self._num_tokens,
+            num_missed=self._num_missed,
+            loss=self._loss_sum / tokens,
+            reference_loss=self._reference_sum / self._references if self._references else None,
+            left=message.body.reason[:200] or "no reason given" if message.kind == "Leave" else "",
+            duration_s=time.monotonic() - self._started_s,
+            edge_s=self._edge_s,
+            device_s=done.times.compute_s if done else 0.0,
+            num_resumed=self._link.num_resumed,
+            uplink_bytes=self._link.bytes_received,
+            downlink_bytes=self._link.bytes_sent,
+            uplink_handover_bytes=self._uplink_handover,
+            downlink_handover_bytes=self._downlink_handover,
+        )
+
+    def _receive(self, expected: str) -> WireMessage:
+        return self._link.receive(expected, self._settings.step_timeout_s)
+
+
+_HANDOVERS = {True: pb.OPTIMIZER_HANDOVER_FULL, False: pb.OPTIMIZER_HANDOVER_RESET}
+
+
+def _mask(inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+    """Which positions of the encoder's output count."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.shape != hidden.shape[:2]:
+        return torch.ones(hidden.shape[:2], dtype=torch.int64)
+    return mask.to(torch.int64)
+
+
+def _tensor(message: WireMessage, name: str) -> EncodedTensor:
+    if name not in message.tensors:
+        raise ProtocolError(f"{message.kind} has the tensors {sorted(message.tensors)[:8]}; expected {name!r} as well.")
+    return message.tensors[name]
