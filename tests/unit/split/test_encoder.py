@@ -137,12 +137,21 @@ def test_a_buffer_of_the_stem_is_kept_but_neither_sent_nor_received() -> None:
     assert server.model.get_buffer("embeddings.scale").item() == 3.0
 
 
-def test_the_stem_has_no_gradient_and_may_be_moved() -> None:
+def test_the_stem_is_zeros_without_a_gradient() -> None:
     model = tiny_encoder("roberta")
-    server = ServerEncoder(model, 1, find_layout(model)).to("cpu")
-    table = server.model.get_submodule("embeddings.word_embeddings").weight
+    table = ServerEncoder(model, 1, find_layout(model)).model.get_submodule("embeddings.word_embeddings").weight
     assert (table.shape, table.stride(), table.requires_grad) == ((96, WIDTH), (0, 0), False)
     assert not table.any()
+
+
+def test_the_stem_moves_with_the_half_and_stays_small() -> None:
+    model = tiny_encoder("roberta")
+    server = ServerEncoder(skeleton("roberta"), 1, find_layout(model))
+    table = server.model.get_submodule("embeddings.word_embeddings")
+    assert table.weight.device.type == "cpu"
+    materialize(server, {n: model.state_dict()[n] for n in server.state_names()}, device="meta")
+    assert (table.weight.device.type, table.weight.stride()) == ("meta", (0, 0))
+    assert server.to("meta") is server
 
 
 def test_tensors_of_the_other_half_are_refused() -> None:
