@@ -177,7 +177,7 @@ def drop_tensor(model: nn.Module, name: str) -> None:
     owner = model.get_submodule(owner_name)
     for registry in (owner._parameters, owner._buffers):
         if leaf in registry:
-            registry[leaf] = None  # kept as an empty slot: the module itself may be looked at, never called
+            registry[leaf] = None  # an empty slot stays, for whoever looks the module over
 
 
 def text_config(model: nn.Module) -> Any:

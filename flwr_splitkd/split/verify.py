@@ -33,7 +33,7 @@ _MODULE_REMEDY = (
 
 @dataclass(frozen=True)
 class CutCheck:
-    """Result of one cut: whether every tensor was bit-equal, and the worst relative norm with its tensor."""
+    """Result of one cut or split point: whether every tensor was bit-equal, and the worst relative norm with its tensor."""
 
     cut: int
     bit_equal: bool
