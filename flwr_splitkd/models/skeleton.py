@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flwr_splitkd.errors import ConfigError, TensorError
 from flwr_splitkd.models.adapters import add_adapters
-from flwr_splitkd.split import DeviceHalf, EdgeHalf
+from flwr_splitkd.split import DeviceEncoder, DeviceHalf, EdgeHalf, ServerEncoder
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -110,7 +110,7 @@ def build_skeleton(builder: Callable[[], nn.Module], peft: PeftConfig | None = N
 
 
 def materialize(
-    half_or_model: DeviceHalf | EdgeHalf | nn.Module,
+    half_or_model: DeviceHalf | EdgeHalf | DeviceEncoder | ServerEncoder | nn.Module,
     state: Mapping[str, Tensor],
     device: torch.device | str = "cpu",
 ) -> None:
@@ -160,7 +160,8 @@ def materialize(
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._parameters[leaf] = filled
     trained = {name for aliases in names.values() for name in aliases}
-    model.to(device)
+    # A server encoder has more to move than its model's parameters and buffers.
+    (half_or_model if isinstance(half_or_model, ServerEncoder) else model).to(device)
     with torch.no_grad():
         for name, buffer in model.state_dict().items():
             if name in state and name not in trained:

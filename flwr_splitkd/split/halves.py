@@ -42,14 +42,6 @@ def refuse_trainable_shared(model: nn.Module, layout: Layout) -> None:
         )
 
 
-def _drop_tensor(model: nn.Module, name: str) -> None:
-    owner_name, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
-    for registry in (owner._parameters, owner._buffers):
-        if leaf in registry:
-            registry[leaf] = None  # kept as an empty slot: the module itself may be looked at, never called
-
-
 class DeviceHalf:
     """Stem and blocks ``0..cut-1`` of a model: what runs beside the data.
 
@@ -84,7 +76,7 @@ class DeviceHalf:
         for name in layout.block_names[cut:]:
             surgery.replace_block(model, name, surgery.StopStub(model.get_submodule(name)))
         for name in layout.head:
-            _drop_tensor(model, name)
+            surgery.drop_tensor(model, name)
         self.model = model
         self.cut = cut
         self.layout = layout

@@ -25,6 +25,7 @@ __all__ = [
     "StopStub",
     "accepts",
     "device_arguments",
+    "drop_tensor",
     "edge_arguments",
     "edge_inputs",
     "embedding_output",
@@ -109,6 +110,10 @@ class FeedStub(nn.Module):
             raise TypeError("a feed stub always keeps a module")
         return kept
 
+    def let_go(self) -> None:
+        """Free the block for good: from here on this keeps an empty module in its place."""
+        self.__dict__["kept"] = nn.Module()
+
     def forward(self, *_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         """Return the smashed data in place of whatever came in."""
         if self.smashed is None:
@@ -164,6 +169,15 @@ def replace_block(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     old = parent.get_submodule(leaf)
     parent._modules[leaf] = module  # a container's own __setattr__ would refuse numeric names
     return old
+
+
+def drop_tensor(model: nn.Module, name: str) -> None:
+    """Take the parameter or buffer at the dotted path `name` out of the model."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    for registry in (owner._parameters, owner._buffers):
+        if leaf in registry:
+            registry[leaf] = None  # an empty slot stays, for whoever looks the module over
 
 
 def text_config(model: nn.Module) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from flwr_splitkd.errors import ConfigError, UncuttableModelError
 from flwr_splitkd.split import shrink, surgery
 from flwr_splitkd.split.dropout import seed_dropout
+from flwr_splitkd.split.encoder import DeviceEncoder, ServerEncoder, check_encoder, check_split_point, last_hidden_state
 from flwr_splitkd.split.find import find_layout, layout_of_tiny
-from flwr_splitkd.split.halves import DeviceHalf, EdgeHalf
+from flwr_splitkd.split.halves import DeviceHalf, EdgeHalf, refuse_trainable_shared
 from flwr_splitkd.split.layout import Layout
 
-__all__ = ["CutCheck", "CutReport", "random_batch", "verify_cut"]
+__all__ = ["CutCheck", "CutReport", "random_batch", "verify_cut", "verify_encoder"]
 
 
 _MOST_VALUES = 2**28
 _TRANSFORMER_REMEDY = "Its layers pass something else than hidden states to each other; use another student."
+_ENCODER_REMEDY = "Its blocks read more than hidden states and what travels beside them; use another encoder."
 _MODULE_REMEDY = (
     "Name in `blocks` every module with weights between the first block and the last, in running order, such that nothing "
     "but one block's output goes on to the next; or cut elsewhere."
@@ -31,7 +33,7 @@ _MODULE_REMEDY = (
 
 @dataclass(frozen=True)
 class CutCheck:
-    """Result of one cut: whether every tensor was bit-equal, and the worst relative norm with its tensor."""
+    """Result of one cut or split point: whether every tensor was bit-equal, and the worst relative norm with its tensor."""
 
     cut: int
     bit_equal: bool
@@ -91,27 +93,85 @@ def verify_cut(
                 "config to build "
                 "a tiny copy from. Pass inputs={argument: tensor}."
             )
-        copied = shrink.build_tiny(model)
-        # The copy is made from the config, which knows nothing of adapters.
-        layout = find_layout(copied) if surgery.has_adapters(model) else layout_of_tiny(layout, copied)
+        copied, layout = _tiny_copy(model, layout)
         batch: Mapping[str, Tensor] = shrink.probe_inputs(copied)
     else:
         copied, batch = copy.deepcopy(model), inputs
     copied.train()
+    checks = _try_all(model, cuts or range(1, layout.num_blocks), lambda cut: _check(copied, layout, cut, batch))
+    return _report(model, checks, tolerance, "cut", _TRANSFORMER_REMEDY if inputs is None else _MODULE_REMEDY)
+
+
+def verify_encoder(
+    model: nn.Module,
+    layout: Layout | None = None,
+    split_points: Sequence[int] | None = None,
+    *,
+    tolerance: float = 1e-6,
+) -> CutReport:
+    """Compare a split encoder with the unsplit one: last hidden state, every gradient and every buffer.
+
+    A tiny copy of `model` is tried with padded sequences and active dropout, on the way that training takes:
+    `DeviceEncoder`, then `ServerEncoder`.
+
+    Parameters
+    ----------
+    model
+        The encoder, or its skeleton; it is not changed.
+    layout
+        Its layout; found when not given.
+    split_points
+        Split points to try on the copy, which has fewer layers; all of them, the number of its layers too, by default.
+    tolerance
+        As for :func:`verify_cut`.
+
+    Raises
+    ------
+    CutError
+        Both halves would train the same tensor, or a split point is out of the copy's range.
+    UncuttableModelError
+        The model is no encoder, a split changes it, or it cannot be tried.
+    """
+    check_encoder(model)
+    layout = layout or find_layout(model)
+    refuse_trainable_shared(model, layout)
+    copied, layout = _tiny_copy(model, layout)
+    copied.train()
+    for name, parameter in copied.named_parameters(remove_duplicate=False):
+        if name in layout.shared:
+            parameter.requires_grad_(False)  # as in the model itself
+    batch = shrink.probe_inputs(copied)
+    chosen = split_points or range(1, layout.num_blocks + 1)
+    for split_point in chosen:
+        check_split_point(layout, split_point)
+    checks = _try_all(model, chosen, lambda split_point: _check_encoder(copied, layout, split_point, batch))
+    return _report(model, checks, tolerance, "split point", _ENCODER_REMEDY)
+
+
+def _tiny_copy(model: nn.Module, layout: Layout) -> tuple[nn.Module, Layout]:
+    tiny = shrink.build_tiny(model)
+    # The copy is made from the config, which knows nothing of adapters.
+    return tiny, find_layout(tiny) if surgery.has_adapters(model) else layout_of_tiny(layout, tiny)
+
+
+def _try_all(model: nn.Module, cuts: Sequence[int], check: Callable[[int], CutCheck]) -> tuple[CutCheck, ...]:
     try:
-        checks = tuple(_check(copied, layout, cut, batch) for cut in cuts or range(1, layout.num_blocks))
+        return tuple(check(cut) for cut in cuts)
     except (UncuttableModelError, ConfigError):
         raise
     except Exception as error:
         raise UncuttableModelError(
             f"{type(model).__name__} cannot be cut: running it in halves failed with {type(error).__name__}: {error}"
         ) from error
+
+
+def _report(model: nn.Module, checks: tuple[CutCheck, ...], tolerance: float, place: str, remedy: str) -> CutReport:
     for check in checks:
         if not check.worst <= tolerance:
             raise UncuttableModelError(
-                f"{type(model).__name__} cannot be cut: at cut {check.cut} `{check.worst_name}` differs from "
+                f"{type(model).__name__} cannot be cut: at {place} {check.cut} `{check.worst_name}` differs from "
                 f"the unsplit model by a relative norm of {check.worst:.1e}; expected at most "
-                f"{tolerance:.0e}. {_TRANSFORMER_REMEDY if inputs is None else _MODULE_REMEDY}"
+                f"{tolerance:.0e}. {remedy}"
             )
     return CutReport(type(model).__name__, checks)
 
@@ -192,6 +252,28 @@ def _check(model: nn.Module, layout: Layout, cut: int, inputs: Mapping[str, Tens
         summed = name in got and name.startswith("gradient")
         got[name] = got[name] + tensor if summed else tensor
     return _compare(cut, expected, {**shrink.output_tensors(output), **got})
+
+
+def _check_encoder(model: nn.Module, layout: Layout, split_point: int, inputs: Mapping[str, Tensor]) -> CutCheck:
+    whole = copy.deepcopy(model)
+    with seed_dropout(whole, layout, 0):
+        encoding = last_hidden_state(whole, shrink.run_forward(whole, dict(inputs)))
+    _loss(encoding).backward()  # type: ignore[no-untyped-call]
+    expected = {"last_hidden_state": encoding, **_gradients(whole, layout), **_buffers(whole)}
+
+    device = DeviceEncoder(copy.deepcopy(model), split_point, layout)
+    server = ServerEncoder(copy.deepcopy(model), split_point, layout)
+    with seed_dropout(device.model, layout, 0):
+        sent = device(inputs)
+    smashed = sent.detach().requires_grad_()
+    with seed_dropout(server.model, layout, 0):
+        encoding = server(smashed, device.edge_inputs(inputs))
+    _loss(encoding).backward()  # type: ignore[no-untyped-call]
+    sent.backward(smashed.grad)  # type: ignore[no-untyped-call]
+    got = {
+        n: t for half in (server, device) for n, t in {**_gradients(half.model, layout), **_buffers(half.model)}.items()
+    }
+    return _compare(split_point, expected, {"last_hidden_state": encoding, **got})
 
 
 def _bare(name: str) -> str:
