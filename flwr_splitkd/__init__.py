@@ -30,7 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flwr_splitkd.clients import SplitKDClient, SplitKDMod
+    from flwr_splitkd.clients import SCCTClient, SplitKDClient, SplitKDMod
     from flwr_splitkd.distill import DistillationLoss
     from flwr_splitkd.schedulers import (
         CutCycle,
@@ -42,10 +42,11 @@ if TYPE_CHECKING:
         RandomOrder,
         RoundRobin,
     )
-    from flwr_splitkd.strategies import Planner, SplitKD
+    from flwr_splitkd.strategies import SCCT, Planner, SplitKD
     from flwr_splitkd.tiers.optimizer import OptimizerSettings
 
 __all__ = [
+    "SCCT",
     "CutCycle",
     "CutTable",
     "DistillationLoss",
@@ -57,12 +58,14 @@ __all__ = [
     "Planner",
     "RandomOrder",
     "RoundRobin",
+    "SCCTClient",
     "SplitKD",
     "SplitKDClient",
     "SplitKDMod",
 ]
 
 _ROOMS = {
+    "SCCT": "strategies",
     "CutCycle": "schedulers",
     "CutTable": "schedulers",
     "DistillationLoss": "distill",
@@ -74,6 +77,7 @@ _ROOMS = {
     "Planner": "strategies",
     "RandomOrder": "schedulers",
     "RoundRobin": "schedulers",
+    "SCCTClient": "clients",
     "SplitKD": "strategies",
     "SplitKDClient": "clients",
     "SplitKDMod": "clients",

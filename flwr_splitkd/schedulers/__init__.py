@@ -31,6 +31,7 @@ from flwr_splitkd.schedulers.selection import (
     RoundRobin,
     SelectionPolicy,
 )
+from flwr_splitkd.schedulers.shares import EqualShares, FixedShares, SharePolicy
 from flwr_splitkd.schedulers.stopping import NeverStop, StopPolicy, TargetMetric
 from flwr_splitkd.schedulers.view import Candidate, DeviceView, Forecast, Outlook
 
@@ -49,9 +50,11 @@ __all__ = [
     "DeviceView",
     "EnergyAware",
     "EpochsPolicy",
+    "EqualShares",
     "FewestTurnsFirst",
     "FixedCut",
     "FixedEpochs",
+    "FixedShares",
     "Forecast",
     "FrequencyPolicy",
     "LyapunovQueues",
@@ -65,6 +68,7 @@ __all__ = [
     "RunnerUp",
     "SelectionPolicy",
     "ServerOnly",
+    "SharePolicy",
     "StopPolicy",
     "TargetExamples",
     "TargetMetric",

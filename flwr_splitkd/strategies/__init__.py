@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from flwr_splitkd.callbacks import Callback
+from flwr_splitkd.strategies.chain_result import DeviceRecord, EpochRecord, SCCTResult
 from flwr_splitkd.strategies.planner import Planner
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
+from flwr_splitkd.strategies.scct import SCCT
 from flwr_splitkd.strategies.split_kd import SplitKD
 from flwr_splitkd.strategies.summary import summarize
 
-__all__ = ["Callback", "Planner", "SplitKD", "SplitKDResult", "TurnRecord", "summarize"]
+__all__ = [
+    "SCCT",
+    "Callback",
+    "DeviceRecord",
+    "EpochRecord",
+    "Planner",
+    "SCCTResult",
+    "SplitKD",
+    "SplitKDResult",
+    "TurnRecord",
+    "summarize",
+]

@@ -53,6 +53,10 @@ class Roster:
                 except ConfigError as error:
                     log(WARNING, "\tdevice %s: its profile is left out. %s", enrolment.name, error)
 
+    def names(self, online: Sequence[int]) -> dict[int, str]:
+        """Names of those of these nodes that are known."""
+        return {node_id: self._known[node_id].name for node_id in online if node_id in self._known}
+
     def candidates(
         self, online: Sequence[int], turns: dict[int, int], server_round: int, cut: CutPolicy, epochs: EpochsPolicy
     ) -> list[Candidate]:

@@ -27,7 +27,7 @@ from torch import nn
 from flwr_splitkd.errors import ConfigError, SplitKDError
 from flwr_splitkd.tiers.cloud.service import CloudService
 from flwr_splitkd.tiers.cloud.setup import CloudSetup, open_cloud
-from flwr_splitkd.tiers.cloud.task import TaskSettings
+from flwr_splitkd.tiers.cloud.settings import TaskSettings
 
 __all__ = ["EmbeddedCloud", "main"]
 
@@ -49,8 +49,6 @@ class EmbeddedCloud:
         own.
     tasks
         Settings of each task's module, by its name.
-    state_folder
-        Where the modules' states go.
     commit_every_steps
         Steps after which they are made durable.
     compute_device
@@ -61,14 +59,18 @@ class EmbeddedCloud:
 
     llm: Callable[[], nn.Module]
     tasks: Mapping[str, TaskSettings]
-    state_folder: Path
     commit_every_steps: int = 10
     compute_device: str | None = None
     num_threads: int = 1
 
     @contextmanager
-    def running(self) -> Iterator[tuple[str, str, bytes]]:
+    def running(self, state_folder: Path) -> Iterator[tuple[str, str, bytes]]:
         """Run the process for the ``with`` block; its address, this edge's name and its secret.
+
+        Parameters
+        ----------
+        state_folder
+            Where the modules' states go.
 
         Raises
         ------
@@ -78,7 +80,7 @@ class EmbeddedCloud:
             If the process fails before it listens.
         """
         token = secrets.token_bytes(32)
-        parcel = self._packed(token)
+        parcel = self._packed(token, state_folder)
         ours, theirs = Pipe()
         with theirs:
             command = [sys.executable, "-c", _PROGRAM, str(theirs.fileno())]
@@ -93,12 +95,12 @@ class EmbeddedCloud:
                 process.kill()
                 process.wait()
 
-    def _packed(self, token: bytes) -> bytes:
+    def _packed(self, token: bytes, state_folder: Path) -> bytes:
         setup = CloudSetup(
             llm=self.llm,
             tasks=self.tasks,
             edges={_EDGE: token},
-            state_folder=self.state_folder,
+            state_folder=state_folder,
             commit_every_steps=self.commit_every_steps,
             compute_device=self.compute_device,
         )

@@ -289,12 +289,12 @@ class _EdgeSession:
         served, edge = self.served, self._session.edge
         expected = served.iterations.get(edge, 0)
         if body.step != expected:
-            raise ProtocolError(f"{self._link.peer} asks for step {body.step}; expected {expected}. Nothing was applied.")
+            raise ProtocolError(
+                f"{self._link.peer} asks for step {body.step}; expected {expected}. Nothing was applied."
+            )
         keys = [(self._offset | one.device, one.step) for one in body.contributions]
         result = self._compute.run(self._session.task, partial(self._count_step, keys))
-        self._link.send(
-            pb.PeftStepped(step=body.step, learning_rate=result.learning_rate, grad_norm=result.grad_norm)
-        )
+        self._link.send(pb.PeftStepped(step=body.step, learning_rate=result.learning_rate, grad_norm=result.grad_norm))
         if served.uncommitted >= served.commit_every_steps:
             tell_committed(served, self._compute.run(self._session.task, partial(served.commit, edge)))
 

@@ -32,7 +32,16 @@ from flwr_splitkd.tiers.device.batches import Batch, DeviceData
 from flwr_splitkd.tiers.device.chain.own_encoder import OwnEncoder
 from flwr_splitkd.tiers.device.turn import NO_GRADIENT
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
-from flwr_splitkd.tiers.units import FROZEN, Moments, decode_all, encode_all, pack, require_finite, trained_names, unpack
+from flwr_splitkd.tiers.units import (
+    FROZEN,
+    Moments,
+    decode_all,
+    encode_all,
+    pack,
+    require_finite,
+    trained_names,
+    unpack,
+)
 from flwr_splitkd.wire.codec import decode, encode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
@@ -191,7 +200,9 @@ class _Round:
         seeds.at(self._step)
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         smashed = self._forward(inputs, training=True)
-        self._link.send(pb.Forward(step=self._step, num_microbatches=1), self._uplink(smashed, inputs, labels, reference))
+        self._link.send(
+            pb.Forward(step=self._step, num_microbatches=1), self._uplink(smashed, inputs, labels, reference)
+        )
         answer = self._receive("Backward|RoundOver")
         if answer.kind == "RoundOver":
             return answer
@@ -259,7 +270,9 @@ class _Round:
                 (before[name].shape, before[name].dtype) == (after[name].shape, after[name].dtype) for name in before
             )
             if not same:
-                raise TensorError(f"Unit {unit} came back with other tensors, shapes or dtypes; nothing of it was kept.")
+                raise TensorError(
+                    f"Unit {unit} came back with other tensors, shapes or dtypes; nothing of it was kept."
+                )
 
     # ---- evaluation
 

@@ -207,7 +207,10 @@ class CloudLink:
         SplitKDError
             If the cloud is lost for good, or cannot do it.
         """
-        tensors = {"hidden": encode(hidden, codec_code(self.access.codec)), **encode_all({"mask": mask, "labels": labels})}
+        tensors = {
+            "hidden": encode(hidden, codec_code(self.access.codec)),
+            **encode_all({"mask": mask, "labels": labels}),
+        }
         tensors.update({f"reference/{name}": tensor for name, tensor in (reference or {}).items()})
         body = pb.Intermediate(mode=pb.MODE_TRAIN, device=device, step=step)
         message = self._ask(body, tensors, lasting=True)

@@ -107,9 +107,7 @@ class ServerHalf:
         self._smashed: Tensor | None = None
         self._hidden: Tensor | None = None
         self._open = ExitStack()
-        self._seeds = (
-            self._open.enter_context(seed_dropout(self._half.model, layout, seed)) if self.names else None
-        )
+        self._seeds = self._open.enter_context(seed_dropout(self._half.model, layout, seed)) if self.names else None
 
     def forward(self, step: int, smashed: Tensor, inputs: Mapping[str, Tensor], *, training: bool) -> Tensor:
         """Finish the encoder's forward pass; what is returned is a leaf."""
@@ -166,10 +164,14 @@ class ServerHalf:
         if self._optimizer is not None and self._moments_travel:
             moments = export_optimizer_state(self._optimizer, self._trainable)
         state = self._half.model.state_dict() if self.names else {}
-        units = {unit: pack({name: state[name].detach() for name in names}, moments) for unit, names in self.names.items()}
+        units = {
+            unit: pack({name: state[name].detach() for name in names}, moments) for unit, names in self.names.items()
+        }
         for unit, tensors in units.items():
             for name, tensor in tensors.items():
-                require_finite(tensor, f"{name!r} of {unit} at the round's end", "Lower the learning rate or clip gradients.")
+                require_finite(
+                    tensor, f"{name!r} of {unit} at the round's end", "Lower the learning rate or clip gradients."
+                )
         return units
 
     def versions(self) -> Iterator[tuple[str, str]]:
@@ -192,7 +194,9 @@ class ServerHalf:
         expected = {name for names in self.names.values() for name in names}
         if set(weights) != expected:
             odd = sorted(set(weights) ^ expected)
-            raise ProtocolError(f"The device's layers lack or have too many tensors; the first that differs is {odd[0]!r}.")
+            raise ProtocolError(
+                f"The device's layers lack or have too many tensors; the first that differs is {odd[0]!r}."
+            )
         for name, entries in moments.items():
             fits = name in expected and name in parameters and set(entries) == optimizer.moment_keys
             if not fits or any(
@@ -205,5 +209,7 @@ class ServerHalf:
                 )
         for name, tensor in weights.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(f"{name!r} of the device's layers is not finite; expected numbers. Restore its backup.")
+                raise NonFiniteError(
+                    f"{name!r} of the device's layers is not finite; expected numbers. Restore its backup."
+                )
         return weights, moments

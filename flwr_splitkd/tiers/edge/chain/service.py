@@ -198,5 +198,3 @@ class ChainEdge:
         self.server.stop()
         self.cloud.close()
         self._compute.close()
-
-
