@@ -40,7 +40,7 @@ class FairQueue(Generic[Item]):
         """Items that wait."""
         return sum(len(items) for items in self._waiting.values())
 
-    def set_weights(self, weights: Mapping[Hashable, float]) -> None:
+    def set_weights(self, weights: Mapping[Any, float]) -> None:
         """Weights from now on; a flow that is not named has weight 1.
 
         Raises
@@ -118,7 +118,7 @@ class FairExecutor:
             self._changed.notify_all()
         return future.result()
 
-    def set_weights(self, weights: Mapping[Hashable, float]) -> None:
+    def set_weights(self, weights: Mapping[Any, float]) -> None:
         """Set the flows' weights from now on; see `FairQueue.set_weights`."""
         with self._changed:
             self._queue.set_weights(weights)

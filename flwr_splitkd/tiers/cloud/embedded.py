@@ -26,8 +26,8 @@ from torch import nn
 
 from flwr_splitkd.errors import ConfigError, SplitKDError
 from flwr_splitkd.tiers.cloud.service import CloudService
-from flwr_splitkd.tiers.cloud.setup import CloudSetup, open_cloud
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
+from flwr_splitkd.tiers.cloud.setup import CloudSetup, open_cloud
 
 __all__ = ["EmbeddedCloud", "main"]
 

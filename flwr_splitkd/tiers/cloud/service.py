@@ -12,7 +12,15 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from flwr_splitkd.errors import ConfigError, HandshakeError, PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.errors import (
+    ConfigError,
+    DataError,
+    HandshakeError,
+    NonFiniteError,
+    PeerLostError,
+    ProtocolError,
+    SplitKDError,
+)
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
 from flwr_splitkd.tiers.cloud.store import TaskStore
 from flwr_splitkd.tiers.cloud.task import CloudTask, StepResult
@@ -20,6 +28,7 @@ from flwr_splitkd.tiers.fair import FairExecutor
 from flwr_splitkd.tiers.units import decode_all, encode_all
 from flwr_splitkd.wire.cloud_server import CloudServer, CloudSession
 from flwr_splitkd.wire.codec import decode, encode
+from flwr_splitkd.wire.failures import failure_from
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.handshake import clean_name
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -69,7 +78,7 @@ class ServedTask:
         """Go on from the disk, if there is something."""
         if self.commit_every_steps < 1:
             raise ConfigError(f"`commit_every_steps` is {self.commit_every_steps}; expected at least 1.")
-        self.initial = {name: tensor.clone() for name, tensor in self.task.state().items()}
+        self.initial = self.task.state()
         latest = self.store.latest()
         if latest is not None:
             self._load(*latest)
@@ -237,9 +246,7 @@ class _EdgeSession:
             _log.info("Edge %s did not hear of commit %s: %s", self._session.edge, commit_id, error)
 
     def _weights(self) -> dict[str, Tensor]:
-        # A copy: the next step may begin while these are on their way.
-        state = self._task.state()
-        return {name: tensor.clone() for name, tensor in state.items() if name.startswith("weight/")}
+        return {name: tensor for name, tensor in self._task.state().items() if name.startswith("weight/")}
 
     def _open(self) -> None:
         message = self._link.receive("OpenTask", _OPEN_S)
@@ -259,11 +266,17 @@ class _EdgeSession:
         body: pb.Intermediate = message.body
         if body.device >> _DEVICES:
             raise ProtocolError(f"{self._link.peer} names device {body.device}; expected below {1 << _DEVICES}.")
-        answer, tensors = self._compute.run(self._session.task, partial(self._answer, body, message))
+        try:
+            answer, tensors = self._compute.run(self._session.task, partial(self._answer, body, message))
+        except (DataError, NonFiniteError, ProtocolError) as error:  # this device's; the others go on
+            answer = pb.IntermediateGradient(
+                device=body.device, step=body.step, mode=body.mode, failure=failure_from(error)
+            )
+            tensors = {}
         self._link.send(answer, {name: encode(tensor) for name, tensor in tensors.items()})
 
     def _answer(self, body: pb.Intermediate, message: WireMessage) -> tuple[pb.IntermediateGradient, dict[str, Tensor]]:
-        answer = pb.IntermediateGradient(device=body.device, step=body.step)
+        answer = pb.IntermediateGradient(device=body.device, step=body.step, mode=body.mode)
         hidden, mask = (_decoded(message, name) for name in ("hidden", "mask"))
         tensors: dict[str, Tensor] = {}
         if body.mode == pb.MODE_TRAIN:
@@ -277,7 +290,8 @@ class _EdgeSession:
             answer.loss, answer.num_tokens = done.loss, done.num_tokens
             if done.reference_loss is not None:
                 answer.reference_loss = done.reference_loss
-            tensors["gradient"] = done.gradient
+            if done.gradient is not None:
+                tensors["gradient"] = done.gradient
             return answer, tensors
         if "labels" in message.tensors:
             answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, _decoded(message, "labels"))

@@ -15,8 +15,8 @@ from torch import nn
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
 from flwr_splitkd.tiers.cloud.service import CloudService, ServedTask, check_edge
-from flwr_splitkd.tiers.cloud.store import TaskStore
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
+from flwr_splitkd.tiers.cloud.store import TaskStore
 from flwr_splitkd.wire.cloud_server import CloudServer
 from flwr_splitkd.wire.credentials import TlsFiles
 from flwr_splitkd.wire.framing import Limits

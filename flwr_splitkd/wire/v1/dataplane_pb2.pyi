@@ -634,20 +634,24 @@ class Intermediate(_message.Message):
     def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., device: _Optional[int] = ..., step: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class IntermediateGradient(_message.Message):
-    __slots__ = ("device", "step", "loss", "reference_loss", "num_tokens", "tensors")
+    __slots__ = ("device", "step", "loss", "reference_loss", "num_tokens", "tensors", "mode", "failure")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     device: int
     step: int
     loss: float
     reference_loss: float
     num_tokens: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, device: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., reference_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    mode: Mode
+    failure: Failure
+    def __init__(self, device: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., reference_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., mode: _Optional[_Union[Mode, str]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Contribution(_message.Message):
     __slots__ = ("device", "step")

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, Sp
 from flwr_splitkd.tiers.units import decode_all, encode_all, require_finite
 from flwr_splitkd.wire.client import connect
 from flwr_splitkd.wire.codec import CodecName, codec_code, decode, encode, supported_codecs
+from flwr_splitkd.wire.failures import error_from
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.link import Link
@@ -293,7 +294,11 @@ class CloudLink:
                 raise ProtocolError(f"The cloud answered {message.kind} to what nobody asked.")
             if not request.lasting:
                 self._journal.remove(request)
-        if not request.future.done():  # it is, when it was sent again
+        if request.future.done():  # it is, when it was sent again
+            return
+        if isinstance(message.body, pb.IntermediateGradient) and message.body.HasField("failure"):
+            request.future.set_exception(error_from(message.body.failure, "The cloud"))
+        else:
             request.future.set_result(message)
 
     def _forget_durable(self, next_step: int) -> None:
@@ -311,7 +316,6 @@ class CloudLink:
             while not self._closing:
                 try:
                     self._serve(opening, state, first)
-                    lost_s = None
                 except HandshakeError:
                     raise
                 except PeerLostError as error:
@@ -336,7 +340,7 @@ class CloudLink:
             was, self._link = self._link is not None, None
             return was
 
-    def _serve(self, opening: pb.OpenTask, state: Mapping[str, EncodedTensor], first: Future[None]) -> None:
+    def _serve(self, opening: pb.OpenTask, state: Mapping[str, EncodedTensor], first: Future[None]) -> NoReturn:
         access = self.access
         hello = pb.CloudHello(
             protocol_version=PROTOCOL_VERSION,
@@ -397,7 +401,8 @@ class CloudLink:
             self._error = error
             waiting = [one.future for one in self._journal if not one.future.done()]
             self._journal = []
-        for future in (first, *waiting):
+        futures: tuple[Future[Any], ...] = (first, *waiting)
+        for future in futures:
             if not future.done():
                 future.set_exception(error)
 
@@ -413,7 +418,7 @@ def _answers(body: Any, message: WireMessage) -> bool:
     answer = message.body
     if isinstance(body, pb.Intermediate):
         same = message.kind == "IntermediateGradient" and (body.device, body.step) == (answer.device, answer.step)
-        return same and (body.mode == pb.MODE_TRAIN) == ("gradient" in message.tensors)
+        return same and body.mode == answer.mode
     if isinstance(body, pb.PeftStep):
         return message.kind == "PeftStepped" and body.step == answer.step
     if isinstance(body, pb.EndRound):
