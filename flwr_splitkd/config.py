@@ -43,7 +43,9 @@ def setting(
     return dataclasses.field(default=default, metadata=bounds)
 
 
-def parse_run_config(settings: type[_Settings], run_config: Mapping[str, Any]) -> _Settings:
+def parse_run_config(
+    settings: type[_Settings], run_config: Mapping[str, Any], *, where: str = "The run config", what: str = "this app"
+) -> _Settings:
     """Build a settings dataclass from Flower's run config.
 
     A field ``learning_rate`` is the key ``learning-rate``. Every key must be known, of the field's type (an
@@ -55,6 +57,8 @@ def parse_run_config(settings: type[_Settings], run_config: Mapping[str, Any]) -
         A dataclass whose fields are bool, int, float or str.
     run_config
         ``context.run_config``; it is not changed.
+    where, what
+        Words for errors: where the keys stand, and whose keys they are.
 
     Raises
     ------
@@ -68,7 +72,7 @@ def parse_run_config(settings: type[_Settings], run_config: Mapping[str, Any]) -
     for key, value in run_config.items():
         field = fields.get(key)
         if field is None:
-            errors.append(_unknown(key, fields))
+            errors.append(_unknown(key, fields, what))
             continue
         problem = _problem(value, hints[field.name], field.metadata)
         if problem:
@@ -76,7 +80,7 @@ def parse_run_config(settings: type[_Settings], run_config: Mapping[str, Any]) -
         else:
             values[field.name] = float(value) if hints[field.name] is float else value
     if errors:
-        raise ConfigError("The run config has mistakes:\n  " + "\n  ".join(errors))
+        raise ConfigError(f"{where} has mistakes:\n  " + "\n  ".join(errors))
     return settings(**values)
 
 
@@ -84,10 +88,10 @@ def _key(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _unknown(key: str, known: Collection[str]) -> str:
+def _unknown(key: str, known: Collection[str], what: str) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean `{close[0]}`?" if close else f"expected one of {', '.join(sorted(known))}."
-    return f"`{key}` is not a key of this app; {hint}"
+    return f"`{key}` is not a key of {what}; {hint}"
 
 
 def _problem(value: Any, kind: Any, bounds: Mapping[str, Any]) -> str:

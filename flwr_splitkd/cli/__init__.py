@@ -6,6 +6,7 @@
 ``profile``       how fast this machine computes a model's blocks
 ``plan``          where to cut: what every cut takes in seconds, joules and memory
 ``case-study``    a paper's figures, reproduced
+``cloud``         the cloud of a chain: an LLM, and modules of it that edges train
 ``certificates``  certificates and keys, to try a deployment with
 ================  =============================================================
 """
@@ -19,6 +20,7 @@ import typer
 
 from flwr_splitkd.cli.case_study import case_study
 from flwr_splitkd.cli.certificates import certificates
+from flwr_splitkd.cli.cloud import cloud
 from flwr_splitkd.cli.new import new
 from flwr_splitkd.cli.plan import plan
 from flwr_splitkd.cli.profile import profile
@@ -39,6 +41,7 @@ app.command()(report)
 app.command()(profile)
 app.command()(plan)
 app.command()(case_study)
+app.command()(cloud)
 app.command()(certificates)
 
 

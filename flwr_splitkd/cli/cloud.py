@@ -1,0 +1,49 @@
+"""`flwr-splitkd cloud`: the cloud of the chain device - edge - cloud."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["cloud"]
+
+
+def cloud(
+    config: Annotated[Path, typer.Option(help="The cloud's configuration, cloud.toml.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the configuration, say what it means, and leave.")
+    ] = False,
+) -> None:
+    """Serve a large language model to edges, which train a module of it for each task.
+
+    Runs until it is interrupted (Ctrl-C or SIGTERM); then what was trained is made durable. When it is started again it goes on
+    from there, and edges that are in the midst of a round go on too.
+    """
+    from flwr_splitkd.tiers.cloud import open_cloud
+    from flwr_splitkd.tiers.cloud.config import read_cloud_config
+
+    setup = read_cloud_config(config)
+    for name, task in setup.tasks.items():
+        edges = ", ".join(sorted(setup.task_edges.get(name, frozenset(setup.edges))))
+        kind = type(task.peft).__name__.removesuffix("Config")
+        typer.echo(f"Task {name}: {kind}, encoders {task.slm_width} wide, for {edges}")
+    if check:
+        typer.echo("The configuration can be used; the model was not loaded.")
+        return
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    typer.echo(f"Loading {setup.llm!r} ...")
+    service = open_cloud(setup)
+    try:
+        typer.echo(f"The cloud listens at {service.address}; state in {setup.state_folder}")
+        stop.wait()
+        typer.echo("Shutting down ...")
+    finally:
+        service.close()
