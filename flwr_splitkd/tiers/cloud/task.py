@@ -214,14 +214,14 @@ class CloudTask:
         """Sum of the cross-entropy over the answers' tokens in nats, and their number; errors as in `differentiate`."""
         check_hidden(hidden, mask, self.settings.slm_width)
         check_labels(labels, len(hidden), self._llm.vocab_size)
-        with torch.no_grad(), self._module.active():
+        with self._inference():
             return self._sums(self._llm.loss(*self._projected(hidden, mask), labels))
 
     def evaluate_tokens(self, inputs: Mapping[str, Tensor], labels: Int[Tensor, "batch answer"]) -> tuple[float, int]:
         """As `evaluate`, for tokens as in `differentiate_tokens`."""
         tokens, mask = check_inputs("inputs", inputs, self._llm.vocab_size)
         check_labels(labels, len(tokens), self._llm.vocab_size)
-        with torch.no_grad(), self._module.active():
+        with self._inference():
             return self._sums(self._llm.loss(self._llm.embed(tokens), mask.to(self._llm.device), labels))
 
     def generate(
@@ -240,7 +240,7 @@ class CloudTask:
             At least 1; None for the settings' own.
         """
         check_hidden(hidden, mask, self.settings.slm_width)
-        with torch.no_grad(), self._module.active():
+        with self._inference():
             prefix, real = self._projected(hidden, mask)
             return self._llm.generate(prefix, real, max_new_tokens=self._most(max_new_tokens))
 
@@ -249,7 +249,7 @@ class CloudTask:
     ) -> Int[Tensor, "batch new"]:
         """As `generate`, for tokens as in `differentiate_tokens`."""
         tokens, mask = check_inputs("inputs", inputs, self._llm.vocab_size)
-        with torch.no_grad(), self._module.active():
+        with self._inference():
             prefix = self._llm.embed(tokens)
             return self._llm.generate(prefix, mask.to(prefix.device), max_new_tokens=self._most(max_new_tokens))
 
@@ -301,6 +301,13 @@ class CloudTask:
         return self._llm.with_bos(prefix, mask) if self.settings.add_bos else (prefix, mask)
 
     @contextmanager
+    def _inference(self) -> Iterator[None]:
+        # Every time: the layers of a LoRA module that was just added are in training mode, and would draw dropout.
+        self._llm.llm.eval()
+        with torch.no_grad(), self._module.active():
+            yield
+
+    @contextmanager
     def _training(self, key: Key) -> Iterator[None]:
         """The module takes part, dropout is on and drawn for this key alone; the generators get their states back."""
         llm: nn.Module = self._llm.llm
@@ -326,7 +333,6 @@ class CloudTask:
             raise NonFiniteError(f"The gradient of {_words(key)} has the norm {total}; expected a number. {_REMEDY}")
         return found
 
-    @torch.no_grad()
     def _reference_loss(self, reference: Mapping[str, Tensor] | None, labels: Tensor) -> float | None:
         if not self.settings.reference_loss:
             return None
@@ -337,7 +343,7 @@ class CloudTask:
             )
         tokens, mask = check_inputs("reference", reference, self._llm.vocab_size)
         check_labels(labels, len(tokens), self._llm.vocab_size)
-        with self._module.active():
+        with self._inference():
             terms = self._llm.loss(self._llm.embed(tokens), mask.to(self._llm.device), labels)
         return float(require_finite(terms.loss, "The reference loss", _REMEDY))
 
