@@ -57,16 +57,22 @@ class HeadTap:
         self._model_name = type(model).__name__
         self._projection = _projection(model)
         self._hidden: Tensor | None = None
+        self._own_forward: Any = None
 
     def __enter__(self) -> HeadTap:
         """Start catching."""
-        # An attribute of the instance hides the class's forward; removing it brings that back.
+        # An attribute of the instance hides the class's forward; removing it brings that back. A model that is spread over
+        # devices has such an attribute already.
+        self._own_forward = self._projection.__dict__.get("forward")
         object.__setattr__(self._projection, "forward", self._catch)
         return self
 
     def __exit__(self, *_exc: object) -> None:
         """Give the model its projection back."""
-        self._projection.__dict__.pop("forward", None)
+        if self._own_forward is None:
+            self._projection.__dict__.pop("forward", None)
+        else:
+            object.__setattr__(self._projection, "forward", self._own_forward)
 
     def _catch(self, hidden: Tensor) -> Tensor:
         self._hidden = hidden

@@ -68,6 +68,7 @@ NEVER = {
     "scripts",
     "small_shape",
     "tests",
+    "tiny_llms",
 }
 
 

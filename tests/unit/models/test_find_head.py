@@ -104,6 +104,17 @@ def test_the_projection_comes_back_after_an_error() -> None:
     assert model(input_ids=IDS).logits.shape == (2, 10, 96)
 
 
+def test_a_forward_that_the_projection_has_of_its_own_comes_back() -> None:
+    """As in a model that is spread over devices: what moves its input is an attribute of the instance."""
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: plain(hidden) + 1
+    expected = model(input_ids=IDS).logits
+    with HeadTap(model):
+        model(input_ids=IDS)
+    assert torch.equal(model(input_ids=IDS).logits, expected)
+
+
 def test_a_tap_that_nothing_ran_through() -> None:
     with (
         HeadTap(LlamaForCausalLM(LlamaConfig(**TINY))) as tap,

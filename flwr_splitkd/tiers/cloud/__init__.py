@@ -1,0 +1,20 @@
+"""The cloud's runtime (SCCT): a frozen LLM, and a trained PEFT module for each task.
+
+===============  ==================================================================
+``llm``          `CloudLLM`, which owns the LLM and its tasks
+``task``         `CloudTask`: differentiate, step, evaluate, generate, hand over
+``settings``     what a task is configured with
+``modules``      serial adapters and LoRA, so that one task at a time takes part
+``state``        a task's state, looked at before it is loaded
+``randomness``   first weights, and dropout that depends on a key alone
+``checks``       what arrives, looked at before the LLM sees it
+===============  ==================================================================
+"""
+
+from __future__ import annotations
+
+from flwr_splitkd.tiers.cloud.llm import CloudLLM
+from flwr_splitkd.tiers.cloud.settings import TaskSettings
+from flwr_splitkd.tiers.cloud.task import CloudTask, Differentiated, StepResult
+
+__all__ = ["CloudLLM", "CloudTask", "Differentiated", "StepResult", "TaskSettings"]
