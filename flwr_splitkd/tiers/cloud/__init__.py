@@ -8,13 +8,31 @@
 ``state``        a task's state, looked at before it is loaded
 ``randomness``   first weights, and dropout that depends on a key alone
 ``checks``       what arrives, looked at before the LLM sees it
+``service``      `CloudService`: edges' requests, one after another
+``store``        tasks on the disk
+``setup``        from settings to an open cloud
+``config``       the same from ``cloud.toml``
+``embedded``     the service as a process next to the edge
 ===============  ==================================================================
 """
 
 from __future__ import annotations
 
+from flwr_splitkd.tiers.cloud.embedded import EmbeddedCloud
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
+from flwr_splitkd.tiers.cloud.service import CloudService
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
+from flwr_splitkd.tiers.cloud.setup import CloudSetup, open_cloud
 from flwr_splitkd.tiers.cloud.task import CloudTask, Differentiated, StepResult
 
-__all__ = ["CloudLLM", "CloudTask", "Differentiated", "StepResult", "TaskSettings"]
+__all__ = [
+    "CloudLLM",
+    "CloudService",
+    "CloudSetup",
+    "CloudTask",
+    "Differentiated",
+    "EmbeddedCloud",
+    "StepResult",
+    "TaskSettings",
+    "open_cloud",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ from flwr_splitkd.models import PretrainedModel
 from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
 from flwr_splitkd.tiers.cloud.setup import CloudSetup
-from flwr_splitkd.tiers.optimizer import OptimizerSettings, constant, warmup_schedule
+from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant, warmup_schedule
 from flwr_splitkd.wire.credentials import TlsFiles
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 __all__ = ["read_cloud_config"]
@@ -137,7 +138,7 @@ def _llm(table: Mapping[str, Any], path: Path) -> PretrainedModel:
         )
     quantization = options.pop("quantization", None)
     if quantization is not None:
-        from transformers.quantizers import AutoQuantizationConfig
+        from transformers.quantizers.auto import AutoQuantizationConfig
 
         try:
             options["quantization_config"] = AutoQuantizationConfig.from_dict(dict(quantization))
@@ -161,10 +162,10 @@ def _task(name: str, task: _Task, path: Path) -> TaskSettings:
     else:
         peft = SerialAdapterConfig(
             bottleneck=task.bottleneck,
-            activation=task.activation,  # type: ignore[arg-type]  # one of the allowed choices
+            activation=task.activation,
             target_modules=tuple(targets) if targets else None,
         )
-    schedule = constant
+    schedule: LearningRateSchedule = constant
     if task.warmup_steps:
         schedule = warmup_schedule("constant_with_warmup", num_warmup_steps=task.warmup_steps, num_training_steps=0)
     return TaskSettings(

@@ -144,7 +144,7 @@ class CloudLink:
         self._link: Link | None = None
         self._journal: list[_Request] = []
         self._error: BaseException | None = None
-        self._closing = False
+        self._closing = threading.Event()
         self._next_step = 0
         self._bytes = (0, 0)
         self._thread: threading.Thread | None = None
@@ -261,7 +261,7 @@ class CloudLink:
     def close(self) -> None:
         """End the stream; who still waits for an answer gets an error."""
         with self._changed:
-            self._closing = True
+            self._closing.set()
             if self._link is not None:
                 self._link.close()
             self._changed.notify_all()
@@ -273,7 +273,7 @@ class CloudLink:
     def _ask(self, body: Any, tensors: Mapping[str, EncodedTensor], *, lasting: bool = False) -> WireMessage:
         request = _Request(body, tensors, Future(), lasting)
         with self._changed:
-            if self._error is not None or self._closing:
+            if self._error is not None or self._closing.is_set():
                 raise self._error or PeerLostError("The stream to the cloud is closed.")
             self._journal.append(request)
             if self._link is not None:
@@ -313,20 +313,20 @@ class CloudLink:
     def _run(self, opening: pb.OpenTask, state: Mapping[str, EncodedTensor], first: Future[None]) -> None:
         try:
             lost_s: float | None = None
-            while not self._closing:
+            while not self._closing.is_set():
                 try:
                     self._serve(opening, state, first)
                 except HandshakeError:
                     raise
                 except PeerLostError as error:
-                    if self._closing:
+                    if self._closing.is_set():
                         break
                     now_s = time.monotonic()
                     lost_s = now_s if lost_s is None or self._was_there() else lost_s
                     if not first.done() or now_s - lost_s > self.access.patience_s:
                         raise
                     _log.warning("%s; dialling again for up to %g s", error, self.access.patience_s)
-                    time.sleep(_PAUSE_S)
+                    self._closing.wait(_PAUSE_S)
                     opening, state = pb.OpenTask(start=pb.TASK_START_CONTINUE), {}
             self._fail(PeerLostError("The stream to the cloud is closed."), first)
         except SplitKDError as error:
@@ -370,7 +370,7 @@ class CloudLink:
             finally:
                 with self._changed:
                     self._bytes = (self._bytes[0] + link.bytes_sent, self._bytes[1] + link.bytes_received)
-                    if self._closing:
+                    if self._closing.is_set():
                         self._link = None
 
     def _attach(self, link: Link, opened: pb.TaskOpened, *, again: bool) -> None:
