@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -23,12 +24,13 @@ from flwr_splitkd.models.skeleton import parameters_on_meta
 
 __all__ = ["PretrainedModel"]
 
-Task = Literal["causal-lm", "masked-lm", "sequence-classification"]
+Task = Literal["causal-lm", "masked-lm", "sequence-classification", "encoder"]
 
 _AUTO_CLASSES: dict[str, Any] = {
     "causal-lm": AutoModelForCausalLM,
     "masked-lm": AutoModelForMaskedLM,
     "sequence-classification": AutoModelForSequenceClassification,
+    "encoder": AutoModel,
 }
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -44,7 +46,8 @@ class PretrainedModel:
     name_or_path
         Name on the Hugging Face hub, or a folder that ``save_pretrained`` wrote.
     task
-        What the model is for; chooses the ``AutoModelFor...`` class.
+        What the model is for; chooses the ``AutoModelFor...`` class. An ``"encoder"`` is a base model without a head, and
+        without a pooler too, which nobody would train.
     **options
         As for ``from_pretrained``: ``dtype``, ``revision``, ``num_labels``, ``attn_implementation``, ...
 
@@ -70,7 +73,7 @@ class PretrainedModel:
     def __call__(self) -> nn.Module:
         """Load the whole model."""
         model: nn.Module = _AUTO_CLASSES[self.task].from_pretrained(self.name_or_path, **self.options)
-        return model
+        return self._without_pooler(model)
 
     def skeleton(self) -> nn.Module:
         """Build the model from its config alone, parameters on the meta device and buffers real."""
@@ -81,6 +84,11 @@ class PretrainedModel:
             settings["attn_implementation"] = self.options["attn_implementation"]
         with parameters_on_meta():
             model: nn.Module = _AUTO_CLASSES[self.task].from_config(config, **settings)
+        return self._without_pooler(model)
+
+    def _without_pooler(self, model: nn.Module) -> nn.Module:
+        if self.task == "encoder" and isinstance(getattr(model, "pooler", None), nn.Module):
+            model.pooler = None  # as `add_pooling_layer=False` does, which not every model knows
         return model
 
     def _dtype(self, config: Any) -> torch.dtype:
@@ -175,5 +183,6 @@ def _stored_names(model: nn.Module, state: Mapping[str, Tensor], name: str) -> l
         *(other for other, tensor in state.items() if tensor is state.get(name) and other != name),
     ]
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    # A checkpoint of the bare base model lacks its prefix.
-    return aliases + [a.removeprefix(prefix) for a in aliases if a.startswith(prefix)]
+    # A checkpoint of the bare base model lacks its prefix, and one with a head has it where the base model has none.
+    shorter = [a.removeprefix(prefix) for a in aliases if a.startswith(prefix)]
+    return aliases + shorter + [prefix + a for a in aliases if len(prefix) > 1]

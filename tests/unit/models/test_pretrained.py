@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+)
 
 from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import PretrainedModel, build_skeleton, fingerprint, materialize
@@ -122,3 +131,22 @@ def test_unknown_task_and_dtype(folder: Path) -> None:
 def test_repr_hides_the_token() -> None:
     shown = repr(PretrainedModel("org/name", token="hf_secret", revision="main"))
     assert shown == "PretrainedModel('org/name', task='causal-lm', revision='main')"
+
+
+@pytest.mark.parametrize("saved_with_head", [True, False])
+def test_an_encoder_is_read_without_head_and_pooler(saved_with_head: bool, tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    torch.manual_seed(0)
+    (RobertaForMaskedLM if saved_with_head else RobertaModel)(config).save_pretrained(tmp_path)
+    builder = PretrainedModel(tmp_path, task="encoder")
+    whole, skeleton = builder(), builder.skeleton()
+    assert isinstance(whole, RobertaModel) and whole.pooler is None
+    assert list(skeleton.state_dict()) == list(whole.state_dict())
+    names = [name for name in whole.state_dict() if ".layer.1." in name]
+    part = builder.load_part(names)
+    assert list(part) == names
+    assert all(torch.equal(part[name], whole.state_dict()[name]) for name in names)
+    ids = torch.tensor([[3, 9, 4]])
+    assert whole.eval()(input_ids=ids).last_hidden_state.shape == (1, 3, 16)
