@@ -1,0 +1,191 @@
+"""Every key of the run config: its type, its bounds and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr_splitkd.config import parse_run_config, setting
+from flwr_splitkd.data.questions import QuestionConfig
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.schedulers import CutCycle
+from flwr_splitkd.tiers.edge.chain import CloudAccess
+from flwr_splitkd.wire.credentials import TlsFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppConfig:
+    """The run config; ``batch_size`` here is the key ``batch-size`` there.
+
+    Parameters
+    ----------
+    num_server_rounds, epochs, iterations
+        Rounds, epochs in a round, and iterations in an epoch: in each, every device trains on one batch at the same time.
+    split_points
+        Blocks of the encoder on the device, up to all of them, separated by commas: each new device gets the next entry, over
+        and over, and keeps it.
+    fraction_train, fraction_evaluate
+        Share of the devices that takes part, and that answers held-out questions after each round.
+    min_available_nodes
+        Devices to wait for.
+    quorum, straggler_timeout
+        Share of the devices that closes an iteration (1 for all), and seconds that the others then have.
+    slm, slm_tokenizer
+        The encoder: ``builtin``, or a name or path that ``from_pretrained`` takes, such as FacebookAI/roberta-large.
+    llm, llm_tokenizer
+        The language model in the cloud, likewise. With a `cloud_address` the cloud has its own, and `llm_tokenizer` must be
+        that model's.
+    dtype
+        Of models by name or path.
+    method, bottleneck, rank
+        The module of a cloud next to the edge: serial-adapter of this bottleneck, or lora of this rank.
+    slm_learning_rate, weight_decay, warmup_steps, max_grad_norm
+        Of the encoders; a norm of 0 does not clip.
+    module_learning_rate, module_max_grad_norm
+        Of the module of a cloud next to the edge.
+    optimizer_handover
+        full or reset.
+    reference_loss
+        Whether a cloud next to the edge also computes the loss of the language model without the encoder, for which the tokens
+        of contexts and questions leave the devices.
+    task
+        Which of the cloud's modules is trained.
+    cloud_address, cloud_edge, cloud_token_file, cloud_root_certificate
+        A cloud of its own (`flwr-splitkd cloud`): ``host:port``, this edge's name and the file of its secret, and the PEM file
+        of the authority behind its certificate. Without an address the cloud's service runs next to the edge.
+    module_start
+        Whether a run goes on with the module that the cloud has, or trains it fresh.
+    data
+        ``stdlib``, a path of SQuAD's JSON or of JSONL files, or ``hf:<name>``.
+    batch_size, max_positions, max_answer_tokens
+        Questions in a batch, tokens of context and question, and of an answer, at most; longer ones are left out, which is
+        logged.
+    heldout_questions
+        Most questions that a device answers in an evaluation.
+    uplink_codec, downlink_codec
+        none, float16, bfloat16 or int8, between device and edge.
+    data_address, advertised_address, tls_certificate, tls_private_key, tls_root_certificate, insecure
+        Of the edge's data plane.
+    connect_timeout, grace_period
+        Seconds that a round waits for a called device, and that a lost connection has to come back.
+    run_dir, resume
+        Where ``<id>/`` goes, and the folder of a run to go on with.
+    seed
+        Of everything random.
+    """
+
+    num_server_rounds: int = setting(3, minimum=1)
+    epochs: int = setting(2, minimum=1)
+    iterations: int = setting(20, minimum=1)
+    split_points: str = setting("1,3,6")
+    fraction_train: float = setting(1.0, above=0.0, maximum=1.0)
+    fraction_evaluate: float = setting(1.0, minimum=0.0, maximum=1.0)
+    min_available_nodes: int = setting(1, minimum=1)
+    quorum: float = setting(1.0, above=0.0, maximum=1.0)
+    straggler_timeout: float = setting(1.0, minimum=0.0)
+    slm: str = setting("builtin")
+    slm_tokenizer: str = setting("builtin")
+    llm: str = setting("builtin")
+    llm_tokenizer: str = setting("builtin")
+    dtype: str = setting("float32", choices=("float32", "bfloat16"))
+    method: str = setting("serial-adapter", choices=("serial-adapter", "lora"))
+    bottleneck: int = setting(64, minimum=1)
+    rank: int = setting(16, minimum=1)
+    slm_learning_rate: float = setting(3e-4, above=0.0)
+    module_learning_rate: float = setting(3e-3, above=0.0)
+    weight_decay: float = setting(0.01, minimum=0.0)
+    warmup_steps: int = setting(10, minimum=0)
+    max_grad_norm: float = setting(1.0, minimum=0.0)
+    module_max_grad_norm: float = setting(1.0, minimum=0.0)
+    optimizer_handover: str = setting("full", choices=("full", "reset"))
+    reference_loss: bool = setting(False)
+    task: str = setting("questions")
+    cloud_address: str = setting("")
+    cloud_edge: str = setting("edge")
+    cloud_token_file: str = setting("")
+    cloud_root_certificate: str = setting("")
+    module_start: str = setting("cloud", choices=("cloud", "fresh"))
+    data: str = setting("stdlib")
+    batch_size: int = setting(8, minimum=1)
+    max_positions: int = setting(192, minimum=2)
+    max_answer_tokens: int = setting(48, minimum=2)
+    heldout_questions: int = setting(64, minimum=1)
+    uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
+    downlink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
+    data_address: str = setting("127.0.0.1:0")
+    advertised_address: str = setting("")
+    tls_certificate: str = setting("")
+    tls_private_key: str = setting("")
+    tls_root_certificate: str = setting("")
+    insecure: bool = setting(False)
+    connect_timeout: float = setting(120.0, above=0.0)
+    grace_period: float = setting(15.0, minimum=0.0)
+    run_dir: str = setting("runs")
+    resume: str = setting("")
+    seed: int = setting(0, minimum=0)
+
+    @property
+    def split_point_list(self) -> tuple[int, ...]:
+        """The split points as numbers."""
+        try:
+            return tuple(int(point) for point in self.split_points.split(","))
+        except ValueError:
+            raise ConfigError(
+                f"`split-points` is {self.split_points!r}; expected whole numbers separated by commas, such as '1,3,6'."
+            ) from None
+
+    @property
+    def questions(self) -> QuestionConfig:
+        """The data set."""
+        return QuestionConfig(source=self.data)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What ``from_pretrained`` gets for models by name or path."""
+        return {"dtype": self.dtype}
+
+    @property
+    def cloud(self) -> CloudAccess | None:
+        """Where the cloud is; None for one next to the edge."""
+        if not self.cloud_address:
+            return None
+        try:
+            token = Path(self.cloud_token_file).read_bytes().strip()
+            root = Path(self.cloud_root_certificate).read_bytes() if self.cloud_root_certificate else b""
+        except OSError as error:
+            raise ConfigError(
+                f"`cloud-address` is {self.cloud_address!r}; expected `cloud-token-file` (and with TLS "
+                f"`cloud-root-certificate`) to be readable files with it: {error}."
+            ) from error
+        return CloudAccess(
+            address=self.cloud_address, edge=self.cloud_edge, token=token, task=self.task, root_certificate=root
+        )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The certificate files, or None for plaintext."""
+        files = (self.tls_certificate, self.tls_private_key, self.tls_root_certificate)
+        if not any(files):
+            return None
+        if not all(files):
+            raise ConfigError(
+                f"The TLS files are {files}; expected `tls-certificate`, `tls-private-key` and `tls-root-certificate` "
+                "together, or none of them."
+            )
+        return TlsFiles(certificate=files[0], private_key=files[1], root_certificate=files[2])
+
+
+def read_config(run_config: Mapping[str, Any]) -> AppConfig:
+    """Parse the run config; every mistake in a single key is reported at once, then those between keys."""
+    config = parse_run_config(AppConfig, run_config)
+    errors = []
+    for check in (lambda: CutCycle(config.split_point_list), lambda: config.tls, lambda: config.questions):
+        try:
+            check()
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n  ".join(["The run config has mistakes:", *errors]))
+    return config

@@ -1,0 +1,91 @@
+"""The edge: the other layers of every encoder, and the cloud's address, or the cloud itself in a process next to it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from peft import LoraConfig
+from scct_app import task
+from scct_app.config import AppConfig, read_config
+
+from flwr_splitkd import SCCT, CutCycle, OptimizerSettings
+from flwr_splitkd.models import build_skeleton
+from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
+from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies import summarize_chain
+from flwr_splitkd.tiers.cloud import EmbeddedCloud, TaskSettings
+from flwr_splitkd.tiers.edge.chain import CloudAccess
+from flwr_splitkd.tiers.optimizer import warmup_schedule
+
+app = ServerApp()
+
+_log = logging.getLogger("flwr")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds; leave metrics, the module's states and a summary in the run's folder."""
+    config = read_config(context.run_config)
+    new = Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"
+    folder = RunFolder.existing(config.resume) if config.resume else RunFolder(new)
+    folder.write_config({"app": "scct", "run_config": dict(context.run_config)})
+    baselines = task.baselines(config.questions, config.heldout_questions)
+    for name, scores in baselines.items():
+        _log.info("Baseline, %s: F1 %.1f, exact match %.1f", name, scores["f1"], scores["exact_match"])
+    result = _strategy(config, folder).start(grid=grid, num_rounds=config.num_server_rounds)
+    summary = summarize_chain(result, baselines)
+    folder.write_summary(summary)
+    _log.info("\n%s", summary)
+
+
+def _strategy(config: AppConfig, folder: RunFolder) -> SCCT:
+    slm = task.slm_builder(config.slm, **config.model_options)
+    schedule = warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0)
+    return SCCT(
+        slm=slm,
+        cloud=config.cloud or _embedded(config, build_skeleton(slm).config.hidden_size),  # type: ignore[union-attr, arg-type]  # every encoder of transformers has a config
+        task=config.task,
+        module_start=config.module_start,  # type: ignore[arg-type]  # one of the allowed choices
+        split_point=CutCycle(config.split_point_list),
+        num_epochs=config.epochs,
+        iterations_per_epoch=config.iterations,
+        quorum=config.quorum,
+        straggler_timeout_s=config.straggler_timeout,
+        slm_optimizer=OptimizerSettings(learning_rate=config.slm_learning_rate, weight_decay=config.weight_decay),
+        lr_schedule=schedule,
+        optimizer_handover=config.optimizer_handover,  # type: ignore[arg-type]  # one of the allowed choices
+        max_grad_norm=config.max_grad_norm or None,
+        uplink_codec=config.uplink_codec,  # type: ignore[arg-type]  # one of the allowed choices
+        downlink_codec=config.downlink_codec,  # type: ignore[arg-type]  # one of the allowed choices
+        max_new_tokens=config.max_answer_tokens,
+        fraction_train=config.fraction_train,
+        fraction_evaluate=config.fraction_evaluate,
+        min_available_nodes=config.min_available_nodes,
+        data_address=config.data_address,
+        advertised_address=config.advertised_address or None,
+        tls=config.tls,
+        insecure=config.insecure,
+        connect_timeout_s=config.connect_timeout,
+        grace_period_s=config.grace_period,
+        run_folder=None if config.resume else folder.path,
+        resume=config.resume or None,
+        seed=config.seed,
+    )
+
+
+def _embedded(config: AppConfig, width: int) -> EmbeddedCloud | CloudAccess:
+    module = SerialAdapterConfig(bottleneck=config.bottleneck)
+    settings = TaskSettings(
+        slm_width=width,
+        peft=module if config.method == "serial-adapter" else LoraConfig(r=config.rank, lora_alpha=2 * config.rank),
+        optimizer=OptimizerSettings(learning_rate=config.module_learning_rate, weight_decay=config.weight_decay),
+        max_grad_norm=config.module_max_grad_norm or None,
+        reference_loss=config.reference_loss,
+        max_new_tokens=config.max_answer_tokens,
+        seed=config.seed,
+    )
+    return EmbeddedCloud(llm=task.llm_builder(config.llm, **config.model_options), tasks={config.task: settings})
