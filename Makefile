@@ -7,7 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 
 TORCH := torch==2.13.0
 # In a variable, because a comma would end an argument of $(call).
-PACKAGE := '.[simulation,report,dev]'
+PACKAGE := '.[simulation,report,metrics,dev]'
 # Python 3.11 if there is one, which is what CI runs.
 FIND_PYTHON := scripts/find-python.sh 3.11 3.12 3.13 3.10
 
@@ -53,6 +53,10 @@ demo: $(READY) ## distill a small student on ten virtual devices
 .PHONY: deploy-demo
 deploy-demo: $(READY) ## the same in a deployment: TLS, authenticated SuperNodes; as root with links of 20 to 100 Mbit/s
 	$(PY) scripts/deploy_demo.py
+
+.PHONY: scct-demo
+scct-demo: $(READY) ## the chain device - edge - cloud in a deployment: cloud, SuperLink and SuperNodes as processes, over TLS
+	$(PY) scripts/scct_demo.py
 
 .PHONY: test
 test: $(READY) ## run all tests but the slow ones

@@ -1,4 +1,4 @@
-"""What the command lines of both demos share: settings, signals, and where the results are."""
+"""What the command lines of the demos share: settings, signals, and where the results are."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--app``, ``--runs``, ``--timeout-s`` and ``--set``."""
+def add_common_options(parser: argparse.ArgumentParser, app: str = "split_kd") -> None:
+    """Add ``--app`` (by default this one of the repository's), ``--runs``, ``--timeout-s`` and ``--set``."""
     root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--app", type=Path, default=root / "apps" / "split_kd", help="the app's folder")
+    parser.add_argument("--app", type=Path, default=root / "apps" / app, help="the app's folder")
     parser.add_argument("--runs", type=Path, default=root / "runs", help="where the run writes its results")
     parser.add_argument("--timeout-s", type=float, default=1800.0, help="stop the run after this many seconds")
     parser.add_argument(
