@@ -88,7 +88,7 @@ class PretrainedModel:
 
     def _without_pooler(self, model: nn.Module) -> nn.Module:
         if self.task == "encoder" and isinstance(getattr(model, "pooler", None), nn.Module):
-            model.pooler = None  # as `add_pooling_layer=False` does, which not every model knows
+            model._modules["pooler"] = None  # as `add_pooling_layer=False` does, which not every model knows
         return model
 
     def _dtype(self, config: Any) -> torch.dtype:

@@ -136,6 +136,7 @@ def build_tiny(model: nn.Module, seed: int = 0) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tiny: nn.Module = type(model)(config).float()
+            _leave_out_pooler(tiny, model)
             with torch.no_grad():
                 for parameter in tiny.parameters():
                     parameter.requires_grad_(True)
@@ -150,6 +151,12 @@ def build_tiny(model: nn.Module, seed: int = 0) -> nn.Module:
             "verify_cut(model, layout, inputs=batch)."
         ) from error
     return tiny
+
+
+def _leave_out_pooler(tiny: nn.Module, model: nn.Module) -> None:
+    """Base models have a pooler unless their builder was told otherwise, which the config does not say."""
+    if "pooler" in tiny._modules and model._modules.get("pooler") is None and "pooler" in model._modules:
+        tiny._modules["pooler"] = None
 
 
 def probe_inputs(tiny: nn.Module, seed: int = 0) -> dict[str, Tensor]:

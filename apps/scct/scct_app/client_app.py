@@ -5,7 +5,8 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from scct_app import task
-from scct_app.config import AppConfig, read_config
+from scct_app.config import read_config
+from scct_app.models import load_llm_tokenizer, load_slm_tokenizer, slm_builder
 
 from flwr_splitkd import SCCTClient
 from flwr_splitkd.clients import enrol
@@ -22,29 +23,29 @@ def train(msg: Message, context: Context) -> Message:
         _partition(context, "partition-id"),
         _partition(context, "num-partitions"),
         config=config.questions,
-        tokenizers=_tokenizers(config),
-        encoding=task.encoding(config.max_positions, config.max_answer_tokens, reference=config.reference_loss),
+        encoding=config.encoding,
         batch_size=config.batch_size,
         seed=config.seed,
+        slm_tokenizer=load_slm_tokenizer(config.slm_tokenizer),
+        llm_tokenizer=load_llm_tokenizer(config.llm_tokenizer),
     )
-    return SCCTClient(slm=task.slm_builder(config.slm, **config.model_options), data=data).train(msg, context)
+    return SCCTClient(slm=slm_builder(config.slm, **config.model_options), data=data).train(msg, context)
 
 
 @app.evaluate()
 def evaluate(msg: Message, context: Context) -> Message:
     """Answer questions about modules that no device has."""
     config = read_config(context.run_config)
-    tokenizers = _tokenizers(config)
+    tokenizer = load_llm_tokenizer(config.llm_tokenizer)
     data = task.heldout_loader(
         config=config.questions,
-        tokenizers=tokenizers,
-        encoding=task.encoding(config.max_positions, config.max_answer_tokens),
+        encoding=config.encoding,
         batch_size=config.batch_size,
         max_questions=config.heldout_questions,
+        slm_tokenizer=load_slm_tokenizer(config.slm_tokenizer),
+        llm_tokenizer=tokenizer,
     )
-    client = SCCTClient(
-        slm=task.slm_builder(config.slm, **config.model_options), data=data, score=task.scorer(tokenizers.llm)
-    )
+    client = SCCTClient(slm=slm_builder(config.slm, **config.model_options), data=data, score=task.scorer(tokenizer))
     return client.evaluate(msg, context)
 
 
@@ -52,10 +53,6 @@ def evaluate(msg: Message, context: Context) -> Message:
 def query(msg: Message, context: Context) -> Message:
     """Say who this device is, so that the order of the devices is the same in every run."""
     return enrol(msg, context)
-
-
-def _tokenizers(config: AppConfig) -> task.Tokenizers:
-    return task.load_tokenizers(config.slm_tokenizer, config.llm_tokenizer)
 
 
 def _partition(context: Context, key: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr_splitkd.config import parse_run_config, setting
-from flwr_splitkd.data.questions import QuestionConfig
+from flwr_splitkd.data.questions import EncodingConfig, QuestionConfig
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers import CutCycle
 from flwr_splitkd.tiers.edge.chain import CloudAccess
@@ -140,6 +140,16 @@ class AppConfig:
     def questions(self) -> QuestionConfig:
         """The data set."""
         return QuestionConfig(source=self.data)
+
+    @property
+    def encoding(self) -> EncodingConfig:
+        """How questions become tokens."""
+        return EncodingConfig(
+            max_positions=self.max_positions,
+            max_answer_tokens=self.max_answer_tokens,
+            on_long="skip",
+            reference=self.reference_loss,
+        )
 
     @property
     def model_options(self) -> dict[str, Any]:

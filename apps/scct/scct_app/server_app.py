@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from peft import LoraConfig
 from scct_app import task
 from scct_app.config import AppConfig, read_config
+from scct_app.models import llm_builder, slm_builder
 
 from flwr_splitkd import SCCT, CutCycle, OptimizerSettings
 from flwr_splitkd.models import build_skeleton
@@ -33,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     new = Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"
     folder = RunFolder.existing(config.resume) if config.resume else RunFolder(new)
     folder.write_config({"app": "scct", "run_config": dict(context.run_config)})
-    baselines = task.baselines(config.questions, config.heldout_questions)
+    baselines = task.heldout_baselines(config.questions, config.heldout_questions)
     for name, scores in baselines.items():
         _log.info("Baseline, %s: F1 %.1f, exact match %.1f", name, scores["f1"], scores["exact_match"])
     result = _strategy(config, folder).start(grid=grid, num_rounds=config.num_server_rounds)
@@ -43,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _strategy(config: AppConfig, folder: RunFolder) -> SCCT:
-    slm = task.slm_builder(config.slm, **config.model_options)
+    slm = slm_builder(config.slm, **config.model_options)
     schedule = warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0)
     return SCCT(
         slm=slm,
@@ -88,4 +89,4 @@ def _embedded(config: AppConfig, width: int) -> EmbeddedCloud | CloudAccess:
         max_new_tokens=config.max_answer_tokens,
         seed=config.seed,
     )
-    return EmbeddedCloud(llm=task.llm_builder(config.llm, **config.model_options), tasks={config.task: settings})
+    return EmbeddedCloud(llm=llm_builder(config.llm, **config.model_options), tasks={config.task: settings})

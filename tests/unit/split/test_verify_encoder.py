@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from flwr_splitkd.errors import CutError, UncuttableModelError
-from flwr_splitkd.split import verify_encoder
+from flwr_splitkd.split import find_layout, verify_encoder
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -77,3 +77,11 @@ def test_a_model_without_a_last_hidden_state() -> None:
     model = Plain(types.SimpleNamespace(num_hidden_layers=3, vocab_size=50, pad_token_id=0))
     with pytest.raises(UncuttableModelError, match=r"Plain is no encoder: .* its Tensor has none\. Use a base model"):
         verify_encoder(model)
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert"])
+def test_an_encoder_whose_pooler_was_left_out(name: str) -> None:
+    model = AutoModel.from_config(encoder_config(name), add_pooling_layer=False)
+    assert model.pooler is None
+    assert verify_encoder(model).bit_equal
+    assert not [name for name in find_layout(model).head if "pooler" in name]
