@@ -155,7 +155,7 @@ def build_tiny(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def _leave_out_pooler(tiny: nn.Module, model: nn.Module) -> None:
     """Base models have a pooler unless their builder was told otherwise, which the config does not say."""
-    if "pooler" in tiny._modules and model._modules.get("pooler") is None and "pooler" in model._modules:
+    if "pooler" in tiny._modules and getattr(model, "pooler", tiny) is None:
         tiny._modules["pooler"] = None
 
 
