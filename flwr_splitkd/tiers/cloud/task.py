@@ -155,9 +155,7 @@ class CloudTask:
         tokens, mask = check_inputs("inputs", inputs, self._llm.vocab_size)
         check_labels(labels, len(tokens), self._llm.vocab_size)
         with self._training(key):
-            # Checkpointed layers get no gradients unless their input asks for one.
-            prefix = self._llm.embed(tokens).detach().requires_grad_()
-            terms = self._llm.loss(prefix, mask.to(prefix.device), labels)
+            terms = self._llm.loss(self._llm.embed(tokens), mask.to(self._llm.device), labels)
             self._pending[key] = self._backward(terms, key)
         return Differentiated(None, float(terms.loss), None, terms.num_tokens)
 

@@ -163,6 +163,32 @@ def test_what_trains_has_names_that_say_nothing_of_the_task() -> None:
     assert list(cloud.tasks) == ["serial-a", "serial.b", "lora-a", "lora.b"]
 
 
+def test_a_configuration_of_peft_stays_as_it_was_given() -> None:
+    cloud, config = CloudLLM(tiny_llm()), LoraConfig(r=2, target_modules="all-linear")
+    for name in ("a", "b"):
+        task = cloud.add_task(name, settings(config))
+        assert config.target_modules == "all-linear"
+        assert len(task.parameters_by_name()) == 2 + 2 * 7 * 2, "seven layers of two blocks, in two parts each"
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("name", MODULES)
+def test_checkpointed_layers_give_the_same(name: str, use_reentrant: bool) -> None:
+    """Also their dropout, which is drawn again; and from tokens, whose embeddings train nothing."""
+    outcomes = []
+    for checkpointing in (False, True):
+        cloud = CloudLLM(tiny_llm())
+        if checkpointing:
+            cloud.llm.gradient_checkpointing_enable({"use_reentrant": use_reentrant})  # type: ignore[operator]
+        task = trained(cloud.add_task("qa", settings(MODULES[name])))
+        done = task.differentiate(hidden(), MASK, LABELS, key=(0, 0))
+        task.differentiate_tokens(TOKENS, LABELS, key=(1, 0))
+        outcomes.append((done, task.step([(0, 0), (1, 0)]), weights(task)))
+    (plain, plain_step, plain_weights), (again, again_step, again_weights) = outcomes
+    assert plain.loss == again.loss and torch.equal(plain.gradient, again.gradient)
+    assert plain_step == again_step and same(plain_weights, again_weights)
+
+
 def test_dropout_is_for_training_alone() -> None:
     """Also before the first step: the layers of a new LoRA module are in training mode."""
     for task in (new_task(LORA), new_task(llm="gpt2")):
@@ -276,21 +302,23 @@ def test_tasks_keep_out_of_each_others_way(pair: tuple[str, str]) -> None:
     frozen = {name.replace("base_layer.", ""): p.clone() for name, p in cloud.llm.state_dict().items()}
     one = trained(cloud.add_task("one", settings(MODULES[pair[0]])))
     other = trained(cloud.add_task("other", settings(MODULES[pair[1]], seed=1)))
-    alone = new_task(MODULES[pair[0]])
+    alone, other_alone = new_task(MODULES[pair[0]]), new_task(MODULES[pair[1]], seed=1)
     untouched = other.state()
     for step in range(3):
         for task in (one, alone):
             done = task.differentiate(hidden(0, step), MASK, LABELS, key=(0, step))
             if task is one:
                 other.differentiate(hidden(1, step), MASK, LABELS, key=(1, step))
+                assert all(p.grad is None for each in (one, other) for p in each.parameters_by_name().values())
                 together = done
         assert together.loss == done.loss and torch.equal(together.gradient, done.gradient)
         assert one.step([(0, step)]) == alone.step([(0, step)])
         assert all(p.grad is None for p in cloud.llm.parameters())
     assert same(one.state(), alone.state())
     assert same(other.state(), untouched)
-    other.step([(1, 0)])
-    assert same(one.state(), alone.state())
+    other_alone.differentiate(hidden(1, 0), MASK, LABELS, key=(1, 0))
+    assert other.step([(1, 0)]) == other_alone.step([(1, 0)])
+    assert same(one.state(), alone.state()) and same(other.state(), other_alone.state())
     after = {name.replace("base_layer.", ""): p for name, p in cloud.llm.state_dict().items() if "lora_" not in name}
     assert same(after, frozen)
     ids = torch.arange(4, 14).unsqueeze(0)
@@ -459,9 +487,11 @@ def test_numbers_that_are_none() -> None:
     # Two gradients that are finite, and whose sum is not.
     for gradients in task._pending.values():
         gradients["projection.bias"].fill_(3e38)
+    kept = [{name: g.clone() for name, g in gradients.items()} for gradients in task._pending.values()]
     with pytest.raises(NonFiniteError, match="gradient norm of step 0 of task 'qa'"):
         task.step([(0, 0), (1, 0)])
     assert same(task.state(), before) and len(task.pending) == 2 and task.next_step == 0
+    assert all(same(gradients, was) for gradients, was in zip(task._pending.values(), kept, strict=True))
     task.discard(task.pending)
     with torch.no_grad():
         task.parameters_by_name()["projection.weight"].fill_(torch.nan)
