@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional
@@ -149,6 +151,32 @@ def test_a_half_precision_llm_trains_a_module_in_full() -> None:
             gradient = task.differentiate(hidden().to(dtype), MASK, LABELS, key=(0, 0)).gradient
             assert gradient is not None and gradient.dtype == dtype and gradient.any()
             task.step([(0, 0)])
+
+
+def test_layers_that_are_loaded_as_they_run(tmp_path: Path) -> None:
+    """As the device map of an LLM that does not fit does: hooks on every module, weights on no device in between."""
+    places = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "model.layers.0", "lm_head"], "cpu")
+    spread = {**places, "model.layers.1": "disk"}
+    outcomes = []
+    for llm in (
+        tiny_llm(),
+        dispatch_model(tiny_llm(), spread, main_device="cpu", offload_dir=str(tmp_path)),
+    ):
+        cloud = CloudLLM(llm)
+        task = trained(cloud.add_task("qa", settings()))
+        done = task.differentiate(hidden(), MASK, LABELS, key=(0, 0))
+        outcomes.append((done, task.step([(0, 0)]), weights(task), task.generate(hidden(), MASK, 4)))
+    (plain, plain_step, plain_weights, plain_tokens), (other, step, after, tokens) = outcomes
+    assert plain.loss == other.loss and torch.equal(plain.gradient, other.gradient)
+    assert plain_step == step and same(plain_weights, after) and torch.equal(plain_tokens, tokens)
+    assert next(llm.get_submodule("model.layers.1").parameters()).is_meta
+    with pytest.raises(ConfigError, match="on no device until they run; .* or take a SerialAdapterConfig"):
+        cloud.add_task("lora", settings(LORA))
+
+
+def test_an_embedding_that_is_on_no_device() -> None:
+    with pytest.raises(ConfigError, match="on no device until it runs"):
+        CloudLLM(cpu_offload(tiny_llm(), execution_device=torch.device("cpu")))
 
 
 def test_what_trains_has_names_that_say_nothing_of_the_task() -> None:
@@ -355,6 +383,17 @@ def test_answers_end_as_they_were_learnt(name: str) -> None:
         task.generate(hidden(), MASK, 0)
 
 
+def test_nothing_is_something_too() -> None:
+    """No position before the first token, and no answer."""
+    task = new_task()
+    nothing = task.differentiate(hidden(), MASK, LABELS[:, :0], key=(0, 0))
+    assert (nothing.loss, nothing.num_tokens) == (0, 0) and not nothing.gradient.any()
+    empty = task.differentiate(hidden()[:, :0], MASK[:, :0], LABELS, key=(1, 0))
+    assert empty.num_tokens == 9 and empty.gradient.shape == (3, 0, SLM)
+    assert task.generate(hidden()[:, :0], MASK[:, :0], 2).shape == (3, 2)
+    assert task.step([(0, 0), (1, 0)]).grad_norm > 0
+
+
 # ---- hand-over
 
 
@@ -440,6 +479,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         ({"mask": MASK.float()}, TensorError, "`mask` is torch.float32"),
         ({"labels": LABELS[:-1]}, TensorError, "`labels` has 2 rows; expected 3"),
         ({"labels": LABELS.float()}, TensorError, "`labels` is torch.float32"),
+        ({"labels": LABELS > 0}, TensorError, "`labels` is torch.bool"),
         ({"labels": LABELS[0]}, TensorError, r"`labels` is torch.int64 of shape \(4,\)"),
         ({"labels": LABELS + VOCAB}, TensorError, r"`labels` has the token 107; expected 0\.\.95, or -100"),
         ({"labels": LABELS - 5}, TensorError, r"`labels` has the token -3; expected"),
