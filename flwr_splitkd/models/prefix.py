@@ -274,6 +274,11 @@ def _checked(llm: nn.Module) -> Head:
         )
     try:
         head = find_head(llm)
+        if head.weight.is_meta or embedding.is_meta:
+            raise ConfigError(
+                f"`llm` is a {name} that keeps its embedding or its output projection on no device until it runs; expected both "
+                "on a device, because they are used on their own. Give them one in the `device_map`."
+            )
         _try_on_a_tiny_copy(llm)
     except UncuttableModelError as error:
         raise ConfigError(f"`llm` is a {name}, which cannot continue a prefix: {error}") from error

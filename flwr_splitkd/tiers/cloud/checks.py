@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import ProtocolError, TensorError
@@ -76,7 +77,7 @@ def _check_mask(name: str, mask: Tensor, tensor: Tensor) -> None:
 
 
 def _check_tokens(name: str, tokens: Tensor, vocab_size: int, *, lowest: int) -> None:
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dim() != 2:
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool or tokens.dim() != 2:
         raise TensorError(
             f"`{name}` is {tokens.dtype} of shape {tuple(tokens.shape)}; expected integers of shape [batch, tokens]."
         )

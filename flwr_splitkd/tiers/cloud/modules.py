@@ -72,7 +72,13 @@ class ModuleHost:
             if self._tuned is not None:
                 self._tuned.base_model.disable_adapter_layers()
         self._num_loras += 1
-        return _Lora(self._tuned, self._llm, name)
+        lora = _Lora(self._tuned, self._llm, name)
+        if any(parameter.is_meta for parameter in lora.parameters_by_name().values()):
+            raise ConfigError(
+                "`peft` is a LoraConfig for layers that are on no device until they run; expected layers on a device. Give them "
+                "one in the `device_map`, or take a SerialAdapterConfig."
+            )
+        return lora
 
     def _refuse_shared(self, config: LoraConfig) -> None:
         targets = config.target_modules

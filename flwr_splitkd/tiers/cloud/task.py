@@ -36,7 +36,7 @@ class Differentiated(NamedTuple):
     Attributes
     ----------
     gradient
-        Of the loss by `hidden`, in its dtype and on the LLM's device; None for tokens.
+        Of the loss by `hidden`, in its dtype and on the LLM's device.
     loss
         Mean cross-entropy over the answer's tokens, equation (7).
     reference_loss
@@ -45,7 +45,7 @@ class Differentiated(NamedTuple):
         Tokens of the answer.
     """
 
-    gradient: Float[Tensor, "batch positions slm"] | None
+    gradient: Float[Tensor, "batch positions slm"]
     loss: float
     reference_loss: float | None
     num_tokens: int
@@ -137,12 +137,12 @@ class CloudTask:
         gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         require_finite(gradient, f"The gradient of {_words(key)} by its data", _REMEDY)
         self._pending[key] = gradients
-        return Differentiated(gradient, float(terms.loss), reference_loss, terms.num_tokens)
+        return Differentiated(gradient, float(terms.loss.detach()), reference_loss, terms.num_tokens)
 
     def differentiate_tokens(
         self, inputs: Mapping[str, Tensor], labels: Int[Tensor, "batch answer"], *, key: Key
-    ) -> Differentiated:
-        """Train the module alone, from tokens in place of an encoder's output (the paper's baseline CloudO).
+    ) -> tuple[float, int]:
+        """As `differentiate`, of the module alone: from tokens in place of an encoder's output (the paper's baseline CloudO).
 
         Parameters
         ----------
@@ -150,16 +150,19 @@ class CloudTask:
             ``input_ids`` and ``attention_mask`` of context and question, special tokens included.
         labels, key
             As in `differentiate`, and with the same errors.
+
+        Returns
+        -------
+        loss, num_tokens
+            Mean cross-entropy over the answer's tokens, and their number.
         """
         self._check_new(key)
         tokens, mask = check_inputs("inputs", inputs, self._llm.vocab_size)
         check_labels(labels, len(tokens), self._llm.vocab_size)
         with self._training(key):
-            # Checkpointed layers get no gradients unless their input asks for one.
-            prefix = self._llm.embed(tokens).detach().requires_grad_()
-            terms = self._llm.loss(prefix, mask.to(prefix.device), labels)
+            terms = self._llm.loss(self._llm.embed(tokens), mask.to(self._llm.device), labels)
             self._pending[key] = self._backward(terms, key)
-        return Differentiated(None, float(terms.loss), None, terms.num_tokens)
+        return float(terms.loss.detach()), terms.num_tokens
 
     def step(self, keys: Sequence[Key]) -> StepResult:
         """One optimiser step over the sum of some gradients, equation (9), which are then forgotten.

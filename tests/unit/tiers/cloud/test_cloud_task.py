@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional
@@ -151,6 +153,32 @@ def test_a_half_precision_llm_trains_a_module_in_full() -> None:
             task.step([(0, 0)])
 
 
+def test_layers_that_are_loaded_as_they_run(tmp_path: Path) -> None:
+    """As the device map of an LLM that does not fit does: hooks on every module, weights on no device in between."""
+    places = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "model.layers.0", "lm_head"], "cpu")
+    spread = {**places, "model.layers.1": "disk"}
+    outcomes = []
+    for llm in (
+        tiny_llm(),
+        dispatch_model(tiny_llm(), spread, main_device="cpu", offload_dir=str(tmp_path)),
+    ):
+        cloud = CloudLLM(llm)
+        task = trained(cloud.add_task("qa", settings()))
+        done = task.differentiate(hidden(), MASK, LABELS, key=(0, 0))
+        outcomes.append((done, task.step([(0, 0)]), weights(task), task.generate(hidden(), MASK, 4)))
+    (plain, plain_step, plain_weights, plain_tokens), (other, step, after, tokens) = outcomes
+    assert plain.loss == other.loss and torch.equal(plain.gradient, other.gradient)
+    assert plain_step == step and same(plain_weights, after) and torch.equal(plain_tokens, tokens)
+    assert next(llm.get_submodule("model.layers.1").parameters()).is_meta
+    with pytest.raises(ConfigError, match="on no device until they run; .* or take a SerialAdapterConfig"):
+        cloud.add_task("lora", settings(LORA))
+
+
+def test_an_embedding_that_is_on_no_device() -> None:
+    with pytest.raises(ConfigError, match="on no device until it runs"):
+        CloudLLM(cpu_offload(tiny_llm(), execution_device=torch.device("cpu")))
+
+
 def test_what_trains_has_names_that_say_nothing_of_the_task() -> None:
     cloud = CloudLLM(tiny_llm())
     for name, peft in MODULES.items():
@@ -161,6 +189,32 @@ def test_what_trains_has_names_that_say_nothing_of_the_task() -> None:
         assert all(name.startswith("module.model.layers.") for name in names[2:])
         assert same(weights(one), weights(other)), "the seed alone decides"
     assert list(cloud.tasks) == ["serial-a", "serial.b", "lora-a", "lora.b"]
+
+
+def test_a_configuration_of_peft_stays_as_it_was_given() -> None:
+    cloud, config = CloudLLM(tiny_llm()), LoraConfig(r=2, target_modules="all-linear")
+    for name in ("a", "b"):
+        task = cloud.add_task(name, settings(config))
+        assert config.target_modules == "all-linear"
+        assert len(task.parameters_by_name()) == 2 + 2 * 7 * 2, "seven layers of two blocks, in two parts each"
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("name", MODULES)
+def test_checkpointed_layers_give_the_same(name: str, use_reentrant: bool) -> None:
+    """Also their dropout, which is drawn again; and from tokens, whose embeddings train nothing."""
+    outcomes = []
+    for checkpointing in (False, True):
+        cloud = CloudLLM(tiny_llm())
+        if checkpointing:
+            cloud.llm.gradient_checkpointing_enable({"use_reentrant": use_reentrant})  # type: ignore[operator]
+        task = trained(cloud.add_task("qa", settings(MODULES[name])))
+        done = task.differentiate(hidden(), MASK, LABELS, key=(0, 0))
+        task.differentiate_tokens(TOKENS, LABELS, key=(1, 0))
+        outcomes.append((done, task.step([(0, 0), (1, 0)]), weights(task)))
+    (plain, plain_step, plain_weights), (again, again_step, again_weights) = outcomes
+    assert plain.loss == again.loss and torch.equal(plain.gradient, again.gradient)
+    assert plain_step == again_step and same(plain_weights, again_weights)
 
 
 def test_dropout_is_for_training_alone() -> None:
@@ -276,21 +330,23 @@ def test_tasks_keep_out_of_each_others_way(pair: tuple[str, str]) -> None:
     frozen = {name.replace("base_layer.", ""): p.clone() for name, p in cloud.llm.state_dict().items()}
     one = trained(cloud.add_task("one", settings(MODULES[pair[0]])))
     other = trained(cloud.add_task("other", settings(MODULES[pair[1]], seed=1)))
-    alone = new_task(MODULES[pair[0]])
+    alone, other_alone = new_task(MODULES[pair[0]]), new_task(MODULES[pair[1]], seed=1)
     untouched = other.state()
     for step in range(3):
         for task in (one, alone):
             done = task.differentiate(hidden(0, step), MASK, LABELS, key=(0, step))
             if task is one:
                 other.differentiate(hidden(1, step), MASK, LABELS, key=(1, step))
+                assert all(p.grad is None for each in (one, other) for p in each.parameters_by_name().values())
                 together = done
         assert together.loss == done.loss and torch.equal(together.gradient, done.gradient)
         assert one.step([(0, step)]) == alone.step([(0, step)])
         assert all(p.grad is None for p in cloud.llm.parameters())
     assert same(one.state(), alone.state())
     assert same(other.state(), untouched)
-    other.step([(1, 0)])
-    assert same(one.state(), alone.state())
+    other_alone.differentiate(hidden(1, 0), MASK, LABELS, key=(1, 0))
+    assert other.step([(1, 0)]) == other_alone.step([(1, 0)])
+    assert same(one.state(), alone.state()) and same(other.state(), other_alone.state())
     after = {name.replace("base_layer.", ""): p for name, p in cloud.llm.state_dict().items() if "lora_" not in name}
     assert same(after, frozen)
     ids = torch.arange(4, 14).unsqueeze(0)
@@ -306,8 +362,8 @@ def test_training_from_tokens_leaves_the_projection_alone() -> None:
         before = weights(task)
         loss, _ = task.evaluate_tokens(TOKENS, LABELS)
         for step in range(8):
-            done = task.differentiate_tokens(TOKENS, LABELS, key=(0, step))
-            assert done.gradient is None and done.num_tokens == 9
+            mean, tokens = task.differentiate_tokens(TOKENS, LABELS, key=(0, step))
+            assert tokens == 9 and mean > 0
             task.step([(0, step)])
         changed = {key for key, tensor in weights(task).items() if not torch.equal(tensor, before[key])}
         assert changed == {key for key in before if "projection" not in key}, name
@@ -325,6 +381,17 @@ def test_answers_end_as_they_were_learnt(name: str) -> None:
     assert task.generate_tokens(TOKENS, 3).shape[1] <= 3
     with pytest.raises(ProtocolError, match="`max_new_tokens` is 0"):
         task.generate(hidden(), MASK, 0)
+
+
+def test_nothing_is_something_too() -> None:
+    """No position before the first token, and no answer."""
+    task = new_task()
+    nothing = task.differentiate(hidden(), MASK, LABELS[:, :0], key=(0, 0))
+    assert (nothing.loss, nothing.num_tokens) == (0, 0) and not nothing.gradient.any()
+    empty = task.differentiate(hidden()[:, :0], MASK[:, :0], LABELS, key=(1, 0))
+    assert empty.num_tokens == 9 and empty.gradient.shape == (3, 0, SLM)
+    assert task.generate(hidden()[:, :0], MASK[:, :0], 2).shape == (3, 2)
+    assert task.step([(0, 0), (1, 0)]).grad_norm > 0
 
 
 # ---- hand-over
@@ -412,6 +479,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         ({"mask": MASK.float()}, TensorError, "`mask` is torch.float32"),
         ({"labels": LABELS[:-1]}, TensorError, "`labels` has 2 rows; expected 3"),
         ({"labels": LABELS.float()}, TensorError, "`labels` is torch.float32"),
+        ({"labels": LABELS > 0}, TensorError, "`labels` is torch.bool"),
         ({"labels": LABELS[0]}, TensorError, r"`labels` is torch.int64 of shape \(4,\)"),
         ({"labels": LABELS + VOCAB}, TensorError, r"`labels` has the token 107; expected 0\.\.95, or -100"),
         ({"labels": LABELS - 5}, TensorError, r"`labels` has the token -3; expected"),
@@ -459,9 +527,11 @@ def test_numbers_that_are_none() -> None:
     # Two gradients that are finite, and whose sum is not.
     for gradients in task._pending.values():
         gradients["projection.bias"].fill_(3e38)
+    kept = [{name: g.clone() for name, g in gradients.items()} for gradients in task._pending.values()]
     with pytest.raises(NonFiniteError, match="gradient norm of step 0 of task 'qa'"):
         task.step([(0, 0), (1, 0)])
     assert same(task.state(), before) and len(task.pending) == 2 and task.next_step == 0
+    assert all(same(gradients, was) for gradients, was in zip(task._pending.values(), kept, strict=True))
     task.discard(task.pending)
     with torch.no_grad():
         task.parameters_by_name()["projection.weight"].fill_(torch.nan)
