@@ -290,8 +290,7 @@ class _EdgeSession:
             answer.loss, answer.num_tokens = done.loss, done.num_tokens
             if done.reference_loss is not None:
                 answer.reference_loss = done.reference_loss
-            if done.gradient is not None:
-                tensors["gradient"] = done.gradient
+            tensors["gradient"] = done.gradient
             return answer, tensors
         if "labels" in message.tensors:
             answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, _decoded(message, "labels"))
