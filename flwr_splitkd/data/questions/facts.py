@@ -103,7 +103,7 @@ def sentences_of(text: str) -> tuple[str, ...]:
     """Return the plain sentences of a text, without examples, tables and headings."""
     found: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
-        if ">>>" in paragraph or "\n  " in paragraph.strip("\n").replace("\n   ", "\n", 1) and "::" in paragraph:
+        if ">>>" in paragraph or "::" in paragraph:
             continue
         for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
             if 24 <= len(sentence) <= 150 and _PLAIN.fullmatch(sentence) and sentence.count(" ") >= 4:

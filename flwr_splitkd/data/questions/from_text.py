@@ -46,7 +46,9 @@ _NUMBER = (
 _GAP = "___"
 _MAX_SUMMARY = 80
 _WHEN = re.compile(r"\b([A-Z]\w*(?:Error|Exception|Warning|Interrupt))\b.*?\b((?:if|when|unless) .{8,70})[.]$")
-_RETURN = re.compile(r"Returns? ((?:a|an|the|all|True|False|whether) [^.,;:(]{3,50}?)(?:[.,;:]| (?:for|if|in|that|which|with) .*[.])$")
+_RETURN = re.compile(
+    r"Returns? ((?:a|an|the|all|True|False|whether) [^.,;:(]{3,50}?)(?:[.,;:]| (?:for|if|in|that|which|with) .*[.])$"
+)
 _NUMERAL = re.compile(r"(?<![\w.-])\d[\d.]*(?![\w-])(?<![.])")
 _WORD = re.compile(r"[A-Za-z_]{4,}")
 
@@ -72,9 +74,7 @@ def summary_questions(source: SourceFacts, salt: int) -> Iterator[Question]:
 def sentence_questions(source: SourceFacts, salt: int) -> Iterator[Question]:
     """Ask for what is left out of a sentence: an exception, a number, or its rarest word."""
     sentences = dict.fromkeys(
-        sentence
-        for found in (*source.functions, *source.classes)
-        for sentence in found.sentences
+        sentence for found in (*source.functions, *source.classes) for sentence in found.sentences
     )
     sentences.update(dict.fromkeys(source.sentences))
     counts = Counter(word for sentence in sentences for word in set(_WORD.findall(sentence)))

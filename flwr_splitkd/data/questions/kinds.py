@@ -14,6 +14,8 @@ __all__ = ["Draw", "ask", "surrounded"]
 T = TypeVar("T")
 _MAX_CONTEXT = 260
 _MAX_ANSWER = 60
+_MAX_LINES = 5
+_MIN_LINE = 12
 
 
 class Draw:
@@ -40,8 +42,13 @@ class Draw:
 
     def shuffled(self, items: Iterable[T]) -> list[T]:
         """Return the items in another order."""
+        return list(self.drawn(items))
+
+    def drawn(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items in another order; who stops early pays for no more than he took."""
         rest = list(items)
-        return [rest.pop(self.below(len(rest))) for _ in range(len(rest))]
+        while rest:
+            yield rest.pop(self.below(len(rest)))
 
 
 def surrounded(draw: Draw, wanted: str, others: Iterable[str], *, at_least: int = 1) -> str | None:
@@ -50,10 +57,13 @@ def surrounded(draw: Draw, wanted: str, others: Iterable[str], *, at_least: int 
     None if there are fewer than ``at_least`` other lines that fit.
     """
     lines, room = [wanted], _MAX_CONTEXT - len(wanted)
-    for other in draw.shuffled(dict.fromkeys(others)):
-        if other not in lines and len(other) + 1 <= room and len(lines) < 5:
+    for other in draw.drawn(others):
+        if other not in lines and len(other) + 1 <= room:
             lines.append(other)
             room -= len(other) + 1
+        # No sixth line, and no long search for one that is short enough.
+        if len(lines) == _MAX_LINES or room < _MIN_LINE:
+            break
     if len(lines) <= at_least or room < 0:
         return None
     return "\n".join(draw.shuffled(lines))
