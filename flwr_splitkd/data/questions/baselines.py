@@ -56,7 +56,7 @@ def neighbour_answers(asked: Sequence[Question]) -> list[str]:
 
 
 def _neighbour(question: Question) -> str:
-    lines = [_WORD.findall(line) for line in question.context.splitlines()]
+    lines: list[list[str]] = [_WORD.findall(line) for line in question.context.splitlines()]
     counts = Counter(word for line in lines for word in line)
     known = [word for word in _WORD.findall(question.question) if counts[word]]
     if not known:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from flwr_splitkd.data.questions.facts import SourceFacts
+from flwr_splitkd.data.questions.facts import ClassFacts, FunctionFacts, SourceFacts
 from flwr_splitkd.data.questions.kinds import Draw, ask, surrounded
 from flwr_splitkd.data.questions.question import Question
 
@@ -56,7 +56,7 @@ _WORD = re.compile(r"[A-Za-z_]{4,}")
 def summary_questions(source: SourceFacts, salt: int) -> Iterator[Question]:
     """Ask which function or class a docstring's first sentence is about, what one does, and what it returns."""
     summaries: dict[str, str] = {}
-    for found in (*source.functions, *source.classes):
+    for found in _described(source):
         if found.sentences and not found.name.startswith("__") and len(found.sentences[0]) <= _MAX_SUMMARY:
             summaries.setdefault(found.name, found.sentences[0])
     for name, summary in summaries.items():
@@ -73,9 +73,7 @@ def summary_questions(source: SourceFacts, salt: int) -> Iterator[Question]:
 
 def sentence_questions(source: SourceFacts, salt: int) -> Iterator[Question]:
     """Ask for what is left out of a sentence: an exception, a number, or its rarest word."""
-    sentences = dict.fromkeys(
-        sentence for found in (*source.functions, *source.classes) for sentence in found.sentences
-    )
+    sentences = dict.fromkeys(sentence for found in _described(source) for sentence in found.sentences)
     sentences.update(dict.fromkeys(source.sentences))
     counts = Counter(word for sentence in sentences for word in set(_WORD.findall(sentence)))
     for sentence in sentences:
@@ -90,6 +88,10 @@ def sentence_questions(source: SourceFacts, salt: int) -> Iterator[Question]:
         if words:
             rarest = min(words, key=lambda m: (counts[m[0]], -len(m[0]), m.start()))
             yield from _gap(draw, "word", source.module, context, _MISSING, sentence, rarest)
+
+
+def _described(source: SourceFacts) -> tuple[FunctionFacts | ClassFacts, ...]:
+    return (*source.functions, *source.classes)
 
 
 def _gap(
