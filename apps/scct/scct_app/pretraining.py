@@ -8,13 +8,16 @@ import json
 import logging
 import math
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -24,14 +27,16 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from flwr_splitkd.data import Document, documents_digest
-from flwr_splitkd.data.questions import Question
+from flwr_splitkd.data import IGNORED_LABEL, Document, documents_digest
+from flwr_splitkd.data.questions import Question, reading_prompt
 from flwr_splitkd.store.made_once import made_once
 
 Progress = Callable[[str, int, int, float], None]
 Batch = dict[str, Tensor]
 
 _log = logging.getLogger("flwr")
+_SHARE_OF_TEXT = 0.3
+_QUESTIONS_PER_EXERCISE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,7 @@ def pretrained_llm(
     documents: Sequence[Document],
     questions: Sequence[Question],
     *,
+    prepare: Callable[[LlamaForCausalLM], None] | None = None,
     root: Path | None = None,
     progress: Progress = log_progress,
 ) -> Path:
@@ -101,6 +107,8 @@ def pretrained_llm(
         The tokenizer of both built-in models.
     documents, questions
         The public text: it reads the documents, and learns to answer the questions in token space.
+    prepare
+        Called with the untrained model, to set its first weights.
     root
         The cache folder, by default `cache_root`.
     progress
@@ -110,6 +118,8 @@ def pretrained_llm(
     def make(folder: Path) -> None:
         with _seeded(recipe.seed):
             model = LlamaForCausalLM(config)
+            if prepare is not None:
+                prepare(model)
         batches = reading_batches(recipe, tokenizer, documents, questions)
         _train(model, recipe, batches, answer_loss, "LLM", progress)
         model.save_pretrained(folder)
@@ -132,6 +142,7 @@ def pretrained_slm(
     def make(folder: Path) -> None:
         with _seeded(recipe.seed):
             model = RobertaForMaskedLM(config)
+            # Within the seed, as dropout draws too.
             batches = masked_batches(recipe, tokenizer, documents, questions)
             _train(model, recipe, batches, masked_loss, "SLM", progress)
         model.save_pretrained(folder)
@@ -188,6 +199,115 @@ def _train(
             optimizer.step()
             progress(name, step + 1, recipe.steps, loss.item())
     model.train(False)
+
+
+def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the cross entropy of the answers' tokens, and a share of that of all others."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    labels, answers = batch["labels"][:, 1:].flatten(), batch["answers"][:, 1:].flatten()
+    losses = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="none")
+    others = (labels != IGNORED_LABEL) & ~answers
+    return losses[answers].mean() + _SHARE_OF_TEXT * losses[others].mean()
+
+
+def masked_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the cross entropy of the masked tokens."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+
+
+def reading_batches(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+) -> Iterator[Batch]:
+    """Yield batches of reading exercises, with one piece of a document in each.
+
+    An exercise is a context and some questions about it, each followed by its answer.
+    """
+    rng = random.Random(recipe.seed)
+    exercises = _exercises(tokenizer, questions, recipe.sequence_length)
+    text = _stream(tokenizer, documents)
+    length = min(recipe.sequence_length // 2, len(text))
+    while True:
+        rows = [exercises[rng.randrange(len(exercises))] for _ in range(recipe.batch_size - 1)]
+        start = rng.randrange(len(text) - length + 1)
+        piece = text[start : start + length]
+        yield _batch([*rows, (piece, [False] * len(piece))], tokenizer)
+
+
+def masked_batches(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+) -> Iterator[Batch]:
+    """Yield batches of contexts and questions with some tokens hidden, exchanged or left, all to be named."""
+    rng = random.Random(recipe.seed)
+    prompts = [
+        ids for ids in _ids(tokenizer, [reading_prompt(q) for q in questions]) if len(ids) <= recipe.sequence_length
+    ]
+    text = _stream(tokenizer, documents)
+    length = min(recipe.sequence_length // 2, len(text))
+    hidden = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.bos_token_id
+    while True:
+        rows = [prompts[rng.randrange(len(prompts))] for _ in range(recipe.batch_size - 1)]
+        start = rng.randrange(len(text) - length + 1)
+        batch = _batch([(ids, [False] * len(ids)) for ids in [*rows, text[start : start + length]]], tokenizer)
+        for row in range(recipe.batch_size):
+            for place in range(int(batch["attention_mask"][row].sum())):
+                fate = rng.random()
+                if fate < 0.09:
+                    batch["input_ids"][row, place] = hidden
+                elif fate < 0.11:
+                    batch["input_ids"][row, place] = rng.randrange(len(tokenizer))
+                elif fate >= 0.15:
+                    batch["labels"][row, place] = IGNORED_LABEL
+        yield batch
+
+
+def _exercises(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], longest: int
+) -> list[tuple[list[int], list[bool]]]:
+    """Token ids of contexts with up to four questions and answers, and which tokens are answers."""
+    by_context: dict[str, list[Question]] = {}
+    for question in questions:
+        by_context.setdefault(question.context, []).append(question)
+    exercises = []
+    for context, asked in by_context.items():
+        for first in range(0, len(asked), _QUESTIONS_PER_EXERCISE):
+            ids, answers = _ids(tokenizer, [context + "\n"])[0], []
+            answers += [False] * len(ids)
+            for question in asked[first : first + _QUESTIONS_PER_EXERCISE]:
+                prompt, answer = _ids(tokenizer, [question.question + "\n", question.answer])
+                ids = [*ids, *prompt, *answer, tokenizer.eos_token_id]
+                answers += [False] * len(prompt) + [True] * (len(answer) + 1)
+            if len(ids) <= longest:
+                exercises.append((ids, answers))
+    return exercises
+
+
+def _stream(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[int]:
+    end = tokenizer.eos_token_id
+    return [token for ids in _ids(tokenizer, [d.text for d in documents]) for token in (*ids, end)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _batch(rows: Sequence[tuple[list[int], list[bool]]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED_LABEL)
+    answers = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, (tokens, answer) in enumerate(rows):
+        ids[number, : len(tokens)] = labels[number, : len(tokens)] = torch.tensor(tokens)
+        mask[number, : len(tokens)] = 1
+        answers[number, : len(tokens)] = torch.tensor(answer)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "answers": answers}
 
 
 @contextmanager
