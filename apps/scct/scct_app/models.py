@@ -33,12 +33,20 @@ from scct_app.pretraining import Progress, Recipe, log_progress, pretrained_llm,
 BUILTIN = "builtin"
 
 # Part of the app rather than trained where it runs: Python versions document themselves differently, and device and
-# cloud must mean the same token by the same id. Made on Python 3.11 by train_tokenizer(..., 2048).save_pretrained(...)
-# from the public documents and the public questions (contexts, questions and answers).
+# cloud must mean the same token by the same id. Made on Python 3.11 by train_tokenizer(..., 2048, words_apart=True)
+# from the public documents and the public questions (contexts, questions and answers). Words apart, because an answer
+# stands after a bracket or an equals sign in the context, and must be the same tokens by itself.
 _TOKENIZER_FOLDER = Path(__file__).parent / "tokenizer"
 
-SLM_RECIPE = Recipe(steps=500, learning_rate=2e-3)
-LLM_RECIPE = Recipe(steps=700, learning_rate=1e-3)
+# Of the heads that `look_up_heads` sets: how sharply they look one token back, which frequencies count as slow, how
+# sharply they match, and how loudly they bring what they found.
+_SHARPNESS = 40.0
+_SLOW = 0.005
+_MATCH = 2.5
+_BRING = 0.5
+
+SLM_RECIPE = Recipe(steps=350, learning_rate=2e-3)
+LLM_RECIPE = Recipe(steps=700, learning_rate=1.5e-3)
 
 
 def load_slm_tokenizer(name: str = BUILTIN, **options: Any) -> PreTrainedTokenizerBase:
@@ -94,10 +102,10 @@ def slm_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> RobertaCon
 
 
 def llm_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> LlamaConfig:
-    """Return the built-in language model's config: 3 layers of width 128, with biases in its attention."""
+    """Return the built-in language model's config: 4 layers of width 128, with biases in its attention."""
     settings: dict[str, Any] = {
         "hidden_size": 128,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "intermediate_size": 344,
@@ -114,8 +122,8 @@ def llm_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> LlamaConfi
 def look_up_heads(model: LlamaForCausalLM) -> None:
     """Give an untrained model the attention with which language models look things up.
 
-    In the first layer every head looks at the token before its own and notes it; in the second, every head looks for
-    notes of the present token, and brings what stands there: after "timeout=" it finds what followed "timeout=" before.
+    In the first layer every head looks at the token before its own and notes it; in the two after it, every head looks
+    for notes of the present token, and brings what stands there: after "timeout=" it finds what followed "timeout=" before.
     Large models find this by themselves, over many million tokens of training; this one has a few minutes. (Olsson et
     al., "In-context Learning and Induction Heads", 2022, describe the heads.) Everything is trained from there on.
     """
@@ -123,7 +131,7 @@ def look_up_heads(model: LlamaForCausalLM) -> None:
     width, heads = config.hidden_size, config.num_attention_heads
     size = width // heads
     frequency = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
-    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    first, *others = (layer.self_attn for layer in model.model.layers[:3])
     noted, turned, brought = (torch.linalg.qr(torch.randn(width, width))[0] for _ in range(3))
     # Keys point one way and queries that way turned back by one position, on the fast frequencies.
     fast = frequency[: max(1, size * 9 // 64)]
@@ -144,18 +152,13 @@ def look_up_heads(model: LlamaForCausalLM) -> None:
             first.k_proj.weight[rows] *= 0.05
             first.v_proj.weight[rows] = noted[rows]
             first.o_proj.weight[:, rows] = 0.1 * turned @ noted[rows].T
-            match = torch.zeros(size, width)
-            match[slow] = torch.linalg.qr(torch.randn(width, len(slow)))[0].T
-            second.q_proj.weight[rows] = _MATCH * match
-            second.k_proj.weight[rows] = _MATCH * match @ turned.T
-            second.v_proj.weight[rows] = brought[rows]
-            second.o_proj.weight[:, rows] = _BRING * brought[rows].T
-
-
-_SHARPNESS = 40.0
-_SLOW = 0.005
-_MATCH = 2.5
-_BRING = 0.7
+            for attention in others:
+                match = torch.zeros(size, width)
+                match[slow] = torch.linalg.qr(torch.randn(width, len(slow)))[0].T
+                attention.q_proj.weight[rows] = _MATCH * match
+                attention.k_proj.weight[rows] = _MATCH * match @ turned.T
+                attention.v_proj.weight[rows] = brought[rows]
+                attention.o_proj.weight[:, rows] = _BRING * brought[rows].T
 
 
 @lru_cache(maxsize=1)

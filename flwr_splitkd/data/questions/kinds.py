@@ -12,9 +12,9 @@ from flwr_splitkd.errors import DataError
 __all__ = ["Draw", "ask", "surrounded"]
 
 T = TypeVar("T")
-_MAX_CONTEXT = 260
+_MAX_CONTEXT = 160
 _MAX_ANSWER = 60
-_MAX_LINES = 5
+_MAX_LINES = 4
 _MIN_LINE = 12
 
 
@@ -61,7 +61,7 @@ def surrounded(draw: Draw, wanted: str, others: Iterable[str], *, at_least: int 
         if other not in lines and len(other) + 1 <= room:
             lines.append(other)
             room -= len(other) + 1
-        # No sixth line, and no long search for one that is short enough.
+        # No fifth line, and no long search for one that is short enough.
         if len(lines) == _MAX_LINES or room < _MIN_LINE:
             break
     if len(lines) <= at_least or room < 0:

@@ -126,7 +126,7 @@ def test_the_real_library() -> None:
     assert len(set(questions)) == len(questions)
     assert len({question.kind for question in questions}) == 20
     assert all(question.answer in question.context and normalized(question.answer) for question in questions)
-    assert max(len(question.context) for question in questions) <= 260
+    assert max(len(question.context) for question in questions) <= 160
     heldout = Counter(question.module for question in questions)
     assert all(heldout[module] >= 10 for module in STDLIB_HELDOUT_MODULES)
 
