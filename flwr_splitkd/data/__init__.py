@@ -10,6 +10,7 @@
     tokenizer.py   byte-level and trained tokenizers, without a download
     blocks.py      documents to blocks to batches
     load.py        DataConfig and load_partition, which join all of them
+    questions/     question answering, built in and the user's own
 
 Reading and dividing text needs neither torch nor transformers, so what does is imported on first use.
 """

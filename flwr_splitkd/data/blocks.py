@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -112,12 +112,13 @@ def text_blocks(
 
 
 def make_loader(
-    dataset: Dataset[dict[str, Tensor]],
+    dataset: Dataset[Any],
     batch_size: int,
     *,
     shuffle: bool = False,
     seed: int = 0,
     max_batches: int | None = None,
+    collate: Callable[[list[Any]], dict[str, Tensor]] | None = None,
 ) -> DataLoader[dict[str, Tensor]]:
     """Return a loader of dict batches in an order that only ``seed`` decides.
 
@@ -134,6 +135,8 @@ def make_loader(
     max_batches
         Most batches per pass, at least 1. With ``shuffle`` each pass draws other blocks, else it takes the
         first.
+    collate
+        Makes a batch of items; by default they are stacked.
 
     Raises
     ------
@@ -154,7 +157,7 @@ def make_loader(
         sampler = RandomSampler(dataset, num_samples=size, generator=generator)  # type: ignore[arg-type]
     # The loader draws a base seed for workers even without any; its own generator keeps that out of the
     # global one.
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, generator=torch.Generator())
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, generator=torch.Generator(), collate_fn=collate)
 
 
 def _token_streams(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 from flwr_splitkd.data.documents import Document
 from flwr_splitkd.errors import DataError
 
-__all__ = ["read_hub_partition", "read_hub_split"]
+__all__ = ["hub_rows", "read_hub_partition", "read_hub_split"]
 
 
 def read_hub_split(
@@ -39,12 +39,7 @@ def read_hub_split(
         If flwr-datasets is not installed, the data set cannot be loaded, a column is missing, or there is no
         text.
     """
-    federated = _open(name, subset, {})
-    try:
-        rows = federated.load_split(split)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, split, error) from error
-    return _documents(rows, name, text_field, module_field)
+    return _documents(hub_rows(name, split=split, subset=subset), name, text_field, module_field)
 
 
 def read_hub_partition(
@@ -77,12 +72,47 @@ def read_hub_partition(
     DataError
         As in `read_hub_split`.
     """
-    federated = _open(name, subset, {split: num_partitions if partitioner is None else partitioner})
+    rows = hub_rows(
+        name,
+        split=split,
+        subset=subset,
+        partition_id=partition_id,
+        num_partitions=num_partitions,
+        partitioner=partitioner,
+    )
+    return _documents(rows, name, text_field, module_field)
+
+
+def hub_rows(
+    name: str,
+    *,
+    split: str,
+    subset: str | None = None,
+    partition_id: int | None = None,
+    num_partitions: int = 1,
+    partitioner: object | None = None,
+) -> Iterable[Mapping[str, Any]]:
+    """Return the rows of a split, or of one partition of it, as mappings from column to value.
+
+    Parameters
+    ----------
+    name, split, subset, partition_id, num_partitions, partitioner
+        As in `read_hub_partition`; without ``partition_id`` the whole split.
+
+    Raises
+    ------
+    DataError
+        If flwr-datasets is not installed or the data set cannot be loaded.
+    """
+    whole = partition_id is None
+    federated = _open(name, subset, {} if whole else {split: num_partitions if partitioner is None else partitioner})
     try:
-        rows = federated.load_partition(partition_id, split)
+        rows: Iterable[Mapping[str, Any]] = (
+            federated.load_split(split) if whole else federated.load_partition(partition_id, split)
+        )
     except (OSError, ValueError) as error:
         raise _unreadable(name, split, error) from error
-    return _documents(rows, name, text_field, module_field)
+    return rows
 
 
 def _open(name: str, subset: str | None, partitioners: dict[str, Any]) -> Any:

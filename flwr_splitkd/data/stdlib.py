@@ -16,7 +16,14 @@ from pathlib import Path
 from flwr_splitkd.data.documents import Document
 from flwr_splitkd.errors import DataError
 
-__all__ = ["STDLIB_HELDOUT_MODULES", "STDLIB_TEACHER_MODULES", "stdlib_documents"]
+__all__ = [
+    "STDLIB_HELDOUT_MODULES",
+    "STDLIB_TEACHER_MODULES",
+    "definitions",
+    "stdlib_documents",
+    "stdlib_trees",
+    "topics",
+]
 
 # Named rather than drawn by size, so that a module has the same role on every Python version: what one device
 # holds out, no other device trains on.
@@ -84,7 +91,7 @@ def stdlib_documents(root: Path | None = None) -> tuple[Document, ...]:
 def _read_library(root: Path) -> tuple[Document, ...]:
     # Cached because parsing takes more than a second, and a process asks for its partition, the held-out text
     # and the teacher's text one after another.
-    documents = [document for path in _sources(root) for document in _read_source(root, path)]
+    documents = [document for source in stdlib_trees(root) for document in _document(*source)]
     if not documents:
         raise DataError(
             f"the standard library in '{root}' has no Python sources with documentation; expected about 200. "
@@ -103,18 +110,29 @@ def _sources(root: Path) -> list[Path]:
     return sorted(filter(wanted, root.rglob("*.py")), key=lambda path: path.relative_to(root).as_posix())
 
 
-def _read_source(root: Path, path: Path) -> Iterator[Document]:
-    parts = path.relative_to(root).with_suffix("").parts
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        # A distribution may ship templates or broken links among its sources; the rest is corpus enough.
+def stdlib_trees(root: Path | None = None) -> Iterator[tuple[str, str, ast.Module]]:
+    """Yield (module, dotted name, syntax tree) of every source file of the built-in corpus, in its order.
+
+    Parameters
+    ----------
+    root
+        As for `stdlib_documents`.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    for path in _sources(root):
+        parts = path.relative_to(root).with_suffix("").parts
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            # A distribution may ship templates or broken links among its sources; the rest is corpus enough.
+            continue
+        yield _public_name(parts[0]), ".".join(parts[:-1] if parts[-1] == "__init__" else parts), tree
+
+
+def _document(module: str, name: str, tree: ast.Module) -> Iterator[Document]:
+    if name == "pydoc_data.topics":
+        yield from (Document(module=module, text=f"{topic}\n\n{text}") for topic, text in topics(tree))
         return
-    module = _public_name(parts[0])
-    if parts == ("pydoc_data", "topics"):
-        yield from (Document(module=module, text=f"{name}\n\n{text}") for name, text in _topics(tree))
-        return
-    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     sections = [f"{qualified_name}\n\n{docstring}" for qualified_name, docstring in _docstrings(tree, name)]
     if sections:
         yield Document(module=module, text="\n\n".join(sections) + "\n")
@@ -134,11 +152,11 @@ def _docstrings(
     docstring = ast.get_docstring(node)
     if docstring and docstring.strip():
         yield name, _utf8(docstring).strip()
-    for child in _definitions(node.body):
+    for child in definitions(node.body):
         yield from _docstrings(child, f"{name}.{child.name}")
 
 
-def _definitions(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def definitions(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     """Yield the classes and functions of ``body``, also those defined under ``if``, ``try`` or ``with``."""
     for statement in body:
         if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -146,10 +164,10 @@ def _definitions(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDe
             continue
         for block in ("body", "handlers", "orelse", "finalbody"):
             for inner in getattr(statement, block, ()):
-                yield from _definitions(inner.body if isinstance(inner, ast.ExceptHandler) else [inner])
+                yield from definitions(inner.body if isinstance(inner, ast.ExceptHandler) else [inner])
 
 
-def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
+def topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Yield (name, text) of the language reference's topics, sorted by name."""
     for statement in tree.body:
         if isinstance(statement, ast.Assign):

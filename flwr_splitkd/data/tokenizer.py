@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flwr_splitkd.data.documents import Document
@@ -25,10 +25,12 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     # Byte-level BPE without merges is a byte tokenizer, and saves and loads like any other.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*_SPECIAL_TOKENS, *alphabet])}
-    return _wrap(Tokenizer(models.BPE(vocab=vocabulary, merges=[])))
+    return _wrap(Tokenizer(models.BPE(vocab=vocabulary, merges=[])), _pre_tokenizer(False))
 
 
-def train_tokenizer(documents: Iterable[Document], vocab_size: int = 1024) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    documents: Iterable[Document], vocab_size: int = 1024, *, words_apart: bool = False
+) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer; the same documents give the same tokenizer.
 
     Parameters
@@ -37,6 +39,9 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int = 1024) -> Pr
         The text to learn merges from.
     vocab_size
         Number of tokens with the 3 special and 256 byte tokens, at least 259. Little text may yield fewer.
+    words_apart
+        Whether a word is the same tokens after a space, after a bracket and at the start of a line. Otherwise a space
+        is part of the word that follows, which is shorter, but a word that is copied elsewhere is other tokens there.
 
     Raises
     ------
@@ -52,7 +57,8 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int = 1024) -> Pr
     if not texts:
         raise DataError("there are 0 documents to train a tokenizer on; expected at least 1. Check the data set.")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    before = _pre_tokenizer(words_apart)
+    tokenizer.pre_tokenizer = before
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(_SPECIAL_TOKENS),
@@ -61,11 +67,18 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int = 1024) -> Pr
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer)
+    return _wrap(tokenizer, before)
 
 
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def _pre_tokenizer(words_apart: bool) -> pre_tokenizers.PreTokenizer:
+    if not words_apart:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.Split(Regex(r"\s|\w+|[^\w\s]"), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _wrap(tokenizer: Tokenizer, before: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerBase:
+    tokenizer.pre_tokenizer = before
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,

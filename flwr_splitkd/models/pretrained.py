@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,7 +73,12 @@ class PretrainedModel:
 
     def __call__(self) -> nn.Module:
         """Load the whole model."""
-        model: nn.Module = _AUTO_CLASSES[self.task].from_pretrained(self.name_or_path, **self.options)
+        auto, options = _AUTO_CLASSES[self.task], self.options
+        if self.task == "encoder":
+            kind: Any = type(self.skeleton())
+            if "add_pooling_layer" in inspect.signature(kind).parameters:
+                auto, options = kind, {**options, "add_pooling_layer": False}
+        model: nn.Module = auto.from_pretrained(self.name_or_path, **options)
         return self._without_pooler(model)
 
     def skeleton(self) -> nn.Module:
@@ -88,7 +94,7 @@ class PretrainedModel:
 
     def _without_pooler(self, model: nn.Module) -> nn.Module:
         if self.task == "encoder" and isinstance(getattr(model, "pooler", None), nn.Module):
-            model._modules["pooler"] = None  # as `add_pooling_layer=False` does, which not every model knows
+            model._modules["pooler"] = None
         return model
 
     def _dtype(self, config: Any) -> torch.dtype:

@@ -94,3 +94,15 @@ def test_vocab_size_is_checked(vocab_size: int) -> None:
 def test_training_needs_text() -> None:
     with pytest.raises(DataError, match="0 documents"):
         train_tokenizer([])
+
+
+def test_a_word_is_the_same_tokens_wherever_it_stands() -> None:
+    documents = [Document(module="m", text="wait(timeout, timeout=timeout)\ntimeout is the timeout\n" * 20)]
+    text = "timeout(timeout, timeout=1)\n timeout"
+    for words_apart in (True, False):
+        tokenizer = train_tokenizer(documents, 300, words_apart=words_apart)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        alone = tokenizer.encode("timeout")
+        ids = tokenizer.encode(text)
+        found = sum(ids[place : place + len(alone)] == alone for place in range(len(ids)))
+        assert (found == 4) is words_apart

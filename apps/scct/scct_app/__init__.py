@@ -1,0 +1,1 @@
+"""Question answering across device, edge and cloud."""

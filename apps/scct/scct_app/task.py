@@ -1,0 +1,179 @@
+"""The app's task: its questions, their batches and the score of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from flwr_splitkd.data import make_loader
+from flwr_splitkd.data.questions import (
+    EncodingConfig,
+    Question,
+    QuestionConfig,
+    QuestionDataset,
+    copied_questions,
+    encode_questions,
+    heldout_questions,
+    majority_answers,
+    neighbour_answers,
+    partition_questions,
+    split_questions,
+)
+from flwr_splitkd.errors import ConfigError, DataError
+from flwr_splitkd.tiers.device.batches import Batch
+from flwr_splitkd.tiers.device.chain import Score
+from scct_app.models import load_llm_tokenizer, load_slm_tokenizer
+
+Loader = DataLoader[dict[str, Tensor]]
+
+
+def load_partition(
+    partition_id: int,
+    num_partitions: int,
+    *,
+    batch_size: int = 8,
+    max_batches: int | None = None,
+    seed: int = 0,
+    config: QuestionConfig | None = None,
+    encoding: EncodingConfig | None = None,
+    slm_tokenizer: PreTrainedTokenizerBase | None = None,
+    llm_tokenizer: PreTrainedTokenizerBase | None = None,
+    partitioner: object | None = None,
+) -> Loader:
+    """Return the batches of one device.
+
+    Parameters
+    ----------
+    partition_id, num_partitions
+        Which partition, of how many.
+    batch_size
+        Questions per batch.
+    max_batches
+        Most batches per pass, drawn anew in every pass; None for all.
+    seed
+        Seed of the order. A caller that builds the loader anew for every round passes another seed each time.
+    config
+        The questions, by default the built-in ones.
+    encoding
+        Lengths and padding.
+    slm_tokenizer, llm_tokenizer
+        By default the built-in ones.
+    partitioner
+        For Hugging Face data sets: how flwr-datasets divides them.
+    """
+    config = config or QuestionConfig()
+    questions = partition_questions(config, partition_id, num_partitions, partitioner=partitioner)
+    dataset = _encoded(questions, encoding, slm_tokenizer, llm_tokenizer)
+    return make_loader(dataset, batch_size, shuffle=True, seed=seed, max_batches=max_batches, collate=dataset.collate)
+
+
+def heldout_loader(
+    *,
+    batch_size: int = 32,
+    max_questions: int = 256,
+    config: QuestionConfig | None = None,
+    encoding: EncodingConfig | None = None,
+    slm_tokenizer: PreTrainedTokenizerBase | None = None,
+    llm_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Loader:
+    """Return batches of at most ``max_questions`` questions, from all over what nobody trains on.
+
+    Always in the same order; ``loader.dataset.references`` are the answers in that order, for `score`.
+    """
+    questions = heldout_questions(config or QuestionConfig())
+    dataset = _encoded(questions, encoding, slm_tokenizer, llm_tokenizer).spread(max_questions)
+    return make_loader(dataset, batch_size, collate=dataset.collate)
+
+
+def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Return ``f1`` and ``exact_match`` as SQuAD defines them, from 0 to 100.
+
+    Parameters
+    ----------
+    predictions
+        Answers that were given.
+    references
+        The right ones, in the same order.
+
+    Raises
+    ------
+    DataError
+        If there are none, or not as many of the ones as of the others.
+    ConfigError
+        If torchmetrics is not installed.
+    """
+    if len(predictions) != len(references) or not references:
+        raise DataError(
+            f"there are {len(predictions)} predictions for {len(references)} references; expected one for each of at "
+            "least 1. Pass both in the order of the loader."
+        )
+    try:
+        from torchmetrics.functional.text import squad
+    except ImportError as error:
+        raise ConfigError(
+            "the score needs torchmetrics, which is not installed. Run `pip install 'flwr_splitkd[metrics]'`."
+        ) from error
+    given = [{"id": str(number), "prediction_text": text} for number, text in enumerate(predictions)]
+    wanted = [
+        {"id": str(number), "answers": {"text": [text], "answer_start": [0]}} for number, text in enumerate(references)
+    ]
+    return {name: float(value) for name, value in squad(given, wanted).items()}
+
+
+def baselines(known: Sequence[Question], asked: Sequence[Question]) -> dict[str, dict[str, float]]:
+    """Return the score of each way to answer without a model, by name.
+
+    Parameters
+    ----------
+    known
+        What the devices train on.
+    asked
+        What is evaluated.
+    """
+    answers = {
+        "majority answer": majority_answers(known, asked),
+        "majority answer per kind": majority_answers(known, asked, by_kind=True),
+        "copy the question": copied_questions(asked),
+        "word beside the rarest word of the question": neighbour_answers(asked),
+    }
+    references = [question.answer for question in asked]
+    return {name: score(given, references) for name, given in answers.items()}
+
+
+def heldout_baselines(config: QuestionConfig, max_questions: int) -> dict[str, dict[str, float]]:
+    """Return the scores of `baselines` on the questions that `heldout_loader` asks; none for a Hugging Face data set."""
+    if config.hub_name is not None:
+        return {}
+    split = split_questions(config, 1)
+    asked = split.heldout
+    if len(asked) > max_questions:
+        asked = tuple(asked[place * len(asked) // max_questions] for place in range(max_questions))
+    return baselines([question for part in split.devices for question in part], asked)
+
+
+def scorer(tokenizer: PreTrainedTokenizerBase) -> Score:
+    """Return what rates a batch's generated answers on the device, which alone knows the right ones."""
+
+    def rate(answers: list[list[int]], batch: Batch) -> dict[str, float]:
+        right = [[token for token in row if token >= 0] for row in batch["labels"].tolist()]
+        said, wanted = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (answers, right))
+        return score([text.strip() for text in said], [text.strip() for text in wanted])
+
+    return rate
+
+
+def _encoded(
+    questions: Sequence[Question],
+    encoding: EncodingConfig | None,
+    slm_tokenizer: PreTrainedTokenizerBase | None,
+    llm_tokenizer: PreTrainedTokenizerBase | None,
+) -> QuestionDataset:
+    return encode_questions(
+        questions,
+        slm_tokenizer or load_slm_tokenizer(),
+        llm_tokenizer or load_llm_tokenizer(),
+        encoding or EncodingConfig(max_positions=256, max_answer_tokens=64),
+    )
