@@ -18,6 +18,7 @@ from flower_run import FederationError, simulation
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the demo app on virtual devices.")
     parser.add_argument("--supernodes", type=int, default=10, help="number of virtual devices")
+    parser.add_argument("--cpus", type=int, help="CPUs that Flower reckons with: so many devices work at the same time")
     add_common_options(parser)
     return parser.parse_args()
 
@@ -37,7 +38,9 @@ def main() -> int:
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     try:
-        with simulation(runs / "logs", supernodes=arguments.supernodes, environment=environment) as federation:
+        with simulation(
+            runs / "logs", supernodes=arguments.supernodes, cpus=arguments.cpus, environment=environment
+        ) as federation:
             outcome = federation.run(arguments.app, overrides, timeout_s=arguments.timeout_s, on_line=print_line)
     except Interrupted as interrupted:
         print_line(f"interrupted by {interrupted.name}; every process has been stopped")

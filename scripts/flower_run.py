@@ -294,9 +294,11 @@ class Federation:
         files = ["--ssl-ca-certfile", authority, "--ssl-certfile", certificate, "--ssl-keyfile", key]
         return [*files, "--enable-supernode-auth"]
 
-    def simulate(self, supernodes: int, client_cpus: int) -> None:
+    def simulate(self, supernodes: int, client_cpus: int, cpus: int | None = None) -> None:
         """Make the following runs simulate this many devices."""
         self._federation_config = {"num-supernodes": supernodes, "client-resources-num-cpus": client_cpus}
+        if cpus is not None:
+            self._federation_config["init-args-num-cpus"] = cpus
 
     def register_supernode(self, public_key: Path) -> int:
         """Let the owner of a key in as a SuperNode; returns its node id."""
@@ -500,7 +502,12 @@ class Federation:
 
 @contextmanager
 def simulation(
-    logs: Path, *, supernodes: int, client_cpus: int = 1, environment: Mapping[str, str] | None = None
+    logs: Path,
+    *,
+    supernodes: int,
+    client_cpus: int = 1,
+    cpus: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Federation]:
     """Yield a federation that simulates its devices.
 
@@ -511,13 +518,15 @@ def simulation(
     supernodes
         Number of virtual devices.
     client_cpus
-        Whole CPUs that Flower sets aside per busy device; CPUs / `client_cpus` devices work at the same time.
+        Whole CPUs that Flower sets aside per busy device; `cpus` / `client_cpus` devices work at the same time.
+    cpus
+        CPUs that Flower reckons with; those of this machine when not given.
     environment
         Variables to add to the processes' environment.
     """
     with _closing(Federation(logs, environment=environment)) as federation:
         federation.start_superlink(simulation=True)
-        federation.simulate(supernodes, client_cpus)
+        federation.simulate(supernodes, client_cpus, cpus)
         yield federation
 
 

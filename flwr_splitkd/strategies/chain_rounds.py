@@ -295,6 +295,7 @@ class ChainRounds:
             over = iterations is None or iterations.over
             if time.monotonic() > deadline_s and waited_for:
                 waited_for = False
+                self._check_actors(one)
                 log(WARNING, "\tdevice %s has not connected yet; the others go on", one.name)
                 if iterations is not None:
                     iterations.leave(one.position)
@@ -306,6 +307,24 @@ class ChainRounds:
                 )
         if not waited_for and iterations is not None:
             iterations.join(one.position)
+
+    def _check_actors(self, one: Called) -> None:
+        """In a simulation a device that does not come waits for an actor, which those who wait for it have.
+
+        Raises
+        ------
+        ConfigError
+            If this is one; the message says what to set.
+        """
+        # Flower's grid for simulations has no other mark.
+        if type(self._grid).__name__ != "InMemoryGrid":
+            return
+        raise ConfigError(
+            f"Device {one.name} got no actor of the simulation within {self._strategy.connect_timeout_s:g} s; expected one for "
+            "each device of a round, since all work at the same time. Give the simulation as many CPUs as devices "
+            "(`options.backend.init-args.num-cpus`, or `flwr federation simulation-config --init-args-num-cpus`), set fewer "
+            "aside for each (`client-resources.num-cpus`), or lower `fraction_train`."
+        )
 
     def _view(self, one: Called, server_round: int) -> DeviceView:
         hello = one.session.hello

@@ -25,7 +25,12 @@ MODES = ["simulation", pytest.param("deployment", marks=pytest.mark.deployment)]
 
 @contextmanager
 def federation(
-    mode: str, logs: Path, supernodes: int, client_cpus: int = 1, tls: Path | None = None
+    mode: str,
+    logs: Path,
+    supernodes: int,
+    client_cpus: int = 1,
+    tls: Path | None = None,
+    cpus: int | None = None,
 ) -> Iterator[Federation]:
     """Yield a federation of either kind, and fail if one of its processes outlives it.
 
@@ -41,9 +46,11 @@ def federation(
         Simulation only: CPUs per busy device.
     tls
         Deployment only: folder of certificates and SuperNode keys.
+    cpus
+        Simulation only: CPUs that Flower reckons with.
     """
     if mode == "simulation":
-        opened = simulation(logs, supernodes=supernodes, client_cpus=client_cpus)
+        opened = simulation(logs, supernodes=supernodes, client_cpus=client_cpus, cpus=cpus)
     elif mode == "deployment":
         opened = deployment(logs, supernodes=supernodes, tls=tls)
     else:

@@ -1,0 +1,90 @@
+"""The SCCT app in a simulation: cloud, edge and devices, answers to held-out questions, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
+
+from flower_harness import federation, newest
+from import_graph import ROOT
+
+APP = ROOT / "apps" / "scct"
+SETTINGS: dict[str, Any] = {
+    "num-server-rounds": 2,
+    "epochs": 2,
+    "iterations": 2,
+    "split-points": "1,2,3",
+    "batch-size": 2,
+    "heldout-questions": 4,
+    "max-answer-tokens": 12,
+    "warmup-steps": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An encoder and a language model without training, for the app's own tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    tokens = len(json.loads((APP / "scct_app" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
+    sizes = {"vocab_size": tokens + 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    RobertaModel(
+        RobertaConfig(num_hidden_layers=3, max_position_embeddings=260, **sizes, **special), add_pooling_layer=False
+    ).save_pretrained(folder / "slm")
+    LlamaForCausalLM(
+        LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, max_position_embeddings=512, **sizes, **special)
+    ).save_pretrained(folder / "llm")
+    return {"slm": str(folder / "slm"), "llm": str(folder / "llm")}
+
+
+def _lines(runs: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in newest(runs.glob("*/metrics.jsonl")).read_text().splitlines()]
+
+
+def test_a_run_of_three_devices(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
+    runs = tmp_path / "runs"
+    with federation("simulation", tmp_path / "logs", supernodes=3, cpus=3) as running:
+        outcome = running.run(APP, {**SETTINGS, **models, "run-dir": str(runs)}, timeout_s=280.0)
+    assert outcome.completed, outcome.tail()
+    lines = _lines(runs)
+    trained = [line for line in lines if line["kind"] == "device" and line["mode"] == "train"]
+    assert {(line["device"], line["split_point"]) for line in trained} == {("0", 1), ("1", 2), ("2", 3)}
+    assert [line["num_steps"] for line in trained] == [4] * 6 and not any(line["num_missed"] for line in trained)
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [(line["server_round"], line["epoch"], line["module_step"]) for line in epochs] == [
+        (1, 1, 2),
+        (1, 2, 4),
+        (2, 1, 6),
+        (2, 2, 8),
+    ]
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert [line["server_round"] for line in evaluations] == [0, 1, 2]
+    assert all({"eval-loss", "eval-f1", "eval-exact_match"} <= set(line) for line in evaluations)
+    # The second round's devices have what the edge returned: nothing of their layers travels up again.
+    assert all(line["uplink_handover_bytes"] == 0 for line in trained if line["server_round"] == 2)
+    assert "majority answer" in (newest(runs.glob("*/summary.txt"))).read_text()
+
+
+@pytest.mark.slow
+def test_more_devices_than_actors(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
+    config = {
+        **SETTINGS,
+        **models,
+        "run-dir": str(tmp_path / "runs"),
+        "connect-timeout": 30.0,
+        "fraction-evaluate": 0.0,
+    }
+    with federation("simulation", tmp_path / "logs", supernodes=3, cpus=2) as running:
+        outcome = running.run(APP, config, timeout_s=280.0)
+    assert not outcome.completed
+    told = outcome.details + outcome.log
+    assert "got no actor of the simulation within 30 s" in told and "init-args.num-cpus" in told
