@@ -222,19 +222,22 @@ def reading_batches(
     documents: Sequence[Document],
     questions: Sequence[Question],
 ) -> Iterator[Batch]:
-    """Yield batches of reading exercises, with one piece of a document in each.
+    """Yield batches of reading exercises, with two repetitions in each.
 
-    An exercise is a context and some questions about it, each followed by its answer.
+    An exercise is a context and some questions about it, each followed by its answer. A repetition is a piece of a
+    document, or of arbitrary tokens, and the same again as the answer: what keeps the model looking things up while
+    it has not yet learned what to look up.
     """
     rng = random.Random(recipe.seed)
     exercises = _exercises(tokenizer, questions, recipe.sequence_length)
     text = _stream(tokenizer, documents)
-    length = min(recipe.sequence_length // 2, len(text))
     while True:
-        rows = [exercises[rng.randrange(len(exercises))] for _ in range(recipe.batch_size - 1)]
+        rows = [exercises[rng.randrange(len(exercises))] for _ in range(recipe.batch_size - 2)]
+        length = rng.randrange(8, min(48, recipe.sequence_length // 2))
         start = rng.randrange(len(text) - length + 1)
-        piece = text[start : start + length]
-        yield _batch([*rows, (piece, [False] * len(piece))], tokenizer)
+        for piece in (text[start : start + length], [rng.randrange(len(tokenizer)) for _ in range(length)]):
+            rows.append(([*piece, *piece, tokenizer.eos_token_id], [False] * length + [True] * (length + 1)))
+        yield _batch(rows, tokenizer)
 
 
 def masked_batches(
