@@ -2,13 +2,14 @@
 
 Distill a large language model into a small one on data that stays on devices too small to train alone.
 `SplitKD` is a Flower strategy for the ServerApp; `SplitKDClient` serves a new ClientApp, `SplitKDMod` one that exists.
+`SCCT` and `SCCTClient` do so for the chain device - edge - cloud.
 
 ::
 
     strategies/   Flower strategies: who takes a turn and when
     clients/      Flower ClientApp handlers
-    tiers/        what runs on the edge and on the device, without Flower
-    wire/         the data plane between them: one gRPC stream a turn
+    tiers/        what runs on the device, on the edge and in the cloud, without Flower
+    wire/         the data plane between them: gRPC streams
     split/        cut a model in two, move layers, check that a cut changes nothing
     distill/      the distillation loss
     models/       build models in part, ties, heads, fingerprints

@@ -31,18 +31,18 @@ _DROPOUT = (
 
 def encoder_config(name: str, **settings: Any) -> Any:
     """Config of a tiny encoder with dropout of 0.1 wherever the family has any."""
-    config = CONFIG_MAPPING[name](
-        num_hidden_layers=LAYERS,
-        hidden_size=WIDTH,
-        num_attention_heads=4,
-        intermediate_size=48,
-        vocab_size=VOCAB,
-        max_position_embeddings=64,
-        pad_token_id=PAD,
-        bos_token_id=2,
-        eos_token_id=3,
-        **{**ENCODERS.get(name, {}), **settings},
-    )
+    sizes = {
+        "num_hidden_layers": LAYERS,
+        "hidden_size": WIDTH,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+        "pad_token_id": PAD,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    config = CONFIG_MAPPING[name](**{**sizes, **ENCODERS.get(name, {}), **settings})
     for attribute in _DROPOUT:
         if hasattr(config, attribute):
             setattr(config, attribute, 0.1)
