@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,8 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 __all__ = ["SCCTClient"]
 
 _TRAIN, _EVALUATE = "train-", "eval-"
+_OTHER_RUNS = 2
+"""Runs besides the present one whose encoders a device keeps, for those that are resumed."""
 
 
 class SCCTClient:
@@ -48,8 +51,8 @@ class SCCTClient:
         Rates the answers of an evaluation: gets the generated token ids of each sample and the batch, returns means.
     encoder_folder
         Where the encoder and its backup lie. When not given, ``encoders/<node>/<encoder>/<run>`` under
-        ``$FLWR_SPLITKD_CACHE`` or ``~/.cache/flwr_splitkd``: every run begins with a new encoder. A folder of your own goes on
-        from run to run.
+        ``$FLWR_SPLITKD_CACHE`` or ``~/.cache/flwr_splitkd``: every run begins with a new encoder, and those of the newest three
+        are kept. A folder of your own goes on from run to run.
     leave_when
         Asked before each step with its number in the round; a reason, such as a low battery, makes the device leave the round
         with its whole encoder.
@@ -111,8 +114,11 @@ class SCCTClient:
         skeleton = inner_model(build_skeleton(self._slm, peft))
         layout = find_layout(skeleton)
         student = fingerprint_to_wire(fingerprint(skeleton, layout))
+        folder = self._encoder_folder or _folder(context.node_id, student.digest, ticket.run)
+        if self._encoder_folder is None:
+            _forget_old_runs(folder)
         own = OwnEncoder(
-            self._encoder_folder or _folder(context.node_id, student.digest, ticket.run),
+            folder,
             skeleton,
             layout,
             self._slm if peft is None else lambda: inner_model(add_adapters(self._slm(), peft)),
@@ -165,6 +171,13 @@ class SCCTClient:
         # Flower's conventions ask for one ArrayRecord; the weights themselves travelled on the stream.
         content = RecordDict({records.ARRAYS: ArrayRecord(), records.METRICS: metrics})
         return Message(content=content, reply_to=msg)
+
+
+def _forget_old_runs(folder: Path) -> None:
+    """Delete the encoders of all but the newest runs: each is as large as the model with its moments, twice."""
+    others = [path for path in folder.parent.glob("*") if path.is_dir() and path != folder]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_OTHER_RUNS:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _folder(node_id: int, digest: str, run: str) -> Path:

@@ -118,6 +118,7 @@ class ChainRounds:
             iterations.end()
         except BaseException as error:
             iterations.end(error)
+            self._send_away(called, error)
             raise
         finally:
             self._finish(called)
@@ -134,6 +135,7 @@ class ChainRounds:
         watcher = _Replies(self._grid, called)
         watcher.start()
         self._finish(called)
+        self._raise_fatal(called)
         return watcher.finish(self._reply_timeout_s)
 
     # ---- the round's thread
@@ -216,6 +218,11 @@ class ChainRounds:
             record.seconds / record.num_iterations,
             f", {record.num_missed} missed" if record.num_missed else "",
         )
+
+    def _send_away(self, called: Sequence[Called], error: BaseException) -> None:
+        """End every device's stream, so that nobody waits for a round that has failed."""
+        for one in called:
+            self._edge.dismiss(one.session, f"the round failed: {type(error).__name__}: {error}")
 
     def _finish(self, called: Sequence[Called]) -> None:
         for one in called:
