@@ -145,7 +145,8 @@ class _DeviceRound:
     def _take_half(self, kept: KeptUnits) -> ServerHalf:
         """Ask for the layers that the edge lacks (SCCT's incremental transmission, section III.A) and build the half."""
         stage, plan, settings = self._stage, self._plan, self._settings
-        skeleton = stage.skeleton()
+        # With the others' passes in one queue, since a builder that seeds torch's generator would reseed their dropout.
+        skeleton = self._compute(stage.skeleton)
         names = versioned_units(skeleton, stage.layout)
         needed = held_units(names, stage.layout, plan.split_point, device=False)
         wanted = [unit for unit in needed if unit not in kept or kept[unit][0] != self._versions.get(unit)]
