@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from chain_parts import RUN, chain_settings, save_llm, tiny_encoder, write_cloud_config
@@ -37,7 +37,20 @@ from flwr_splitkd.tiers.edge.chain import (
 from flwr_splitkd.tiers.units import Moments, unpack
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Chain", "Cloud", "Device", "Round", "Site", "encoder_on_disk", "module_on_disk", "opened_chain", "site_at"]
+__all__ = [
+    "Chain",
+    "Cloud",
+    "Device",
+    "Round",
+    "Site",
+    "assert_same",
+    "bytes_of",
+    "cloud_link",
+    "encoder_on_disk",
+    "module_on_disk",
+    "opened_chain",
+    "site_at",
+]
 
 HERE = Path(__file__).parent
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -49,14 +62,19 @@ class Device:
 
     def __init__(self, zygote: Path, folder: Path) -> None:
         self._zygote, self.folder = zygote, folder
-        self.start()
-
-    def start(self) -> None:
-        """Start it; after it was killed, another one with the same disk."""
-        self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(str(self._zygote))
-        self._said = self._line.makefile("rw")
+        self._line, self._said = self._connected()
         self.pid: int = self.answer()["pid"]
+
+    def start_again(self) -> None:
+        """Start another process with the same disk, after this one has died."""
+        self.close()
+        self._line, self._said = self._connected()
+        self.pid = self.answer()["pid"]
+
+    def _connected(self) -> tuple[socket.socket, TextIO]:
+        line = socket.socket(socket.AF_UNIX)
+        line.connect(str(self._zygote))
+        return line, line.makefile("rw")
 
     def order(self, job: Mapping[str, Any]) -> None:
         self._said.write(json.dumps({**job, "folder": str(self.folder)}) + "\n")
@@ -300,18 +318,21 @@ def opened_chain(
     )
 
     def open_cloud(width: int) -> CloudLink:
-        access = CloudAccess(
-            address=address or cloud.address, edge="here", token=TOKEN.encode(), task=task, patience_s=60.0
-        )
-        link = CloudLink(access, encoder_width=width)
-        link.open(pb.TASK_START_FRESH)
-        return link
+        return cloud_link(address or cloud.address, task, width)
 
     edge = setup.open(open_cloud, ticket_lifetime_s=600)
     try:
         yield Chain(edge, settings, encoder, built_on)
     finally:
         edge.close()
+
+
+def cloud_link(address: str, task: str, width: int) -> CloudLink:
+    """The edge's stream to a cloud, whose task starts afresh."""
+    access = CloudAccess(address=address, edge="here", token=TOKEN.encode(), task=task, patience_s=60.0)
+    link = CloudLink(access, encoder_width=width)
+    link.open(pb.TASK_START_FRESH)
+    return link
 
 
 def encoder_on_disk(folder: Path) -> tuple[dict[str, Tensor], Moments, Mapping[str, Any]]:
@@ -333,3 +354,10 @@ def bytes_of(folder: Path, units: Sequence[str]) -> int:
     """Bytes of some units as they travel."""
     log = CommitLog(folder)
     return sum(tensor.nbytes for unit in units for tensor in log.read(unit).values())
+
+
+def assert_same(what: str, ours: Mapping[str, Tensor], composite: Mapping[str, Tensor]) -> None:
+    """Bit by bit."""
+    assert set(ours) == set(composite), what
+    different = [name for name in composite if not torch.equal(ours[name], composite[name])]
+    assert not different, f"{what}: {len(different)} of {len(composite)} tensors differ, {different[:5]}"

@@ -16,15 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from chain_parts import DEVICES, ENCODER_NORM, LAYERS, MODULE_NORM, NUM_BATCHES, first_weights
-from chain_processes import Device, Site, encoder_on_disk, module_on_disk, opened_chain, site_at
+from chain_processes import Device, Site, assert_same, encoder_on_disk, module_on_disk, opened_chain
 from composite import Composite, Iterated
 from torch import Tensor
 
-pytestmark = [
-    # peft 0.18 says so of any model
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
-    pytest.mark.usefixtures("one_thread"),
-]
+# peft 0.18 says so of any model
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 
 STEPS = 20
 ENCODERS = ("roberta", "bert", "modernbert")
@@ -33,18 +30,9 @@ FIRST_LAST = ((1, 2, LAYERS), (LAYERS, 1, 2))
 SECONDS: dict[str, str] = {}
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture(scope="module", autouse=True)
+def told(covered: Callable[[str, object], None]) -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, covered: Callable[[str, object], None]) -> Iterator[Site]:
-    with site_at(tmp_path_factory.mktemp("site")) as made:
-        yield made
     covered("chain equals composite, bit by bit", "; ".join(f"{name} {took}" for name, took in SECONDS.items()))
 
 
@@ -114,12 +102,6 @@ def run(
     weights, _, _ = module_on_disk(site.cloud, task, len(rounds))
     assert_same("module as fetched", fetched, weights)
     return said, figures
-
-
-def assert_same(what: str, ours: Mapping[str, Tensor], composite: Mapping[str, Tensor]) -> None:
-    assert set(ours) == set(composite), what
-    different = [name for name in composite if not torch.equal(ours[name], composite[name])]
-    assert not different, f"{what}: {len(different)} of {len(composite)} tensors differ, {different[:5]}"
 
 
 def assert_equal(
