@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError
@@ -125,6 +125,19 @@ class Link:
         if message.kind not in expected.split("|"):
             raise ProtocolError(f"{self.peer} sent {message.kind}; expected {expected}.")
         return message
+
+    def wait_heard(self, timeout_s: float) -> None:
+        """Wait until the peer has everything that was sent: after the last message, until it has ended the stream.
+
+        Raises
+        ------
+        PeerLostError
+            As `receive`.
+        SplitKDError
+            Whatever ended the turn before.
+        """
+        with self._changed:
+            self._wait(lambda: not self._outbox, "an acknowledgement", timeout_s)
 
     def fail(self, error: BaseException) -> None:
         """Tell the peer why this side gives up, then close. Safe to call on a link that is over."""
@@ -278,23 +291,26 @@ class Link:
 
     def _take(self, expected: str, timeout_s: float) -> WireMessage:
         with self._changed:
-            since_s, before = time.monotonic(), self._moved
-            while not self._inbox:
-                self._check_grace()
-                if self._error is not None:
-                    raise self._error
-                now_s = time.monotonic()
-                if self._stream is None:
-                    since_s, before = now_s, self._moved
-                    self._changed.wait(self._grace_left_s(now_s))
-                    continue
-                if now_s - since_s >= timeout_s:
-                    self._check_rate(expected, timeout_s, self._moved - before)
-                    since_s, before = now_s, self._moved
-                self._changed.wait(since_s + timeout_s - now_s)
+            self._wait(lambda: bool(self._inbox), expected, timeout_s)
             message = self._inbox.popleft()
             self._changed.notify_all()
             return message
+
+    def _wait(self, ready: Callable[[], bool], expected: str, timeout_s: float) -> None:
+        since_s, before = time.monotonic(), self._moved
+        while not ready():
+            self._check_grace()
+            if self._error is not None:
+                raise self._error
+            now_s = time.monotonic()
+            if self._stream is None:
+                since_s, before = now_s, self._moved
+                self._changed.wait(self._grace_left_s(now_s))
+                continue
+            if now_s - since_s >= timeout_s:
+                self._check_rate(expected, timeout_s, self._moved - before)
+                since_s, before = now_s, self._moved
+            self._changed.wait(since_s + timeout_s - now_s)
 
     @property
     def _moved(self) -> int:

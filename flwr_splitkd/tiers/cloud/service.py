@@ -234,8 +234,7 @@ class _EdgeSession:
             self._link.fail(error)
             raise
         finally:
-            keys = [key for key in self._task.pending if key[0] >> _DEVICES == self._offset >> _DEVICES]
-            self._task.discard(keys)
+            self._discard()
 
     def tell_committed(self, commit_id: str) -> None:
         try:
@@ -319,11 +318,20 @@ class _EdgeSession:
         return result
 
     def _end_round(self, body: pb.EndRound, tell_committed: Callable[[ServedTask, str], None]) -> None:
-        job = partial(self.served.commit, self._session.edge, body.run, body.server_round)
-        commit_id = self._compute.run(self._session.task, job)
+        commit_id = self._compute.run(self._session.task, partial(self._keep_round, body))
         done = self.served.iterations.get(self._session.edge, 0)
         self._link.send(pb.Committed(commit_id=commit_id, next_step=done, server_round=body.server_round))
         tell_committed(self.served, commit_id)
+
+    def _keep_round(self, body: pb.EndRound) -> str:
+        # What came too late for the round's last step is in no step any more, and a device that starts again from its backup
+        # comes with the same numbers.
+        self._discard()
+        return self.served.commit(self._session.edge, body.run, body.server_round)
+
+    def _discard(self) -> None:
+        """Forget the gradients of this edge's devices that wait for a step."""
+        self._task.discard([key for key in self._task.pending if key[0] >> _DEVICES == self._offset >> _DEVICES])
 
 
 def _decoded(message: WireMessage, name: str) -> Tensor:

@@ -93,6 +93,17 @@ def test_a_closed_peer() -> None:
             edge.send(pb.Update())
 
 
+def test_everything_was_heard_once_the_other_side_has_ended_the_stream() -> None:
+    with connected_links() as (edge, device):
+        edge.send(pb.RoundOver(), {"layers": _bytes(bytes(1000))})
+        with pytest.raises(PeerLostError, match="sent nothing for 0.1 s; expected an acknowledgement"):
+            edge.wait_heard(0.1)
+        device.receive("RoundOver", WAIT_S)
+        device.close()
+        edge.wait_heard(WAIT_S)
+        assert edge.bytes_sent > 1000
+
+
 def test_a_silent_peer() -> None:
     with connected_links() as (edge, _device):
         started_s = time.monotonic()

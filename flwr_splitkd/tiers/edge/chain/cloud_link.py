@@ -243,7 +243,7 @@ class CloudLink:
         return Stepped(step=answer.step, learning_rate=answer.learning_rate, grad_norm=answer.grad_norm)
 
     def end_round(self, run: str, server_round: int) -> None:
-        """Have the module's state kept as that of a round's end."""
+        """Have the module's state kept as that of a round's end; gradients that no step has named are dropped."""
         self._ask(pb.EndRound(run=run, server_round=server_round), {})
 
     def weights(self) -> dict[str, Tensor]:
@@ -294,6 +294,8 @@ class CloudLink:
                 raise ProtocolError(f"The cloud answered {message.kind} to what nobody asked.")
             if not request.lasting:
                 self._journal.remove(request)
+            if message.kind == "Committed":  # the cloud has dropped what was in no step of the round
+                self._journal = [one for one in self._journal if not one.future.done()]
         if request.future.done():  # it is, when it was sent again
             return
         if isinstance(message.body, pb.IntermediateGradient) and message.body.HasField("failure"):

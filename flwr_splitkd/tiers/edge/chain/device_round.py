@@ -112,22 +112,23 @@ class _DeviceRound:
         self._first_step = self._step = hello.next_step
         self._started_s = time.monotonic()
         self._loss_sum, self._reference_sum, self._num_tokens = 0.0, 0.0, 0
-        self._references = 0
+        self._references = self._num_examples = 0
         self._uplink_handover = self._downlink_handover = 0
         self._edge_s = 0.0
 
     def run(self, kept: KeptUnits) -> DeviceOutcome:
         self._link.admit()
         self._half = self._take_half(kept)
-        message, closed = self._serve_steps(self._half)
-        if not self._plan.training:
-            self._link.send(self._round_over({}))
-            return self._outcome(message, closed)
-        units = self._compute(self._half.units)
+        message = self._serve_steps(self._half)
+        if self._stage.iterations is not None:  # the others need not wait while the layers travel
+            self._stage.iterations.leave(self._plan.position)
+        units = self._compute(self._half.units) if self._plan.training else {}
         self._say_over({unit: tensors for unit, tensors in units.items() if not unit.endswith(FROZEN)})
+        # A device that is lost before it has its layers has lost the round, and what travels to it belongs to the round.
+        self._link.wait_heard(self._settings.step_timeout_s)
         kept.clear()
         kept.update({unit: (digest(tensors), tensors) for unit, tensors in units.items()})
-        return self._outcome(message, closed)
+        return self._outcome(message)
 
     def close(self) -> None:
         if self._half is not None:
@@ -145,7 +146,8 @@ class _DeviceRound:
     def _take_half(self, kept: KeptUnits) -> ServerHalf:
         """Ask for the layers that the edge lacks (SCCT's incremental transmission, section III.A) and build the half."""
         stage, plan, settings = self._stage, self._plan, self._settings
-        skeleton = stage.skeleton()
+        # With the others' passes in one queue, since a builder that seeds torch's generator would reseed their dropout.
+        skeleton = self._compute(stage.skeleton)
         names = versioned_units(skeleton, stage.layout)
         needed = held_units(names, stage.layout, plan.split_point, device=False)
         wanted = [unit for unit in needed if unit not in kept or kept[unit][0] != self._versions.get(unit)]
@@ -195,16 +197,16 @@ class _DeviceRound:
 
     # ---- iterations
 
-    def _serve_steps(self, half: ServerHalf) -> tuple[WireMessage, bool]:
-        """Serve batches until the device has no more, or the round is over; what it said last, and whether it was cut short."""
+    def _serve_steps(self, half: ServerHalf) -> WireMessage:
+        """Serve batches until the device has no more, or the round is over; what it said last."""
         while True:
             message = self._receive("Forward|RoundDone|Leave")
             if message.kind != "Forward":
-                return message, False
+                return message
             self._check_order(message.body)
             going_on = self._train(message, half) if self._plan.training else self._evaluate(message, half)
             if not going_on:
-                return message, True
+                return message
             self._step += 1
 
     def _train(self, message: WireMessage, half: ServerHalf) -> bool:
@@ -224,6 +226,7 @@ class _DeviceRound:
             return False
         self._sum(answer)
         self._go_back(half, answer)
+        self._num_examples += len(labels)
         return True
 
     def _evaluate(self, message: WireMessage, half: ServerHalf) -> bool:
@@ -234,6 +237,7 @@ class _DeviceRound:
         )
         self._loss_sum += answer.loss
         self._num_tokens += answer.num_tokens
+        self._num_examples += len(labels)
         tensors = {} if answer.tokens is None else {"tokens": encode(answer.tokens)}
         self._link.send(pb.Answer(step=self._step, loss_sum=answer.loss, num_tokens=answer.num_tokens), tensors)
         return True
@@ -334,13 +338,13 @@ class _DeviceRound:
         self._downlink_handover = sum(len(tensor.payload) for tensor in tensors.values())
         self._link.send(self._round_over(units), tensors)
 
-    def _outcome(self, message: WireMessage, cut_short: bool) -> DeviceOutcome:
+    def _outcome(self, message: WireMessage) -> DeviceOutcome:
         done: pb.RoundDone | None = message.body if message.kind == "RoundDone" else None
         tokens = max(self._num_tokens, 1)
         return DeviceOutcome(
             split_point=self._plan.split_point,
             num_steps=self._step - self._first_step,
-            num_examples=done.num_examples if done else 0,
+            num_examples=self._num_examples,
             num_tokens=self._num_tokens,
             num_missed=self._num_missed,
             loss=self._loss_sum / tokens,
