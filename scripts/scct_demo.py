@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from demo_command import Interrupted, add_common_options, newest_summary, print_line, raise_on_signals
-from flower_run import FederationError, Outcome, deployment
+from flower_run import FederationError, Outcome, Value, deployment
 from flwr_splitkd.wire.certificates import edge_hosts, make_certificates, tls_files, write_new
 
 __all__ = ["main"]
@@ -28,19 +28,22 @@ __all__ = ["main"]
 _HOST = "127.0.0.1"
 _CLOUD_START_S = 120.0
 _END_S = 15.0
-_WIDTH = 128
-"""Of the built-in encoder."""
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the SCCT app with a cloud, a SuperLink and SuperNodes over TLS.")
     parser.add_argument("--supernodes", type=int, default=3, help="number of devices")
     add_common_options(parser, app="scct")
+    parser.epilog = "With --set slm=FOLDER --set llm=FOLDER nothing is trained before the run."
     return parser.parse_args()
 
 
-def _prepare(app: Path) -> Path:
-    """Train the built-in models unless they are cached; the language model's folder."""
+def _models(app: Path, settings: Mapping[str, Value]) -> tuple[str, int]:
+    """The language model, and the encoder's width: those that were named, or the built-in ones, trained if need be."""
+    if {"slm", "llm"} <= set(settings):
+        from transformers import AutoConfig
+
+        return str(settings["llm"]), int(AutoConfig.from_pretrained(str(settings["slm"])).hidden_size)
     command = [sys.executable, "-m", "scct_app.prepare"]
     lines: list[str] = []
     with subprocess.Popen(command, cwd=app, stdout=subprocess.PIPE, text=True) as process:
@@ -53,11 +56,12 @@ def _prepare(app: Path) -> Path:
             raise
     if process.returncode or not lines:
         raise FederationError(f"the built-in models could not be made (exit code {process.returncode})")
-    return Path(lines[-1])
+    folder, width = lines[-1].rsplit(maxsplit=1)
+    return folder, int(width)
 
 
 @contextmanager
-def _cloud(folder: Path, llm: Path, certificates: Path, logs: Path) -> Iterator[str]:
+def _cloud(folder: Path, llm: str, width: int, certificates: Path, logs: Path) -> Iterator[str]:
     """Run the cloud for the ``with`` block; its address."""
     files = tls_files(certificates)
     (folder / "edge.token").write_text(secrets.token_hex(32), encoding="ascii")
@@ -79,7 +83,7 @@ name = "{llm}"
 token-file = "edge.token"
 
 [tasks.questions]
-slm-width = {_WIDTH}
+slm-width = {width}
 method = "serial-adapter"
 learning-rate = 3e-3
 max-grad-norm = 1.0
@@ -118,10 +122,10 @@ def _listening(process: subprocess.Popen[bytes], log: Path) -> str:
 def _run(arguments: argparse.Namespace, runs: Path) -> Outcome:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skd-scct-")))
-        llm = _prepare(arguments.app)
+        llm, width = _models(arguments.app, dict(arguments.set))
         certificates = folder / "certificates"
         write_new(certificates, make_certificates(hosts=edge_hosts([_HOST]), supernodes=arguments.supernodes, days=1))
-        cloud = stack.enter_context(_cloud(folder, llm, certificates, runs / "logs"))
+        cloud = stack.enter_context(_cloud(folder, llm, width, certificates, runs / "logs"))
         federation = stack.enter_context(
             deployment(
                 runs / "logs",

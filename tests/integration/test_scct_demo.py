@@ -1,0 +1,51 @@
+"""`make scct-demo` with small models: cloud, SuperLink and SuperNodes over TLS, one run, nothing left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
+
+from flower_harness import newest, traces_of
+from import_graph import ROOT
+
+SETTINGS = {
+    "num-server-rounds": 1,
+    "epochs": 1,
+    "iterations": 3,
+    "split-points": "1,2,3",
+    "batch-size": 2,
+    "heldout-questions": 4,
+    "max-answer-tokens": 12,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.deployment
+def test_the_demo_runs_to_its_end_and_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    sizes = {"vocab_size": 2064, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    RobertaModel(
+        RobertaConfig(num_hidden_layers=3, max_position_embeddings=260, **sizes, **special), add_pooling_layer=False
+    ).save_pretrained(tmp_path / "slm")
+    LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, **sizes, **special)).save_pretrained(
+        tmp_path / "llm"
+    )
+    settings = {**SETTINGS, "slm": str(tmp_path / "slm"), "llm": str(tmp_path / "llm")}
+    command = [sys.executable, str(ROOT / "scripts" / "scct_demo.py"), "--runs", str(tmp_path / "runs")]
+    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-2000:]
+    lines = [json.loads(line) for line in newest((tmp_path / "runs").glob("*/metrics.jsonl")).read_text().splitlines()]
+    devices = [line for line in lines if line["kind"] == "device" and line["mode"] == "train"]
+    assert {line["split_point"] for line in devices} == {1, 2, 3} and all(line["num_steps"] == 3 for line in devices)
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert [line["server_round"] for line in evaluations] == [0, 1] and "eval-f1" in evaluations[1]
+    assert traces_of(str(tmp_path)) == []
