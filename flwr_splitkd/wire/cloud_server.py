@@ -150,6 +150,11 @@ class CloudServer:
             grace_period_s=self._grace_period_s,
         )
         self._forget(session)
+        if hello.session_id in self._sessions:
+            raise ProtocolError(
+                f"The session of edge {hello.edge} is named {handshake.clean_name(hello.session_id)!r}, as another one is; "
+                "expected a name of its own."
+            )
         stream.attach(link, answer=welcome)
         self._sessions[hello.session_id] = session
         threading.Thread(target=self._serve, args=(session,), name=f"splitkd-edge-{hello.edge}", daemon=True).start()

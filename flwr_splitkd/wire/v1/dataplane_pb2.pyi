@@ -608,16 +608,18 @@ class OpenTask(_message.Message):
     def __init__(self, start: _Optional[_Union[TaskStart, str]] = ..., run: _Optional[str] = ..., server_round: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class TaskOpened(_message.Message):
-    __slots__ = ("next_step", "vocab_size", "reference_loss", "software")
+    __slots__ = ("next_step", "vocab_size", "reference_loss", "software", "last")
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     next_step: int
     vocab_size: int
     reference_loss: bool
     software: str
-    def __init__(self, next_step: _Optional[int] = ..., vocab_size: _Optional[int] = ..., reference_loss: bool = ..., software: _Optional[str] = ...) -> None: ...
+    last: PeftStepped
+    def __init__(self, next_step: _Optional[int] = ..., vocab_size: _Optional[int] = ..., reference_loss: bool = ..., software: _Optional[str] = ..., last: _Optional[_Union[PeftStepped, _Mapping]] = ...) -> None: ...
 
 class Intermediate(_message.Message):
     __slots__ = ("mode", "device", "step", "max_new_tokens", "tensors")
