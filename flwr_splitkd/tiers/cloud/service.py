@@ -68,6 +68,10 @@ class CloudService:
         self.address, self.root_certificate = server.address, server.root_certificate
         server.start(self._serve)
 
+    def service_s(self) -> dict[str, float]:
+        """Seconds of computing that each task has had so far."""
+        return {str(task): seconds for task, seconds in self._compute.service_s().items()}
+
     def close(self) -> None:
         """Tell every edge, make what was trained durable, and end the threads."""
         self._server.stop()

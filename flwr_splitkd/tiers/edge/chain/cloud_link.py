@@ -151,6 +151,7 @@ class CloudLink:
         self._error: BaseException | None = None
         self._closing = threading.Event()
         self._next_step = 0
+        self._id = secrets.token_hex(8)
         self._lost_s: float | None = None  # since when the cloud is away
         self._bytes = (0, 0)
         self._thread: threading.Thread | None = None
@@ -375,6 +376,7 @@ class CloudLink:
         hello = pb.CloudHello(
             protocol_version=PROTOCOL_VERSION,
             session_id=secrets.token_hex(8),
+            link_id=self._id,
             edge=access.edge,
             token=access.token,
             task=access.task,
