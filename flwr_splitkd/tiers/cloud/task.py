@@ -137,7 +137,7 @@ class CloudTask:
         gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         require_finite(gradient, f"The gradient of {_words(key)} by its data", _REMEDY)
         self._pending[key] = gradients
-        return Differentiated(gradient, float(terms.loss), reference_loss, terms.num_tokens)
+        return Differentiated(gradient, float(terms.loss.detach()), reference_loss, terms.num_tokens)
 
     def differentiate_tokens(
         self, inputs: Mapping[str, Tensor], labels: Int[Tensor, "batch answer"], *, key: Key
@@ -159,7 +159,7 @@ class CloudTask:
             prefix = self._llm.embed(tokens).detach().requires_grad_()
             terms = self._llm.loss(prefix, mask.to(prefix.device), labels)
             self._pending[key] = self._backward(terms, key)
-        return Differentiated(None, float(terms.loss), None, terms.num_tokens)
+        return Differentiated(None, float(terms.loss.detach()), None, terms.num_tokens)
 
     def step(self, keys: Sequence[Key]) -> StepResult:
         """One optimiser step over the sum of some gradients, equation (9), which are then forgotten.

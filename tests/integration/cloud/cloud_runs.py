@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from zygote import fork
 
 from flwr_splitkd.models import SerialAdapterConfig
@@ -68,10 +68,16 @@ def train(link: CloudLink, edge: str, steps: Iterable[int]) -> list[list[Said]]:
 
 
 def expected(
-    task: str, edge: str, steps: Iterable[int], *, position: int = 0
+    task: str,
+    edge: str,
+    steps: Iterable[int],
+    *,
+    position: int = 0,
+    given: TaskSettings | None = None,
+    llm: Callable[[], nn.Module] = tiny_llm,
 ) -> tuple[dict[str, Tensor], list[list[Said]]]:
     """The same without network, process or disk: the module's state, and what each device is told."""
-    one = CloudLLM(tiny_llm()).add_task(task, settings(task))
+    one = CloudLLM(llm()).add_task(task, given or settings(task))
     said = []
     for step in steps:
         keys = [(position << _DEVICE_BITS | device, step) for device in range(DEVICES)]

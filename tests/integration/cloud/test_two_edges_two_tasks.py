@@ -22,6 +22,7 @@ import pytest
 from cloud_runs import DEVICES, LORA, SERIAL, SLM, access, batch, expected, is_same, opened, settings, stored, train
 
 from flwr_splitkd.tiers.cloud import CloudService, CloudSetup, open_cloud
+from flwr_splitkd.tiers.cloud.config import read_cloud_config
 from flwr_splitkd.wire.certificates import make_certificates, tls_files
 from tiny_llms import tiny_llm
 
@@ -132,8 +133,9 @@ def test_each_module_is_what_it_is_alone(folder: Path) -> None:
         rest = cloud.stdout.read()
         assert cloud.wait(10) == 0 and time.monotonic() - began_s < 10
     assert "Shutting down" in rest
+    setup = read_cloud_config(folder / "cloud.toml")
     for position, (edge, task) in enumerate((("a", SERIAL), ("b", LORA))):
-        state, words = expected(task, edge, range(STEPS), position=position)
+        state, words = expected(task, edge, range(STEPS), position=position, given=setup.tasks[task], llm=setup.llm)
         assert is_same(stored(folder / "state", task), state)
         assert said[position]["losses"] == [[loss for loss, _ in step] for step in words]
         token = (folder / f"{edge}.token").read_text().strip()
