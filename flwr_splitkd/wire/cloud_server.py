@@ -35,7 +35,7 @@ class CloudSession:
 
     edge: str
     task: str
-    hello: pb.CloudHello
+    hello: pb.CloudHello = field(repr=False)
     link: Link
     first_token: bytes = field(default=b"", repr=False)
     resume_tokens: ResumeTokens = field(default_factory=ResumeTokens, repr=False)
