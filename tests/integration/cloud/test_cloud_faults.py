@@ -49,6 +49,8 @@ NTH = {
     "after a commit, the answer lost": 4,
 }
 
+FAST = {"within a backward pass", "within a commit", "after a commit, the answer lost"}
+
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -88,7 +90,9 @@ def kept_alive(cloud: Cloud) -> Iterator[None]:
         watcher.join()
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [place if place in FAST else pytest.param(place, marks=pytest.mark.slow) for place in PLACES]
+)
 def test_killed(cloud: Cloud, place: str, uninterrupted: dict[str, tuple[dict[str, Tensor], list[list[Said]]]]) -> None:
     task = LORA if "commit" in place else SERIAL
     cloud.start(die=place, nth=NTH[place])
@@ -151,6 +155,7 @@ def test_connections_that_are_cut(
     assert is_same(stored(cloud.folder, LORA), state) and same_words(said, words)
 
 
+@pytest.mark.slow
 def test_away_for_too_long(cloud: Cloud) -> None:
     """Whoever waits hears of it, and whoever comes later."""
     cloud.start(die="within a backward pass", nth=3)
@@ -167,6 +172,7 @@ def test_away_for_too_long(cloud: Cloud) -> None:
             link.step([(0, 0)])
 
 
+@pytest.mark.slow
 def test_closed_while_the_cloud_is_away(cloud: Cloud) -> None:
     cloud.start()
     with opened(cloud.access(patience_s=300.0)) as link:
@@ -181,6 +187,7 @@ def test_closed_while_the_cloud_is_away(cloud: Cloud) -> None:
         assert time.monotonic() - began_s < 11
 
 
+@pytest.mark.slow
 def test_a_cloud_that_has_forgotten(cloud: Cloud) -> None:
     """What its disk lost, an edge does not have any more either: no training on with another module."""
     cloud.start()
@@ -195,6 +202,7 @@ def test_a_cloud_that_has_forgotten(cloud: Cloud) -> None:
             train(link, "edge", range(5, 6))
 
 
+@pytest.mark.slow
 def test_damaged_state(cloud: Cloud, uninterrupted: dict[str, tuple[dict[str, Tensor], list[list[Said]]]]) -> None:
     """The commit before the damaged one is used; the run goes back to its last round."""
     cloud.start()
@@ -243,6 +251,7 @@ def test_an_edge_that_was_started_again_within_a_round(
     assert is_same(stored(cloud.folder, LORA), uninterrupted[LORA][0])
 
 
+@pytest.mark.slow
 def test_a_round_that_is_not_there(cloud: Cloud) -> None:
     cloud.start()
     with opened(cloud.access()) as link:
@@ -300,6 +309,7 @@ def test_a_full_disk(zygote: str, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.slow
 def test_another_configuration_than_that_of_the_state(cloud: Cloud, tmp_path: Path) -> None:
     cloud.start()
     with opened(cloud.access()) as link:

@@ -104,6 +104,7 @@ def until(one: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     raise AssertionError("".join(lines))
 
 
+@pytest.mark.slow
 def test_each_module_is_what_it_is_alone(folder: Path) -> None:
     with (
         process("-m", "flwr_splitkd", "cloud", "--config", folder / "cloud.toml") as cloud,

@@ -381,6 +381,7 @@ def test_refused_when_it_comes_back(cloud: Cloud, link: CloudLink, pool: ThreadP
         waiting.result(WAIT_S)
 
 
+@pytest.mark.slow
 def test_patience_is_of_each_absence(cloud: Cloud, pool: ThreadPoolExecutor) -> None:
     """Two short ones, further apart than the patience, are not one long one."""
     link = new_link(cloud, patience_s=1.5)
