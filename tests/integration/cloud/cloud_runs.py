@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import signal
 import socket
 import time
@@ -121,8 +122,13 @@ def opened(one: CloudAccess, start: pb.TaskStart = pb.TASK_START_FRESH, **where:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """One that a killed cloud finds free again: none that the system gives to whoever dials meanwhile."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(20_000, 32_000))) as probe,
+        ):
+            return int(probe.getsockname()[1])
 
 
 @dataclass
