@@ -75,16 +75,22 @@ def uninterrupted() -> dict[str, tuple[dict[str, Tensor], list[list[Said]]]]:
 def kept_alive(cloud: Cloud) -> Iterator[None]:
     """Whenever the cloud's process is gone, another one takes its place, as systemd would see to."""
     done = threading.Event()
+    failures: list[str] = []
 
     def watch() -> None:
         while not done.wait(0.02):
             if not cloud.lives():
-                cloud.start()
+                try:
+                    cloud.start()
+                except AssertionError as error:
+                    failures.append(str(error))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         yield
+    except SplitKDError as error:
+        raise AssertionError("\n".join([*failures, cloud.output()[-6000:]])) from error
     finally:
         done.set()
         watcher.join()
