@@ -33,14 +33,17 @@ def cloud(
         kind = type(task.peft).__name__.removesuffix("Config")
         typer.echo(f"Task {name}: {kind}, encoders {task.slm_width} wide, for {edges}")
     if check:
+        if setup.tls is not None:  # that they can be read
+            setup.tls.server_credentials()
+            setup.tls.root()
         typer.echo("The configuration can be used; the model was not loaded.")
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     typer.echo(f"Loading {setup.llm!r} ...")
     service = open_cloud(setup)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # not before: there is nothing to save, and loading may take long
+        signal.signal(number, lambda *_: stop.set())
     try:
         typer.echo(f"The cloud listens at {service.address}; state in {setup.state_folder}")
         stop.wait()

@@ -20,6 +20,7 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 __all__ = ["CloudServer", "CloudSession"]
 
 _SERVICE = Service(name="CloudPlane", method="Serve", peer="an edge that has not shaken hands")
+_HOLDERS = 64
 _NO_SECRET = b"\0" * 32
 """What the secret of an unknown edge is compared with, so that names cannot be probed for by time."""
 
@@ -29,12 +30,12 @@ class CloudSession:
     """One edge that is served one task.
 
     A connection that was lost resumes the same session; an edge's process that was started again opens another one, which
-    takes the place of the first.
+    takes the place of the first. Should that one live on, it is told, and does not get in again.
     """
 
     edge: str
     task: str
-    hello: pb.CloudHello
+    hello: pb.CloudHello = field(repr=False)
     link: Link
     first_token: bytes = field(default=b"", repr=False)
     resume_tokens: ResumeTokens = field(default_factory=ResumeTokens, repr=False)
@@ -81,6 +82,7 @@ class CloudServer:
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._sessions: dict[str, CloudSession] = {}
+        self._holders: dict[tuple[str, str], list[str]] = {}  # of an edge and task: ids of links, the one in force last
         self._serve: Callable[[CloudSession], None] | None = None
         self._server = StreamServer(
             _SERVICE,
@@ -136,6 +138,9 @@ class CloudServer:
             raise handshake.wrong_secret(hello.edge)
         handshake.check_codecs(hello.codecs, self._codecs)
         self._check(hello)
+        holders = self._holders.setdefault((hello.edge, hello.task), [])
+        if hello.link_id in holders[:-1]:
+            raise handshake.place_taken(hello.edge, hello.task)
         if self._serve is None:
             raise SplitKDError("The cloud has not started.")
         link = Link(
@@ -150,6 +155,13 @@ class CloudServer:
             grace_period_s=self._grace_period_s,
         )
         self._forget(session)
+        if hello.link_id not in holders:
+            holders[:] = [*holders[-_HOLDERS:], hello.link_id]
+        if hello.session_id in self._sessions:
+            raise ProtocolError(
+                f"The session of edge {hello.edge} is named {handshake.clean_name(hello.session_id)!r}, as another one is; "
+                "expected a name of its own."
+            )
         stream.attach(link, answer=welcome)
         self._sessions[hello.session_id] = session
         threading.Thread(target=self._serve, args=(session,), name=f"splitkd-edge-{hello.edge}", daemon=True).start()
@@ -160,6 +172,6 @@ class CloudServer:
         for session_id, session in list(self._sessions.items()):
             same = (session.edge, session.task) == (new.edge, new.task)
             if same:
-                session.link.abandon(PeerLostError(f"{session.link.peer} is lost: its process was started again"))
+                session.link.give_up(handshake.place_taken(new.edge, new.task))
             if same or session.link.done:
                 del self._sessions[session_id]

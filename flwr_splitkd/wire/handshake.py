@@ -17,6 +17,7 @@ __all__ = [
     "check_ticket",
     "check_version",
     "given_up",
+    "place_taken",
     "wrong_secret",
     "wrong_token",
 ]
@@ -65,6 +66,15 @@ def wrong_secret(edge: str) -> Refusal:
     return Refusal(
         pb.FAILURE_CODE_TOKEN,
         f"The cloud does not know an edge {clean_name(edge)!r} with this token; expected a name and token of its configuration.",
+    )
+
+
+def place_taken(edge: str, task: str) -> Refusal:
+    """Say that another process of the same edge has opened the same task since."""
+    return Refusal(
+        pb.FAILURE_CODE_TOKEN,
+        f"Another process has opened task {clean_name(task)!r} as edge {clean_name(edge)!r}; expected one at a time. Stop the "
+        "one that is not needed, or give it a name of its own in the cloud's configuration.",
     )
 
 

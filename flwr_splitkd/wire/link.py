@@ -146,6 +146,12 @@ class Link:
                 self._outbox.append((failure_from(error), {}))
             self.close()
 
+    def give_up(self, error: SplitKDError) -> None:
+        """As `fail`, and whoever waits for the peer here hears of it too."""
+        with self._changed:
+            self._error = self._error or error
+            self.fail(error)
+
     def close(self) -> None:
         """Send nothing more; what was queued is still drained."""
         with self._changed:
@@ -266,8 +272,8 @@ class Link:
         """The peer's frames broke the protocol: tell it, and give it up."""
         with self._changed:
             if self._stream is stream:
-                self._error, self._peer_done = self._error or error, True
-                self.fail(error)
+                self._peer_done = True
+                self.give_up(error)
 
     def lost(self, stream: object, reason: str) -> None:
         """`stream` is gone; wait for another one, if there is a grace period. Never blocks."""

@@ -95,7 +95,7 @@ class StreamServer:
         self._peer, self._admit, self._limits = service.peer, admit, limits
         self._handshake_timeout_s = handshake_timeout_s
         self._places = Places(max_streams)
-        self._stopped = threading.Event()
+        self._started, self._stopped = False, threading.Event()
         self._pool = futures.ThreadPoolExecutor(max_streams, thread_name_prefix="splitkd-data-plane")
         self._server = grpc.server(
             self._pool,
@@ -121,11 +121,15 @@ class StreamServer:
 
     def start(self) -> None:
         """Begin to admit streams."""
+        self._started = True
         self._server.start()
         threading.Thread(target=self._sweep, name="splitkd-sweeper", daemon=True).start()
 
     def stop(self) -> None:
         """Close every stream and the port, and end the threads."""
+        if not self._started:  # gRPC (1.85) would keep the port
+            self._started = True
+            self._server.start()
         # Not without a bound: after bytes that are no frame, gRPC (1.85) sometimes never calls a server stopped.
         self._server.stop(_STOP_GRACE_S).wait(2 * _STOP_GRACE_S)
         self._stopped.set()

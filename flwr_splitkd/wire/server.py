@@ -32,7 +32,7 @@ class Session:
 
     ticket: Ticket
     link: Link | None = None
-    hello: pb.Hello | None = None
+    hello: pb.Hello | None = field(default=None, repr=False)
     used: bool = field(default=False, repr=False)
     ended_s: float | None = None
     resume_tokens: ResumeTokens = field(default_factory=ResumeTokens, repr=False)

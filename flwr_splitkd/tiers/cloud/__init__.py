@@ -9,6 +9,7 @@
 ``randomness``   first weights, and dropout that depends on a key alone
 ``checks``       what arrives, looked at before the LLM sees it
 ``service``      `CloudService`: edges' requests, one after another
+``served``       a task with its commits
 ``store``        tasks on the disk
 ``setup``        from settings to an open cloud
 ``config``       the same from ``cloud.toml``

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import LoraConfig
 
@@ -26,6 +26,8 @@ else:
     import tomli as tomllib
 
 __all__ = ["read_cloud_config"]
+
+_Kind = TypeVar("_Kind")
 
 _TABLES = ("llm", "tls", "edges", "tasks")
 
@@ -92,22 +94,17 @@ def read_cloud_config(path: Path) -> CloudSetup:
             f"`--config` is {str(path)!r}, which cannot be read: {error}. See docs/how-to/cloud.md."
         ) from error
     tables = {name: _table(content, name, path) for name in _TABLES}
-    plain = {key: value for key, value in content.items() if key not in _TABLES}
-    cloud = parse_run_config(_Cloud, plain, where=str(path), what="a cloud")
-    tasks = {name: _parsed(_Task, values, path, f"tasks.{name}") for name, values in tables["tasks"].items()}
+    cloud, tasks, edges, tls = _parsed_tables(content, tables, path)
     return CloudSetup(
         llm=_llm(tables["llm"], path),
         tasks={name: _task(name, task, path) for name, task in tasks.items()},
-        edges={
-            name: _token(name, _parsed(_Edge, values, path, f"edges.{name}"), path)
-            for name, values in tables["edges"].items()
-        },
+        edges={name: _token(name, edge, path) for name, edge in edges.items()},
         task_edges={name: frozenset(_listed(task.edges)) for name, task in tasks.items() if task.edges},
         state_folder=path.parent / cloud.state_folder,
         commit_every_steps=cloud.commit_every_steps,
         data_address=cloud.address,
         advertised_address=cloud.advertised_address or None,
-        tls=_tls(_parsed(_Tls, tables["tls"], path, "tls"), path) if tables["tls"] else None,
+        tls=_tls(tls, path) if tables["tls"] else None,
         insecure=cloud.insecure,
         grace_period_s=cloud.grace_period,
         max_message_bytes=cloud.max_message_mib << 20,
@@ -122,10 +119,29 @@ def _table(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, An
     return table
 
 
-def _parsed(kind: type[Any], values: Any, path: Path, table: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"`{table}` of {path} is {values!r}; expected a table, [{table}].")
-    return parse_run_config(kind, values, where=f"[{table}] of {path}", what="this table")
+def _parsed_tables(
+    content: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]], path: Path
+) -> tuple[_Cloud, dict[str, _Task], dict[str, _Edge], _Tls]:
+    """Everything whose keys are ours; the mistakes of all tables in one error."""
+    errors: list[str] = []
+
+    def parsed(kind: type[_Kind], values: Any, table: str) -> _Kind:
+        where, what = (f"[{table}] of {path}", "this table") if table else (str(path), "a cloud")
+        try:
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"`{table}` of {path} is {values!r}; expected a table, [{table}].")
+            return parse_run_config(kind, values, where=where, what=what)
+        except ConfigError as error:
+            errors.append(str(error))
+            return kind()
+
+    cloud = parsed(_Cloud, {key: value for key, value in content.items() if key not in _TABLES}, "")
+    tasks = {name: parsed(_Task, values, f"tasks.{name}") for name, values in tables["tasks"].items()}
+    edges = {name: parsed(_Edge, values, f"edges.{name}") for name, values in tables["edges"].items()}
+    tls = parsed(_Tls, tables["tls"], "tls")
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return cloud, tasks, edges, tls
 
 
 def _llm(table: Mapping[str, Any], path: Path) -> PretrainedModel:

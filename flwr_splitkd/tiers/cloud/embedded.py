@@ -135,26 +135,30 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
     sys.path[:] = pipe.recv()
-    ended = threading.Event()
+    parcel = pipe.recv_bytes()
+    ended, listening = threading.Event(), threading.Event()
+    threading.Thread(target=_wait_for_end, args=(pipe, ended, listening), daemon=True).start()
     service: CloudService | None = None
     try:
-        setup, num_threads = pickle.loads(pipe.recv_bytes())
+        setup, num_threads = pickle.loads(parcel)
         import torch
 
         torch.set_num_threads(num_threads)
         service = open_cloud(setup)
+        listening.set()
         pipe.send(service.address)
     except Exception as error:  # the edge raises it where the user can see it
         pipe.send((str(error) if isinstance(error, SplitKDError) else f"{type(error).__name__}: {error}",))
         return
-    threading.Thread(target=_wait_for_end, args=(pipe, ended), daemon=True).start()
     ended.wait()
     service.close()
     os._exit(0)  # gRPC's threads have nothing left to do
 
 
-def _wait_for_end(pipe: Connection, ended: threading.Event) -> None:
+def _wait_for_end(pipe: Connection, ended: threading.Event, listening: threading.Event) -> None:
     try:
         pipe.recv()
     except (EOFError, OSError):
+        if not listening.is_set():  # a model may take minutes to load, and nobody waits for it any more
+            os._exit(1)
         ended.set()

@@ -5,25 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
-from flwr_splitkd.errors import (
-    ConfigError,
-    DataError,
-    HandshakeError,
-    NonFiniteError,
-    PeerLostError,
-    ProtocolError,
-    SplitKDError,
-)
+from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
-from flwr_splitkd.tiers.cloud.store import TaskStore
-from flwr_splitkd.tiers.cloud.task import CloudTask, StepResult
+from flwr_splitkd.tiers.cloud.served import Durable, ServedTask
+from flwr_splitkd.tiers.cloud.task import Key
 from flwr_splitkd.tiers.fair import FairExecutor
 from flwr_splitkd.tiers.units import decode_all, encode_all
 from flwr_splitkd.wire.cloud_server import CloudServer, CloudSession
@@ -33,7 +24,7 @@ from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.handshake import clean_name
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["CloudService", "ServedTask", "check_edge"]
+__all__ = ["CloudService", "check_edge"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,80 +34,10 @@ _IDLE_S = 30 * 86_400.0
 """Between two rounds an edge may be silent for long; that it is dead shows on its connection."""
 _DEVICES = 32
 """Bits of a device's position: positions of several edges stay apart."""
-
-
-@dataclass(slots=True)
-class ServedTask:
-    """A task with what belongs to its life as a service.
-
-    Parameters
-    ----------
-    task
-        The module.
-    store
-        Where its state goes.
-    commit_every_steps
-        Steps after which the state is made durable; what came since is sent again by the edge after a crash.
-    edges
-        Names of the edges that may use it; empty for all.
-
-    Attributes
-    ----------
-    iterations
-        Steps that each edge has asked for, by its name.
-    """
-
-    task: CloudTask
-    store: TaskStore
-    commit_every_steps: int = 10
-    edges: frozenset[str] = frozenset()
-    iterations: dict[str, int] = field(default_factory=dict)
-    initial: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    uncommitted: int = 0
-
-    def __post_init__(self) -> None:
-        """Go on from the disk, if there is something."""
-        if self.commit_every_steps < 1:
-            raise ConfigError(f"`commit_every_steps` is {self.commit_every_steps}; expected at least 1.")
-        self.initial = self.task.state()
-        latest = self.store.latest()
-        if latest is not None:
-            self._load(*latest)
-
-    def restart(self, start: pb.OpenTask, edge: str, tensors: Mapping[str, Tensor]) -> None:
-        """Put the task where an edge's run begins.
-
-        Raises
-        ------
-        SplitKDError
-            If there is no such state; the task is as before.
-        """
-        if start.start == pb.TASK_START_CONTINUE:
-            return
-        if start.start == pb.TASK_START_ROUND:
-            self._load(*self.store.at_round(start.run, start.server_round))
-        elif start.start == pb.TASK_START_FRESH:
-            self._load(self.initial, {})
-        elif start.start == pb.TASK_START_GIVEN:
-            weights = {name: tensor for name, tensor in self.initial.items() if name.startswith("weight/")}
-            self.task.load_state({**weights, **tensors})
-            self.iterations = {}
-        else:
-            raise ProtocolError(f"Edge {edge} opens its task with the start {start.start}; expected 1 to 4.")
-        self.commit(edge)
-
-    def commit(self, edge: str, run: str = "", server_round: int = 0) -> str:
-        """Make the task's state durable; as that of a round's end, if one is named."""
-        info = {"iterations": self.iterations, "edge": edge, "run": run, "server_round": server_round}
-        commit = self.store.commit_round if run else self.store.commit
-        commit_id = commit(self.task.state(), info)
-        self.uncommitted = 0
-        return commit_id
-
-    def _load(self, state: Mapping[str, Tensor], info: Mapping[str, object]) -> None:
-        self.task.load_state(state)
-        iterations = info.get("iterations", {})
-        self.iterations = dict(iterations) if isinstance(iterations, Mapping) else {}
+_MOST_PENDING = 4096
+"""Gradients of one edge that may wait for a step; each takes the module's memory."""
+_MOST_NEW_TOKENS = 4096
+"""Of one answer: nobody else computes while it is generated."""
 
 
 class CloudService:
@@ -147,6 +68,10 @@ class CloudService:
         self.address, self.root_certificate = server.address, server.root_certificate
         server.start(self._serve)
 
+    def service_s(self) -> dict[str, float]:
+        """Seconds of computing that each task has had so far."""
+        return {str(task): seconds for task, seconds in self._compute.service_s().items()}
+
     def close(self) -> None:
         """Tell every edge, make what was trained durable, and end the threads."""
         self._server.stop()
@@ -163,8 +88,11 @@ class CloudService:
         offset = self._positions[session.edge] << _DEVICES
         one = _EdgeSession(session, served, self._llm, self._compute, offset)
         with self._lock:
+            before = [other for other in self._open if other.follows_on(one)]
             self._open.append(one)
         try:
+            for other in before:  # its last request may still wait for its turn, and its gradients must be gone
+                other.ended.wait()
             one.run(self._tell_committed)
         except PeerLostError as error:
             _log.info("Task %s: %s", session.task, error)
@@ -175,13 +103,14 @@ class CloudService:
         finally:
             with self._lock:
                 self._open.remove(one)
+            one.ended.set()
 
-    def _tell_committed(self, served: ServedTask, commit_id: str) -> None:
+    def _tell_committed(self, served: ServedTask, durable: Durable) -> None:
         """Every edge of the task may forget what it would have sent again."""
         with self._lock:
             concerned = [one for one in self._open if one.served is served]
         for one in concerned:
-            one.tell_committed(commit_id)
+            one.tell_committed(durable)
 
 
 def check_edge(tasks: Mapping[str, ServedTask], hello: pb.CloudHello) -> None:
@@ -213,11 +142,16 @@ class _EdgeSession:
     def __init__(
         self, session: CloudSession, served: ServedTask, llm: CloudLLM, compute: FairExecutor, device_offset: int
     ) -> None:
-        self.served = served
+        self.served, self.ended = served, threading.Event()
+        self._opened = False
         self._session, self._link, self._llm, self._compute = session, session.link, llm, compute
         self._task, self._offset = served.task, device_offset
 
-    def run(self, tell_committed: Callable[[ServedTask, str], None]) -> None:
+    def follows_on(self, other: _EdgeSession) -> bool:
+        """Whether both are of one edge and task: then the one that came later takes the place of the other."""
+        return (self._session.edge, self._session.task) == (other._session.edge, other._session.task)
+
+    def run(self, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
         try:
             self._open()
             while True:
@@ -234,15 +168,20 @@ class _EdgeSession:
             self._link.fail(error)
             raise
         finally:
-            self._discard()
+            self._task.discard(self._pending())
 
-    def tell_committed(self, commit_id: str) -> None:
+    def tell_committed(self, durable: Durable) -> None:
+        if not self._opened:  # it will hear of what is durable in the answer
+            return
+        edge = self._session.edge
         try:
-            self._link.send(
-                pb.Committed(commit_id=commit_id, next_step=self.served.iterations.get(self._session.edge, 0))
-            )
+            self._link.send(pb.Committed(commit_id=durable.commit_id, next_step=durable.iterations.get(edge, 0)))
         except SplitKDError as error:
-            _log.info("Edge %s did not hear of commit %s: %s", self._session.edge, commit_id, error)
+            _log.info("Edge %s did not hear of commit %s: %s", edge, durable.commit_id, error)
+
+    def _pending(self) -> list[Key]:
+        """Gradients of this edge that wait for a step."""
+        return [key for key in self._task.pending if key[0] >> _DEVICES == self._offset >> _DEVICES]
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self._task.state().items() if name.startswith("weight/")}
@@ -257,8 +196,10 @@ class _EdgeSession:
             vocab_size=self._llm.vocab_size,
             reference_loss=self._task.settings.reference_loss,
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+            last=self.served.last_answer(edge),
         )
         self._link.send(opened)
+        self._opened = True
         _log.info("Edge %s opened task %s at its step %d", edge, self._session.task, opened.next_step)
 
     def _intermediate(self, message: WireMessage) -> None:
@@ -267,7 +208,11 @@ class _EdgeSession:
             raise ProtocolError(f"{self._link.peer} names device {body.device}; expected below {1 << _DEVICES}.")
         try:
             answer, tensors = self._compute.run(self._session.task, partial(self._answer, body, message))
-        except (DataError, NonFiniteError, ProtocolError) as error:  # this device's; the others go on
+        except PeerLostError:  # this side is being shut down
+            raise
+        except Exception as error:  # this device's; the others go on
+            if not isinstance(error, SplitKDError):
+                _log.exception("Task %s: device %d of %s", self._session.task, body.device, self._link.peer)
             answer = pb.IntermediateGradient(
                 device=body.device, step=body.step, mode=body.mode, failure=failure_from(error)
             )
@@ -278,7 +223,14 @@ class _EdgeSession:
         answer = pb.IntermediateGradient(device=body.device, step=body.step, mode=body.mode)
         hidden, mask = (_decoded(message, name) for name in ("hidden", "mask"))
         tensors: dict[str, Tensor] = {}
+        if body.mode not in (pb.MODE_TRAIN, pb.MODE_EVALUATE):
+            raise ProtocolError(f"An Intermediate has mode {body.mode}; expected to train or to evaluate.")
         if body.mode == pb.MODE_TRAIN:
+            if len(self._pending()) >= _MOST_PENDING:
+                raise ProtocolError(
+                    f"{_MOST_PENDING} gradients of {self._link.peer} wait for a step; expected fewer. Name them in one, or end "
+                    "the round."
+                )
             done = self._task.differentiate(
                 hidden,
                 mask,
@@ -293,11 +245,13 @@ class _EdgeSession:
             return answer, tensors
         if "labels" in message.tensors:
             answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, _decoded(message, "labels"))
+        if body.max_new_tokens > _MOST_NEW_TOKENS:
+            raise ProtocolError(f"`max_new_tokens` is {body.max_new_tokens}; expected at most {_MOST_NEW_TOKENS}.")
         if body.max_new_tokens:
             tensors["tokens"] = self._task.generate(hidden, mask, body.max_new_tokens)
         return answer, tensors
 
-    def _step(self, body: pb.PeftStep, tell_committed: Callable[[ServedTask, str], None]) -> None:
+    def _step(self, body: pb.PeftStep, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
         served, edge = self.served, self._session.edge
         expected = served.iterations.get(edge, 0)
         if body.step != expected:
@@ -305,33 +259,28 @@ class _EdgeSession:
                 f"{self._link.peer} asks for step {body.step}; expected {expected}. Nothing was applied."
             )
         keys = [(self._offset | one.device, one.step) for one in body.contributions]
-        result = self._compute.run(self._session.task, partial(self._count_step, keys))
+        result = self._compute.run(self._session.task, partial(served.step, edge, keys))
         self._link.send(pb.PeftStepped(step=body.step, learning_rate=result.learning_rate, grad_norm=result.grad_norm))
         if served.uncommitted >= served.commit_every_steps:
             tell_committed(served, self._compute.run(self._session.task, partial(served.commit, edge)))
 
-    def _count_step(self, keys: list[tuple[int, int]]) -> StepResult:
-        """Take a step and count it, in one job: a commit must not come between the two."""
-        result = self._task.step(keys)
-        self.served.iterations[self._session.edge] = self.served.iterations.get(self._session.edge, 0) + 1
-        self.served.uncommitted += 1
-        return result
+    def _end_round(self, body: pb.EndRound, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
+        edge = self._session.edge
+        if not body.run or not body.server_round:
+            raise ProtocolError(
+                f"{self._link.peer} ends round {body.server_round} of run {clean_name(body.run)!r}; expected a name, and a "
+                "round of at least 1."
+            )
+        durable = self._compute.run(self._session.task, partial(self._keep_round, body))
+        done = durable.iterations.get(edge, 0)
+        self._link.send(pb.Committed(commit_id=durable.commit_id, next_step=done, server_round=body.server_round))
+        tell_committed(self.served, durable)
 
-    def _end_round(self, body: pb.EndRound, tell_committed: Callable[[ServedTask, str], None]) -> None:
-        commit_id = self._compute.run(self._session.task, partial(self._keep_round, body))
-        done = self.served.iterations.get(self._session.edge, 0)
-        self._link.send(pb.Committed(commit_id=commit_id, next_step=done, server_round=body.server_round))
-        tell_committed(self.served, commit_id)
-
-    def _keep_round(self, body: pb.EndRound) -> str:
+    def _keep_round(self, body: pb.EndRound) -> Durable:
         # What came too late for the round's last step is in no step any more, and a device that starts again from its backup
         # comes with the same numbers.
-        self._discard()
+        self._task.discard(self._pending())
         return self.served.commit(self._session.edge, body.run, body.server_round)
-
-    def _discard(self) -> None:
-        """Forget the gradients of this edge's devices that wait for a step."""
-        self._task.discard([key for key in self._task.pending if key[0] >> _DEVICES == self._offset >> _DEVICES])
 
 
 def _decoded(message: WireMessage, name: str) -> Tensor:

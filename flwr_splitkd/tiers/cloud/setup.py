@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.errors import ConfigError, ProtocolError, StoreError
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
-from flwr_splitkd.tiers.cloud.service import CloudService, ServedTask, check_edge
+from flwr_splitkd.tiers.cloud.served import ServedTask
+from flwr_splitkd.tiers.cloud.service import CloudService, check_edge
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
 from flwr_splitkd.tiers.cloud.store import TaskStore
+from flwr_splitkd.tiers.cloud.task import CloudTask
 from flwr_splitkd.wire.cloud_server import CloudServer
 from flwr_splitkd.wire.credentials import TlsFiles
 from flwr_splitkd.wire.framing import Limits
@@ -122,14 +124,25 @@ def open_cloud(setup: CloudSetup) -> CloudService:
     try:
         llm = CloudLLM(setup.llm(), torch.device(setup.compute_device) if setup.compute_device else None)
         for name, settings in setup.tasks.items():
-            tasks[name] = ServedTask(
-                task=llm.add_task(name, settings),
-                store=TaskStore(setup.state_folder / name),
-                commit_every_steps=setup.commit_every_steps,
-                edges=setup.task_edges.get(name, frozenset()),
-            )
+            tasks[name] = _served(setup, name, llm.add_task(name, settings))
             _log.info("Task %s begins at step %d", name, tasks[name].task.next_step)
         return CloudService(server, llm, tasks, setup.edges)
     except BaseException:
         server.stop()
         raise
+
+
+def _served(setup: CloudSetup, name: str, task: CloudTask) -> ServedTask:
+    folder = setup.state_folder / name
+    try:
+        return ServedTask(
+            task=task,
+            store=TaskStore(folder),
+            commit_every_steps=setup.commit_every_steps,
+            edges=setup.task_edges.get(name, frozenset()),
+        )
+    except ProtocolError as error:
+        raise StoreError(
+            f"{folder} holds another module than task {name!r} is configured with: {error} Or give the task another name, or "
+            "move the folder away."
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from flwr_splitkd.errors import StoreError
 from flwr_splitkd.store import CommitLog, Manifest
+from flwr_splitkd.store.tensor_file import digest
 
 __all__ = ["TaskStore"]
+
+_log = logging.getLogger(__name__)
 
 _UNIT = "module"
 
 
 class TaskStore:
-    """Two commit logs: ``steps`` for a process that dies, ``rounds`` for a run that goes back.
+    """Commit logs: ``steps`` for a process that dies, and ``rounds/<edge>`` for a run of that edge that goes back.
 
     A run that is resumed starts from the end of a round, which more than two commits of steps may lie behind.
 
@@ -30,7 +34,9 @@ class TaskStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._steps = CommitLog(folder / "steps")
-        self._rounds = CommitLog(folder / "rounds")
+        self._rounds: dict[str, CommitLog] = {}
+        for name, reason in self._steps.damaged.items():
+            _log.warning("%s: %s is passed over: %s", folder, name, reason)
 
     def latest(self) -> tuple[dict[str, Tensor], Mapping[str, Any]] | None:
         """The newest state and what was noted with it, or None if there is none.
@@ -53,32 +59,42 @@ class TaskStore:
         return self._steps.commit({_UNIT: state}, info).commit_id
 
     def commit_round(self, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
-        """Make the state at a round's end durable, as the newest too.
+        """Make the state at the end of a round of ``info["edge"]`` durable, as the newest too.
+
+        An edge that has not heard of it asks again; that must not push the round before out.
 
         Raises
         ------
         StoreError
             As `commit`.
         """
-        self._rounds.commit({_UNIT: state}, info)
+        log = self._log_of(info["edge"])
+        if log.latest is None or (log.latest.units, log.latest.info) != ({_UNIT: digest(state)}, info):
+            log.commit({_UNIT: state}, info)
         return self.commit(state, info)
 
-    def at_round(self, run: str, server_round: int) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-        """The state at the end of a round of a run.
+    def at_round(self, edge: str, run: str, server_round: int) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+        """The state at the end of a round of an edge's run.
 
         Raises
         ------
         StoreError
             If it is not, or no more, on the disk.
         """
-        kept = self._rounds.kept()
+        log = self._log_of(edge)
+        kept = log.kept()
         for manifest in kept:
             if (manifest.info.get("run"), manifest.info.get("server_round")) == (run, server_round):
-                return self._rounds.read(_UNIT, manifest), manifest.info
+                return log.read(_UNIT, manifest), manifest.info
         raise StoreError(
             f"The cloud has no state of round {server_round} of run {run!r}; expected one of {_told(kept)}. Start the task "
             "from its newest state, or afresh."
         )
+
+    def _log_of(self, edge: str) -> CommitLog:
+        if edge not in self._rounds:
+            self._rounds[edge] = CommitLog(self._folder / "rounds" / edge)
+        return self._rounds[edge]
 
 
 def _told(kept: list[Manifest]) -> str:

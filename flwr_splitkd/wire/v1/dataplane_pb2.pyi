@@ -576,7 +576,7 @@ class Answer(_message.Message):
     def __init__(self, step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class CloudHello(_message.Message):
-    __slots__ = ("protocol_version", "session_id", "edge", "token", "task", "encoder_width", "codecs", "software")
+    __slots__ = ("protocol_version", "session_id", "edge", "token", "task", "encoder_width", "codecs", "software", "link_id")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EDGE_FIELD_NUMBER: _ClassVar[int]
@@ -585,6 +585,7 @@ class CloudHello(_message.Message):
     ENCODER_WIDTH_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    LINK_ID_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session_id: str
     edge: str
@@ -593,7 +594,8 @@ class CloudHello(_message.Message):
     encoder_width: int
     codecs: _containers.RepeatedScalarFieldContainer[Codec]
     software: str
-    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., edge: _Optional[str] = ..., token: _Optional[bytes] = ..., task: _Optional[str] = ..., encoder_width: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., software: _Optional[str] = ...) -> None: ...
+    link_id: str
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., edge: _Optional[str] = ..., token: _Optional[bytes] = ..., task: _Optional[str] = ..., encoder_width: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., software: _Optional[str] = ..., link_id: _Optional[str] = ...) -> None: ...
 
 class OpenTask(_message.Message):
     __slots__ = ("start", "run", "server_round", "tensors")
@@ -608,16 +610,18 @@ class OpenTask(_message.Message):
     def __init__(self, start: _Optional[_Union[TaskStart, str]] = ..., run: _Optional[str] = ..., server_round: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class TaskOpened(_message.Message):
-    __slots__ = ("next_step", "vocab_size", "reference_loss", "software")
+    __slots__ = ("next_step", "vocab_size", "reference_loss", "software", "last")
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     next_step: int
     vocab_size: int
     reference_loss: bool
     software: str
-    def __init__(self, next_step: _Optional[int] = ..., vocab_size: _Optional[int] = ..., reference_loss: bool = ..., software: _Optional[str] = ...) -> None: ...
+    last: PeftStepped
+    def __init__(self, next_step: _Optional[int] = ..., vocab_size: _Optional[int] = ..., reference_loss: bool = ..., software: _Optional[str] = ..., last: _Optional[_Union[PeftStepped, _Mapping]] = ...) -> None: ...
 
 class Intermediate(_message.Message):
     __slots__ = ("mode", "device", "step", "max_new_tokens", "tensors")

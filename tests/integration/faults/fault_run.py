@@ -24,6 +24,7 @@ __all__ = ["GRACE_S", "Run", "running", "zygote_at"]
 HERE = Path(__file__).parent
 GRACE_S = 3.0
 RUN_S = 90.0
+MAINS = {"edge": "fault_edge", "device": "fault_device"}
 
 
 @dataclass
@@ -102,9 +103,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def zygote_at(path: Path) -> Iterator[str]:
-    """A process that has imported everything and forks others."""
-    folders = [HERE, HERE.parent, HERE.parents[1], HERE.parents[2]]
+def zygote_at(path: Path, folder: Path = HERE, **mains: str) -> Iterator[str]:
+    """A process that has imported everything and forks others: by name, the modules in `folder` whose ``main`` they run."""
+    folders = [folder, HERE, HERE.parent, HERE.parents[1], HERE.parents[2]]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
@@ -112,7 +113,8 @@ def zygote_at(path: Path) -> Iterator[str]:
         "GRPC_ENABLE_FORK_SUPPORT": "0",
         "FLWR_TELEMETRY_ENABLED": "0",
     }
-    command = [sys.executable, HERE / "zygote.py", path]
+    names = [f"{name}={module}" for name, module in (mains or MAINS).items()]
+    command = [sys.executable, HERE / "zygote.py", path, *names]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         try:

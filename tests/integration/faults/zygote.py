@@ -1,12 +1,13 @@
 """Processes of a run without Flower, forked from one that has imported everything: real ones, there in no time.
 
-`python zygote.py SOCKET` listens on a Unix socket for one JSON line a process: what to run (``"edge"`` or ``"device"``), its
-job, and where its output goes. It answers with the process's id.
+`python zygote.py SOCKET NAME=MODULE ...` listens on a Unix socket for one JSON line a process: what to run (one of the names,
+for its module's ``main``), its job, and where its output goes. It answers with the process's id.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -27,13 +28,12 @@ def fork(zygote: str, what: str, job: dict[str, Any], log: Path) -> int:
         return int(line.makefile().readline())
 
 
-def _serve(path: str) -> None:
-    import fault_device
-    import fault_edge
+def _serve(path: str, names: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    mains = {"edge": fault_edge.main, "device": fault_device.main}
+    modules = dict(name.split("=") for name in names)
+    mains = {name: importlib.import_module(module).main for name, module in modules.items()}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -69,4 +69,4 @@ def _become(main: Any, order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], sys.argv[2:])

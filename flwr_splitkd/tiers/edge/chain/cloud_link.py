@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.errors import ConfigError, HandshakeError, PeerLostError, ProtocolError, SplitKDError, TensorError
 from flwr_splitkd.tiers.units import decode_all, encode_all, require_finite
 from flwr_splitkd.wire.client import connect
 from flwr_splitkd.wire.codec import CodecName, codec_code, decode, encode, supported_codecs
@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _ANSWERS = "IntermediateGradient|PeftStepped|Committed|TaskState"
 _SILENCE_S = 30 * 86_400.0
 _PAUSE_S = 0.5
+_END_S = 10.0
 _REMEDY = "The iteration is undone; check the cloud's log, lower the learning rate of its task, or clip its gradients."
 
 
@@ -107,14 +108,18 @@ class Stepped:
     grad_norm: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
-    """A message with the promise of its answer; `lasting` ones are sent again until they are durable."""
+    """A message with the promise of its answer; `lasting` ones are sent again until they are durable.
+
+    `answered` tells of the stream that is open now: a device that was started again has the same step answered twice.
+    """
 
     body: Any
     tensors: Mapping[str, EncodedTensor]
     future: Future[WireMessage]
     lasting: bool
+    answered: bool = False
 
 
 class CloudLink:
@@ -146,6 +151,8 @@ class CloudLink:
         self._error: BaseException | None = None
         self._closing = threading.Event()
         self._next_step = 0
+        self._id = secrets.token_hex(8)
+        self._lost_s: float | None = None  # since when the cloud is away
         self._bytes = (0, 0)
         self._thread: threading.Thread | None = None
 
@@ -243,7 +250,17 @@ class CloudLink:
         return Stepped(step=answer.step, learning_rate=answer.learning_rate, grad_norm=answer.grad_norm)
 
     def end_round(self, run: str, server_round: int) -> None:
-        """Have the module's state kept as that of a round's end; gradients that no step has named are dropped."""
+        """Have the module's state kept as that of a round's end; gradients that no step has named are forgotten.
+
+        Raises
+        ------
+        ConfigError
+            If the run has no name, or the round is below 1.
+        SplitKDError
+            If the cloud is lost for good, or cannot store it.
+        """
+        if not run or server_round < 1:
+            raise ConfigError(f"Round {server_round} of run {run!r} ends; expected a name, and a round of at least 1.")
         self._ask(pb.EndRound(run=run, server_round=server_round), {})
 
     def weights(self) -> dict[str, Tensor]:
@@ -266,7 +283,8 @@ class CloudLink:
                 self._link.close()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(10.0)
+            self._thread.join(_END_S)
+        self._fail(PeerLostError("The stream to the cloud is closed."))  # should the thread still be dialling
 
     # ---- requests and their answers
 
@@ -289,32 +307,49 @@ class CloudLink:
                 self._forget_durable(message.body.next_step)
             if message.kind == "Committed" and not message.body.server_round:
                 return
-            request = next((one for one in self._journal if _answers(one.body, message)), None)
+            request = next((one for one in self._journal if not one.answered and _answers(one.body, message)), None)
             if request is None:
                 raise ProtocolError(f"The cloud answered {message.kind} to what nobody asked.")
-            if not request.lasting:
+            request.answered = True
+            failed = isinstance(message.body, pb.IntermediateGradient) and message.body.HasField("failure")
+            if isinstance(request.body, pb.EndRound):
+                self._forget_round(request)
+            elif failed or not request.lasting:
                 self._journal.remove(request)
-            if message.kind == "Committed":  # the cloud has dropped what was in no step of the round
-                self._journal = [one for one in self._journal if not one.future.done()]
-        if request.future.done():  # it is, when it was sent again
-            return
-        if isinstance(message.body, pb.IntermediateGradient) and message.body.HasField("failure"):
-            request.future.set_exception(error_from(message.body.failure, "The cloud"))
-        else:
-            request.future.set_result(message)
+            if request.future.done():  # it is, when it was sent again
+                return
+            if failed:
+                request.future.set_exception(error_from(message.body.failure, "The cloud"))
+            else:
+                request.future.set_result(message)
+
+    def _forget_round(self, end: _Request) -> None:
+        """Drop what came before a round's end: its steps are durable, and the cloud has dropped other gradients too."""
+        position = next(index for index, one in enumerate(self._journal) if one is end)
+        self._journal = [one for one in self._journal[:position] if not one.future.done()] + self._journal[
+            position + 1 :
+        ]
 
     def _forget_durable(self, next_step: int) -> None:
-        """Drop the steps before `next_step` and what they were taken over."""
-        steps = [one for one in self._journal if isinstance(one.body, pb.PeftStep) and one.body.step < next_step]
-        done = {(item.device, item.step) for one in steps for item in one.body.contributions}
-        gone = {id(one) for one in steps}
-        self._journal = [one for one in self._journal if id(one) not in gone and not _names(one.body, done)]
+        """Drop the steps before `next_step` and what they were taken over.
+
+        A commit that another edge has asked for may be told before the answer to a step that is in it.
+        """
+        steps = [
+            one
+            for one in self._journal
+            if isinstance(one.body, pb.PeftStep) and one.body.step < next_step and one.future.done()
+        ]
+        for step in steps:
+            keys = {(item.device, item.step) for item in step.body.contributions}
+            position = self._journal.index(step)
+            before = [one for one in self._journal[:position] if not _names(one.body, keys)]
+            self._journal = before + self._journal[position + 1 :]
 
     # ---- the thread
 
     def _run(self, opening: pb.OpenTask, state: Mapping[str, EncodedTensor], first: Future[None]) -> None:
         try:
-            lost_s: float | None = None
             while not self._closing.is_set():
                 try:
                     self._serve(opening, state, first)
@@ -324,8 +359,8 @@ class CloudLink:
                     if self._closing.is_set():
                         break
                     now_s = time.monotonic()
-                    lost_s = now_s if lost_s is None or self._was_there() else lost_s
-                    if not first.done() or now_s - lost_s > self.access.patience_s:
+                    self._lost_s = now_s if self._lost_s is None else self._lost_s
+                    if not first.done() or now_s - self._lost_s > self.access.patience_s:
                         raise
                     _log.warning("%s; dialling again for up to %g s", error, self.access.patience_s)
                     self._closing.wait(_PAUSE_S)
@@ -336,17 +371,12 @@ class CloudLink:
         except Exception as error:  # nobody else would hear of it, and every device would wait
             self._fail(SplitKDError(f"The stream to the cloud failed: {type(error).__name__}: {error}"), first)
 
-    def _was_there(self) -> bool:
-        """Whether the last attempt got as far as an open task."""
-        with self._changed:
-            was, self._link = self._link is not None, None
-            return was
-
     def _serve(self, opening: pb.OpenTask, state: Mapping[str, EncodedTensor], first: Future[None]) -> NoReturn:
         access = self.access
         hello = pb.CloudHello(
             protocol_version=PROTOCOL_VERSION,
             session_id=secrets.token_hex(8),
+            link_id=self._id,
             edge=access.edge,
             token=access.token,
             task=access.task,
@@ -372,8 +402,7 @@ class CloudLink:
             finally:
                 with self._changed:
                     self._bytes = (self._bytes[0] + link.bytes_sent, self._bytes[1] + link.bytes_received)
-                    if self._closing.is_set():
-                        self._link = None
+                    self._link = None
 
     def _attach(self, link: Link, opened: pb.TaskOpened, *, again: bool) -> None:
         """Use this link from now on; send what the cloud lacks."""
@@ -381,32 +410,41 @@ class CloudLink:
             if again:
                 self.num_reopened += 1
                 _log.warning("The cloud is back at step %d of %d", opened.next_step, self._next_step)
+                self._answer_lost(opened)
                 self._forget_durable(opened.next_step)
                 self._check_complete(opened.next_step)
             else:
                 self._next_step = opened.next_step
-            self.opened, self._link = opened, link
+            self.opened, self._link, self._lost_s = opened, link, None
             for request in self._journal:
+                request.answered = False
                 link.send(request.body, request.tensors)
+
+    def _answer_lost(self, opened: pb.TaskOpened) -> None:
+        """A step may have become durable, and the cloud's process ended before the answer left."""
+        for one in self._journal:
+            step = isinstance(one.body, pb.PeftStep) and opened.HasField("last") and one.body.step == opened.last.step
+            if step and opened.last.step < opened.next_step and not one.future.done():
+                one.future.set_result(WireMessage(opened.last))
 
     def _check_complete(self, next_step: int) -> None:
         """Refuse to go on with a cloud whose state is another one than that which this edge knows."""
         known = [one.body.step for one in self._journal if isinstance(one.body, pb.PeftStep)]
-        if known != list(range(next_step, self._next_step)):
+        if next_step > self._next_step or known != list(range(next_step, self._next_step)):
             raise ProtocolError(
                 f"The cloud came back at step {next_step} of task {self.access.task!r}; expected {self._next_step} or what "
                 "it last committed. Its state was changed or lost; resume the run from its last round."
             )
 
-    def _fail(self, error: SplitKDError, first: Future[None]) -> None:
+    def _fail(self, error: SplitKDError, *first: Future[None]) -> None:
         with self._changed:
-            self._error = error
+            self._error = self._error or error
             waiting = [one.future for one in self._journal if not one.future.done()]
             self._journal = []
-        futures: tuple[Future[Any], ...] = (first, *waiting)
-        for future in futures:
-            if not future.done():
-                future.set_exception(error)
+            futures: tuple[Future[Any], ...] = (*first, *waiting)
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
 
 
 def _names(body: Any, contributions: set[tuple[int, int]]) -> bool:
