@@ -345,7 +345,7 @@ def encoder_on_disk(folder: Path) -> tuple[dict[str, Tensor], Moments, Mapping[s
 
 def module_on_disk(cloud: Cloud, task: str, server_round: int) -> tuple[dict[str, Tensor], Moments, int]:
     """A task's module with its moments and steps, as of a round's end."""
-    state, _ = TaskStore(cloud.folder / "state" / task).at_round("run", server_round)
+    state, _ = TaskStore(cloud.folder / "state" / task).at_round("here", "run", server_round)
     weights, moments = unpack({name: tensor for name, tensor in state.items() if "/" in name})
     return weights, moments, int(state["next_step"])
 
