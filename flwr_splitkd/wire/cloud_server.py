@@ -29,7 +29,7 @@ class CloudSession:
     """One edge that is served one task.
 
     A connection that was lost resumes the same session; an edge's process that was started again opens another one, which
-    takes the place of the first.
+    takes the place of the first. A session that only reads stands beside all others, and takes nobody's place.
     """
 
     edge: str
@@ -38,6 +38,11 @@ class CloudSession:
     link: Link
     first_token: bytes = field(default=b"", repr=False)
     resume_tokens: ResumeTokens = field(default_factory=ResumeTokens, repr=False)
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """What only one session at a time has: an edge and the task that it trains; None for one that only reads."""
+        return None if self.hello.reads_only else (self.edge, self.task)
 
 
 class CloudServer:
@@ -158,7 +163,7 @@ class CloudServer:
     def _forget(self, new: CloudSession) -> None:
         """Drop sessions that are over, and the one whose place the new one takes."""
         for session_id, session in list(self._sessions.items()):
-            same = (session.edge, session.task) == (new.edge, new.task)
+            same = new.place is not None and session.place == new.place
             if same:
                 session.link.abandon(PeerLostError(f"{session.link.peer} is lost: its process was started again"))
             if same or session.link.done:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -216,12 +218,14 @@ class _EdgeSession:
         self.served = served
         self._session, self._link, self._llm, self._compute = session, session.link, llm, compute
         self._task, self._offset = served.task, device_offset
+        self._reads_only = session.hello.reads_only
 
     def run(self, tell_committed: Callable[[ServedTask, str], None]) -> None:
         try:
             self._open()
             while True:
                 message = self._link.receive(_REQUESTS, _IDLE_S)
+                self._check_right(message)
                 if message.kind == "Intermediate":
                     self._intermediate(message)
                 elif message.kind == "PeftStep":
@@ -249,6 +253,7 @@ class _EdgeSession:
 
     def _open(self) -> None:
         message = self._link.receive("OpenTask", _OPEN_S)
+        self._check_right(message)
         edge = self._session.edge
         tensors = decode_all(message.tensors)
         self._compute.run(self._session.task, partial(self.served.restart, message.body, edge, tensors))
@@ -257,9 +262,19 @@ class _EdgeSession:
             vocab_size=self._llm.vocab_size,
             reference_loss=self._task.settings.reference_loss,
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+            process_id=os.getpid(),
         )
         self._link.send(opened)
-        _log.info("Edge %s opened task %s at its step %d", edge, self._session.task, opened.next_step)
+        purpose = "to ask" if self._reads_only else "to train"
+        _log.info("Edge %s opened task %s %s, at its step %d", edge, self._session.task, purpose, opened.next_step)
+
+    def _check_right(self, message: WireMessage) -> None:
+        """Refuse what would change the module to a session that only reads."""
+        if self._reads_only and _changes(message.body):
+            raise ProtocolError(
+                f"{self._link.peer} sent {message.kind} to change the module of task {self._session.task!r}, and its "
+                "CloudHello has `reads_only`; expected only questions. Open a session without it to train."
+            )
 
     def _intermediate(self, message: WireMessage) -> None:
         body: pb.Intermediate = message.body
@@ -276,6 +291,15 @@ class _EdgeSession:
 
     def _answer(self, body: pb.Intermediate, message: WireMessage) -> tuple[pb.IntermediateGradient, dict[str, Tensor]]:
         answer = pb.IntermediateGradient(device=body.device, step=body.step, mode=body.mode)
+        started_s = time.monotonic()
+        try:
+            return answer, self._computed(body, message, answer)
+        finally:
+            answer.compute_s = time.monotonic() - started_s
+
+    def _computed(
+        self, body: pb.Intermediate, message: WireMessage, answer: pb.IntermediateGradient
+    ) -> dict[str, Tensor]:
         hidden, mask = (_decoded(message, name) for name in ("hidden", "mask"))
         tensors: dict[str, Tensor] = {}
         if body.mode == pb.MODE_TRAIN:
@@ -290,12 +314,12 @@ class _EdgeSession:
             if done.reference_loss is not None:
                 answer.reference_loss = done.reference_loss
             tensors["gradient"] = done.gradient
-            return answer, tensors
+            return tensors
         if "labels" in message.tensors:
             answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, _decoded(message, "labels"))
         if body.max_new_tokens:
             tensors["tokens"] = self._task.generate(hidden, mask, body.max_new_tokens)
-        return answer, tensors
+        return tensors
 
     def _step(self, body: pb.PeftStep, tell_committed: Callable[[ServedTask, str], None]) -> None:
         served, edge = self.served, self._session.edge
@@ -330,8 +354,18 @@ class _EdgeSession:
         return self.served.commit(self._session.edge, body.run, body.server_round)
 
     def _discard(self) -> None:
-        """Forget the gradients of this edge's devices that wait for a step."""
-        self._task.discard([key for key in self._task.pending if key[0] >> _DEVICES == self._offset >> _DEVICES])
+        """Forget the gradients of this edge's devices that wait for a step; they are not those of a session that only reads."""
+        if not self._reads_only:
+            self._task.discard([key for key in self._task.pending if key[0] >> _DEVICES == self._offset >> _DEVICES])
+
+
+def _changes(body: object) -> bool:
+    """Whether a request changes the task's module, or prepares it."""
+    if isinstance(body, pb.OpenTask):
+        return body.start != pb.TASK_START_CONTINUE
+    if isinstance(body, pb.Intermediate):
+        return body.mode != pb.MODE_EVALUATE
+    return isinstance(body, pb.PeftStep | pb.EndRound)
 
 
 def _decoded(message: WireMessage, name: str) -> Tensor:
