@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
@@ -33,9 +34,19 @@ class Child:
         self.process_id = process.pid
         self._name, self._pipe, self._process = name, pipe, process
 
-    def send(self, parcel: bytes) -> None:
-        self._pipe.send(sys.path)
-        self._pipe.send_bytes(parcel)
+    def start(self, parcel: bytes) -> None:
+        """Send what was `packed`.
+
+        Raises
+        ------
+        SplitKDError
+            If the process has ended already.
+        """
+        try:
+            self._pipe.send(sys.path)
+            self._pipe.send_bytes(parcel)
+        except OSError:
+            self.receive()
 
     def receive(self) -> Any:
         """Wait for what the child says next.
@@ -54,7 +65,7 @@ class Child:
             ) from None
         if kind is None:
             return answer
-        raise getattr(errors, kind)(answer)
+        raise getattr(errors, kind)(f"{self._name}'s process failed: {answer}")
 
 
 class Parent:
@@ -72,6 +83,15 @@ class Parent:
         kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__]
         text = str(error) if kinds else f"{type(error).__name__}: {error}"
         self._pipe.send((kinds[0] if kinds else SplitKDError.__name__, text))
+
+    def end_with_it(self) -> None:
+        """End this process as soon as the parent is done with it, or is gone, whatever it does then."""
+
+        def watch() -> None:
+            self.wait_for_end()
+            os._exit(0)
+
+        threading.Thread(target=watch, name="splitkd-parent", daemon=True).start()
 
     def wait_for_end(self) -> None:
         """Return when the parent is done with this process, or is gone."""
@@ -107,10 +127,7 @@ def beside(name: str, parcel: bytes) -> Iterator[Child]:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     child = Child(name, ours, process)
     try:
-        try:
-            child.send(parcel)
-        except OSError:
-            child.receive()
+        child.start(parcel)
         yield child
     finally:
         ours.close()  # the process ends when its pipe does

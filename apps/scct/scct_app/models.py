@@ -94,6 +94,20 @@ def llm_builder(name: str = BUILTIN, **options: Any) -> Callable[[], nn.Module]:
     return PretrainedModel(llm_folder() if name == BUILTIN else name, **options)
 
 
+def model_sources(
+    slm: str, slm_tokenizer: str, llm: str | None, llm_tokenizer: str, *, dtype: str
+) -> dict[str, str | None]:
+    """Return where the models of a run are, for ``config.json``: `flwr-splitkd ask` asks them by it."""
+    folder = str(_TOKENIZER_FOLDER)
+    return {
+        "slm": str(slm_folder()) if slm == BUILTIN else slm,
+        "slm_tokenizer": folder if slm_tokenizer == BUILTIN else slm_tokenizer,
+        "llm": str(llm_folder()) if llm == BUILTIN else llm,
+        "llm_tokenizer": folder if llm_tokenizer == BUILTIN else llm_tokenizer,
+        "dtype": dtype,
+    }
+
+
 def slm_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> RobertaConfig:
     """Return the built-in encoder's config: 6 layers of width 128."""
     settings: dict[str, Any] = {

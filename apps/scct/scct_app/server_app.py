@@ -9,9 +9,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from peft import LoraConfig
-from scct_app import task
-from scct_app.config import AppConfig, read_config
-from scct_app.models import llm_builder, slm_builder
 
 from flwr_splitkd import SCCT, CutCycle, OptimizerSettings
 from flwr_splitkd.models import build_skeleton
@@ -21,6 +18,9 @@ from flwr_splitkd.strategies import summarize_chain
 from flwr_splitkd.tiers.cloud import EmbeddedCloud, TaskSettings
 from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.tiers.optimizer import warmup_schedule
+from scct_app import task
+from scct_app.config import AppConfig, read_config
+from scct_app.models import llm_builder, model_sources, slm_builder
 
 app = ServerApp()
 
@@ -33,7 +33,14 @@ def main(grid: Grid, context: Context) -> None:
     config = read_config(context.run_config)
     new = Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"
     folder = RunFolder.existing(config.resume) if config.resume else RunFolder(new)
-    folder.write_config({"app": "scct", "run_config": dict(context.run_config)})
+    models = model_sources(
+        config.slm,
+        config.slm_tokenizer,
+        None if config.cloud_address else config.llm,
+        config.llm_tokenizer,
+        dtype=config.dtype,
+    )
+    folder.write_config({"app": "scct", "run_config": dict(context.run_config), "models": models})
     baselines = task.heldout_baselines(config.questions, config.heldout_questions)
     for name, scores in baselines.items():
         _log.info("Baseline, %s: F1 %.1f, exact match %.1f", name, scores["f1"], scores["exact_match"])

@@ -167,7 +167,7 @@ class _DeviceRound:
                 optimizer_handover=_HANDOVERS[settings.moments_travel],
                 clip_gradients=settings.max_grad_norm is not None,
                 wanted_units=wanted,
-                reference_loss=stage.cloud.opened.reference_loss,
+                reference_loss=plan.training and stage.cloud.opened.reference_loss,
                 max_new_tokens=settings.max_new_tokens,
             )
         )

@@ -101,7 +101,8 @@ class DeviceOutcome:
     """A device's part in a round. Losses are means over its counted labels; bytes are those of its stream.
 
     `num_missed` iterations were closed without it. `left` says why it left on purpose, and is empty otherwise.
-    `cloud_s` are the seconds that the cloud computed for it. `uplink_handover_bytes` are those of the layers that the edge lacked, `downlink_handover_bytes` of the half that went back.
+    `uplink_handover_bytes` are those of the layers that the edge lacked, `downlink_handover_bytes` of the half that went back.
+    `cloud_s` are the seconds that the cloud computed for it.
     """
 
     split_point: int
