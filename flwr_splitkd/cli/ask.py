@@ -161,7 +161,7 @@ class _Device:
         except (OSError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"`--slm` is {name!r}, which cannot be used: {error}") from error
+            raise ConfigError(f"`--slm` is {name!r}, which cannot be used: {_first_line(error)}") from error
         layout = find_layout(skeleton)
         encoder_units(layout, split_point)  # refuses one that is out of range
         tokenizer = _tokenizer("slm-tokenizer", settings.slm_tokenizer or name)
@@ -197,8 +197,14 @@ def _tokenizer(option: str, name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"`--{option}` is {name!r}, which has no tokenizer that can be used: {error}") from error
+        raise ConfigError(
+            f"`--{option}` is {name!r}, which has no tokenizer that can be used: {_first_line(error)}"
+        ) from error
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return f"{error}".partition("\n")[0]
 
 
 def _text(context: str) -> str:

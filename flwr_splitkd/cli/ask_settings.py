@@ -129,12 +129,12 @@ def cloud_access(settings: Settings) -> Iterator[tuple[CloudAccess, bool]]:
     if settings.cloud is not None:
         yield _cloud_of_its_own(settings), False
         return
-    run, task = settings.run, settings.value("task")
-    if run is None or not settings.tasks:
+    if not settings.tasks:
         settings.value("cloud")  # which is missing
+    run, task = Path(settings.value("run")), settings.value("task")
     if task not in settings.tasks:
         raise ConfigError(f"`--task` is {task!r}; expected one of {sorted(settings.tasks)}, those of the run {run}.")
-    state = Path(run or "") / "cloud"
+    state = run / "cloud"
     if not (state / task).is_dir():
         raise StoreError(
             f"{state / task} is not there; expected the module's state, which the cloud next to the edge writes at the end of a "
@@ -145,7 +145,7 @@ def cloud_access(settings: Settings) -> Iterator[tuple[CloudAccess, bool]]:
         tasks={name: task_settings(described) for name, described in settings.tasks.items()},
     )
     # The state has one owner at a time: the run, or this.
-    with RunFolder(Path(run or "")).locked(), embedded.running(state) as (address, edge, token):
+    with RunFolder(run).locked(), embedded.running(state) as (address, edge, token):
         yield CloudAccess(address=address, edge=edge, token=token, task=task), True
 
 
