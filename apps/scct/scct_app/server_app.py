@@ -39,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         None if config.cloud_address else config.llm,
         config.llm_tokenizer,
         dtype=config.dtype,
+        run_folder=folder.path,
     )
     folder.write_config({"app": "scct", "run_config": dict(context.run_config), "models": models})
     baselines = task.heldout_baselines(config.questions, config.heldout_questions)
