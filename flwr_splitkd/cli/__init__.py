@@ -7,6 +7,7 @@
 ``plan``          where to cut: what every cut takes in seconds, joules and memory
 ``case-study``    a paper's figures, reproduced
 ``cloud``         the cloud of a chain: an LLM, and modules of it that edges train
+``ask``           one question through a chain: device, edge and cloud
 ``certificates``  certificates and keys, to try a deployment with
 ================  =============================================================
 """
@@ -18,6 +19,7 @@ from importlib.metadata import version
 
 import typer
 
+from flwr_splitkd.cli.ask import ask
 from flwr_splitkd.cli.case_study import case_study
 from flwr_splitkd.cli.certificates import certificates
 from flwr_splitkd.cli.cloud import cloud
@@ -42,6 +44,7 @@ app.command()(profile)
 app.command()(plan)
 app.command()(case_study)
 app.command()(cloud)
+app.command()(ask)
 app.command()(certificates)
 
 

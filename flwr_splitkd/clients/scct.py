@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from flwr_splitkd.clients.enrolment import device_name
 from flwr_splitkd.models import add_adapters, build_skeleton, fingerprint, inner_model, peft_from_json
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.split import find_layout
-from flwr_splitkd.store import cache_root
+from flwr_splitkd.store import encoder_folder
 from flwr_splitkd.tiers.device import DeviceData
 from flwr_splitkd.tiers.device.chain import OwnEncoder, RoundReport, Score, run_round
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
@@ -114,7 +113,7 @@ class SCCTClient:
         skeleton = inner_model(build_skeleton(self._slm, peft))
         layout = find_layout(skeleton)
         student = fingerprint_to_wire(fingerprint(skeleton, layout))
-        folder = self._encoder_folder or _folder(context.node_id, student.digest, ticket.run)
+        folder = self._encoder_folder or encoder_folder(context.node_id, student.digest, ticket.run)
         if self._encoder_folder is None:
             _forget_old_runs(folder)
         own = OwnEncoder(
@@ -178,8 +177,3 @@ def _forget_old_runs(folder: Path) -> None:
     others = [path for path in folder.parent.glob("*") if path.is_dir() and path != folder]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_OTHER_RUNS:]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _folder(node_id: int, digest: str, run: str) -> Path:
-    # The run's name comes from outside.
-    return cache_root() / "encoders" / str(node_id) / digest[:16] / re.sub(r"[^\w-]", "_", run or "run")

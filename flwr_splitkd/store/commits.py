@@ -68,6 +68,8 @@ class CommitLog:
     ----------
     folder
         Created when missing. Commits found there are continued from the newest one whose every byte is right.
+    reads_only
+        Leave the folder as it is: another process may be writing there.
 
     Attributes
     ----------
@@ -77,10 +79,10 @@ class CommitLog:
         Newer manifests that were passed over, and why.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, reads_only: bool = False) -> None:
+        self._folder, self._reads_only = folder, reads_only
         self.damaged: dict[str, str] = {}
-        for place in (folder, folder / "units"):
+        for place in () if reads_only else (folder, folder / "units"):
             remove_leftovers(place)
         self.latest = self._newest_valid()
 
@@ -90,8 +92,10 @@ class CommitLog:
         Raises
         ------
         StoreError
-            If the disk is full or cannot be written; the previous commit stays in force.
+            If the disk is full or cannot be written, or the log was opened to read; the previous commit stays in force.
         """
+        if self._reads_only:
+            raise StoreError(f"{self._folder} was opened with `reads_only`; expected no commit. Open it without.")
         try:
             self.latest = self._write(units, info)
         finally:  # of a failed commit too: the disk may be full of what it left

@@ -30,7 +30,8 @@ class CloudSession:
     """One edge that is served one task.
 
     A connection that was lost resumes the same session; an edge's process that was started again opens another one, which
-    takes the place of the first. Should that one live on, it is told, and does not get in again.
+    takes the place of the first. Should that one live on, it is told, and does not get in again. A session that only reads
+    stands beside all others, and takes nobody's place.
     """
 
     edge: str
@@ -39,6 +40,11 @@ class CloudSession:
     link: Link
     first_token: bytes = field(default=b"", repr=False)
     resume_tokens: ResumeTokens = field(default_factory=ResumeTokens, repr=False)
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """What only one session at a time has: an edge and the task that it trains; None for one that only reads."""
+        return None if self.hello.reads_only else (self.edge, self.task)
 
 
 class CloudServer:
@@ -139,7 +145,7 @@ class CloudServer:
         handshake.check_codecs(hello.codecs, self._codecs)
         self._check(hello)
         holders = self._holders.setdefault((hello.edge, hello.task), [])
-        if hello.link_id in holders[:-1]:
+        if hello.link_id in holders[:-1] and not hello.reads_only:
             raise handshake.place_taken(hello.edge, hello.task)
         if self._serve is None:
             raise SplitKDError("The cloud has not started.")
@@ -155,7 +161,7 @@ class CloudServer:
             grace_period_s=self._grace_period_s,
         )
         self._forget(session)
-        if hello.link_id not in holders:
+        if hello.link_id not in holders and not hello.reads_only:
             holders[:] = [*holders[-_HOLDERS:], hello.link_id]
         if hello.session_id in self._sessions:
             raise ProtocolError(
@@ -170,7 +176,7 @@ class CloudServer:
     def _forget(self, new: CloudSession) -> None:
         """Drop sessions that are over, and the one whose place the new one takes."""
         for session_id, session in list(self._sessions.items()):
-            same = (session.edge, session.task) == (new.edge, new.task)
+            same = new.place is not None and session.place == new.place
             if same:
                 session.link.give_up(handshake.place_taken(new.edge, new.task))
             if same or session.link.done:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,18 @@ def test_a_run_of_three_devices(models: dict[str, str], tmp_path: Path, monkeypa
     # The second round's devices have what the edge returned: nothing of their layers travels up again.
     assert all(line["uplink_handover_bytes"] == 0 for line in trained if line["server_round"] == 2)
     assert "majority answer" in (newest(runs.glob("*/summary.txt"))).read_text()
+    _ask(newest(runs.glob("*/config.json")).parent, tmp_path / "cache")
+
+
+def _ask(run: Path, cache: Path) -> None:
+    """What the run leaves behind is enough to ask it a question."""
+    device = sorted(path.name for path in (cache / "encoders").iterdir())[0]
+    context = ["--context", "def dumps(obj, indent=None): ...", "--split-point", "3"]
+    command = [sys.executable, "-m", "flwr_splitkd", "ask", "What is indent?", *context, "--run", str(run), "--json"]
+    done = subprocess.run([*command, "--device", device], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["device"]["encoder_round"] == 2 and said["cloud"]["started_here"] and said["tokens"]
 
 
 @pytest.mark.slow

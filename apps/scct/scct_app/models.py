@@ -7,6 +7,7 @@ named ones have their own.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -92,6 +93,22 @@ def slm_builder(name: str = BUILTIN, **options: Any) -> Callable[[], nn.Module]:
 def llm_builder(name: str = BUILTIN, **options: Any) -> Callable[[], nn.Module]:
     """Return what builds the language model; ``options`` go to ``from_pretrained``."""
     return PretrainedModel(llm_folder() if name == BUILTIN else name, **options)
+
+
+def model_sources(
+    slm: str, slm_tokenizer: str, llm: str | None, llm_tokenizer: str, *, dtype: str, run_folder: Path
+) -> dict[str, str | None]:
+    """Return where the models of a run are, for ``config.json``: `flwr-splitkd ask` asks them by it."""
+    tokenizer = run_folder / "tokenizer"
+    if BUILTIN in (slm_tokenizer, llm_tokenizer):  # the app itself lies where Flower installs it, and not for long
+        shutil.copytree(_TOKENIZER_FOLDER, tokenizer, dirs_exist_ok=True)
+    return {
+        "slm": str(slm_folder()) if slm == BUILTIN else slm,
+        "slm_tokenizer": str(tokenizer) if slm_tokenizer == BUILTIN else slm_tokenizer,
+        "llm": str(llm_folder()) if llm == BUILTIN else llm,
+        "llm_tokenizer": str(tokenizer) if llm_tokenizer == BUILTIN else llm_tokenizer,
+        "dtype": dtype,
+    }
 
 
 def slm_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> RobertaConfig:

@@ -20,7 +20,7 @@ from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.tiers.optimizer import warmup_schedule
 from scct_app import task
 from scct_app.config import AppConfig, read_config
-from scct_app.models import llm_builder, slm_builder
+from scct_app.models import llm_builder, model_sources, slm_builder
 
 app = ServerApp()
 
@@ -33,7 +33,15 @@ def main(grid: Grid, context: Context) -> None:
     config = read_config(context.run_config)
     new = Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"
     folder = RunFolder.existing(config.resume) if config.resume else RunFolder(new)
-    folder.write_config({"app": "scct", "run_config": dict(context.run_config)})
+    models = model_sources(
+        config.slm,
+        config.slm_tokenizer,
+        None if config.cloud_address else config.llm,
+        config.llm_tokenizer,
+        dtype=config.dtype,
+        run_folder=folder.path,
+    )
+    folder.write_config({"app": "scct", "run_config": dict(context.run_config), "models": models})
     baselines = task.heldout_baselines(config.questions, config.heldout_questions)
     for name, scores in baselines.items():
         _log.info("Baseline, %s: F1 %.1f, exact match %.1f", name, scores["f1"], scores["exact_match"])

@@ -34,7 +34,13 @@ from flwr_splitkd.data.questions.squad import read_hub_questions, read_question_
 from flwr_splitkd.data.questions.stdlib import stdlib_questions
 
 if TYPE_CHECKING:
-    from flwr_splitkd.data.questions.encode import EncodingConfig, QuestionDataset, encode_questions, reading_prompt
+    from flwr_splitkd.data.questions.encode import (
+        EncodingConfig,
+        QuestionDataset,
+        encode_questions,
+        encode_unanswered,
+        reading_prompt,
+    )
 
 __all__ = [
     "EncodingConfig",
@@ -44,6 +50,7 @@ __all__ = [
     "QuestionSplit",
     "copied_questions",
     "encode_questions",
+    "encode_unanswered",
     "heldout_questions",
     "majority_answers",
     "neighbour_answers",
@@ -56,7 +63,7 @@ __all__ = [
     "stdlib_questions",
 ]
 
-_IMPORTED_ON_USE = ("EncodingConfig", "QuestionDataset", "encode_questions", "reading_prompt")
+_IMPORTED_ON_USE = ("EncodingConfig", "QuestionDataset", "encode_questions", "encode_unanswered", "reading_prompt")
 
 
 def __getattr__(name: str) -> Any:

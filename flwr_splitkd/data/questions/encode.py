@@ -15,7 +15,7 @@ from flwr_splitkd.data.blocks import IGNORED_LABEL
 from flwr_splitkd.data.questions.question import Question
 from flwr_splitkd.errors import ConfigError, DataError
 
-__all__ = ["EncodingConfig", "QuestionDataset", "encode_questions", "reading_prompt"]
+__all__ = ["EncodingConfig", "QuestionDataset", "encode_questions", "encode_unanswered", "reading_prompt"]
 
 Row = dict[str, list[int]]
 
@@ -129,7 +129,42 @@ def reading_prompt(question: Question) -> str:
 
     The question stands last, where a causal model still has it at hand when it answers.
     """
-    return f"{question.context}\n{question.question}\n"
+    return _prompt(question.context, question.question)
+
+
+def encode_unanswered(
+    context: str, question: str, tokenizer: PreTrainedTokenizerBase, max_positions: int = 192
+) -> dict[str, Tensor]:
+    """Tokenize one question whose answer nobody knows, as `encode_questions` does one of many.
+
+    Returns
+    -------
+    batch
+        Of one sample; its ``labels`` are one ignored label.
+
+    Raises
+    ------
+    DataError
+        If there is no question, or it is longer than `max_positions` with its context.
+    """
+    if not question.strip():
+        raise DataError(f"the question is {question!r}; expected text.")
+    ids = _ids(tokenizer, [_prompt(context, question)])[0]
+    if len(ids) > max_positions:
+        raise DataError(
+            f"context and question are {len(ids)} tokens; expected at most {max_positions}. Shorten the context, or raise "
+            "`max_positions` if the encoder takes more."
+        )
+    tokens = torch.tensor([ids])
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "labels": torch.full((1, 1), IGNORED_LABEL),
+    }
+
+
+def _prompt(context: str, question: str) -> str:
+    return f"{context}\n{question}\n"
 
 
 def encode_questions(

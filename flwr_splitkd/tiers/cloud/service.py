@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -146,16 +148,19 @@ class _EdgeSession:
         self._opened = False
         self._session, self._link, self._llm, self._compute = session, session.link, llm, compute
         self._task, self._offset = served.task, device_offset
+        self._reads_only = session.hello.reads_only
 
     def follows_on(self, other: _EdgeSession) -> bool:
-        """Whether both are of one edge and task: then the one that came later takes the place of the other."""
-        return (self._session.edge, self._session.task) == (other._session.edge, other._session.task)
+        """Whether both are of one edge and task, and train: then the one that came later takes the place of the other."""
+        both_train = not self._reads_only and not other._reads_only
+        return both_train and (self._session.edge, self._session.task) == (other._session.edge, other._session.task)
 
     def run(self, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
         try:
             self._open()
             while True:
                 message = self._link.receive(_REQUESTS, _IDLE_S)
+                self._check_right(message)
                 if message.kind == "Intermediate":
                     self._intermediate(message)
                 elif message.kind == "PeftStep":
@@ -168,10 +173,11 @@ class _EdgeSession:
             self._link.fail(error)
             raise
         finally:
-            self._task.discard(self._pending())
+            if not self._reads_only:  # the gradients that wait are then another session's of this edge
+                self._task.discard(self._pending())
 
     def tell_committed(self, durable: Durable) -> None:
-        if not self._opened:  # it will hear of what is durable in the answer
+        if not self._opened or self._reads_only:  # it will hear of what is durable in the answer, or has sent nothing
             return
         edge = self._session.edge
         try:
@@ -188,6 +194,7 @@ class _EdgeSession:
 
     def _open(self) -> None:
         message = self._link.receive("OpenTask", _OPEN_S)
+        self._check_right(message)
         edge = self._session.edge
         tensors = decode_all(message.tensors)
         self._compute.run(self._session.task, partial(self.served.restart, message.body, edge, tensors))
@@ -197,10 +204,20 @@ class _EdgeSession:
             reference_loss=self._task.settings.reference_loss,
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
             last=self.served.last_answer(edge),
+            process_id=os.getpid(),
         )
         self._link.send(opened)
         self._opened = True
-        _log.info("Edge %s opened task %s at its step %d", edge, self._session.task, opened.next_step)
+        purpose = "to ask" if self._reads_only else "to train"
+        _log.info("Edge %s opened task %s %s, at its step %d", edge, self._session.task, purpose, opened.next_step)
+
+    def _check_right(self, message: WireMessage) -> None:
+        """Refuse what would change the module to a session that only reads."""
+        if self._reads_only and _changes(message.body):
+            raise ProtocolError(
+                f"{self._link.peer} sent {message.kind} to change the module of task {self._session.task!r}, and its "
+                "CloudHello has `reads_only`; expected only questions. Open a session without it to train."
+            )
 
     def _intermediate(self, message: WireMessage) -> None:
         body: pb.Intermediate = message.body
@@ -221,6 +238,15 @@ class _EdgeSession:
 
     def _answer(self, body: pb.Intermediate, message: WireMessage) -> tuple[pb.IntermediateGradient, dict[str, Tensor]]:
         answer = pb.IntermediateGradient(device=body.device, step=body.step, mode=body.mode)
+        started_s = time.monotonic()
+        try:
+            return answer, self._computed(body, message, answer)
+        finally:
+            answer.compute_s = time.monotonic() - started_s
+
+    def _computed(
+        self, body: pb.Intermediate, message: WireMessage, answer: pb.IntermediateGradient
+    ) -> dict[str, Tensor]:
         hidden, mask = (_decoded(message, name) for name in ("hidden", "mask"))
         tensors: dict[str, Tensor] = {}
         if body.mode not in (pb.MODE_TRAIN, pb.MODE_EVALUATE):
@@ -242,14 +268,14 @@ class _EdgeSession:
             if done.reference_loss is not None:
                 answer.reference_loss = done.reference_loss
             tensors["gradient"] = done.gradient
-            return answer, tensors
+            return tensors
         if "labels" in message.tensors:
             answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, _decoded(message, "labels"))
         if body.max_new_tokens > _MOST_NEW_TOKENS:
             raise ProtocolError(f"`max_new_tokens` is {body.max_new_tokens}; expected at most {_MOST_NEW_TOKENS}.")
         if body.max_new_tokens:
             tensors["tokens"] = self._task.generate(hidden, mask, body.max_new_tokens)
-        return answer, tensors
+        return tensors
 
     def _step(self, body: pb.PeftStep, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
         served, edge = self.served, self._session.edge
@@ -281,6 +307,15 @@ class _EdgeSession:
         # comes with the same numbers.
         self._task.discard(self._pending())
         return self.served.commit(self._session.edge, body.run, body.server_round)
+
+
+def _changes(body: object) -> bool:
+    """Whether a request changes the task's module, or prepares it."""
+    if isinstance(body, pb.OpenTask):
+        return body.start != pb.TASK_START_CONTINUE
+    if isinstance(body, pb.Intermediate):
+        return body.mode != pb.MODE_EVALUATE
+    return isinstance(body, pb.PeftStep | pb.EndRound)
 
 
 def _decoded(message: WireMessage, name: str) -> Tensor:

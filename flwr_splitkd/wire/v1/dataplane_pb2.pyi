@@ -576,7 +576,7 @@ class Answer(_message.Message):
     def __init__(self, step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class CloudHello(_message.Message):
-    __slots__ = ("protocol_version", "session_id", "edge", "token", "task", "encoder_width", "codecs", "software", "link_id")
+    __slots__ = ("protocol_version", "session_id", "edge", "token", "task", "encoder_width", "codecs", "software", "link_id", "reads_only")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EDGE_FIELD_NUMBER: _ClassVar[int]
@@ -586,6 +586,7 @@ class CloudHello(_message.Message):
     CODECS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     LINK_ID_FIELD_NUMBER: _ClassVar[int]
+    READS_ONLY_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session_id: str
     edge: str
@@ -595,7 +596,8 @@ class CloudHello(_message.Message):
     codecs: _containers.RepeatedScalarFieldContainer[Codec]
     software: str
     link_id: str
-    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., edge: _Optional[str] = ..., token: _Optional[bytes] = ..., task: _Optional[str] = ..., encoder_width: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., software: _Optional[str] = ..., link_id: _Optional[str] = ...) -> None: ...
+    reads_only: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., edge: _Optional[str] = ..., token: _Optional[bytes] = ..., task: _Optional[str] = ..., encoder_width: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., software: _Optional[str] = ..., link_id: _Optional[str] = ..., reads_only: bool = ...) -> None: ...
 
 class OpenTask(_message.Message):
     __slots__ = ("start", "run", "server_round", "tensors")
@@ -610,18 +612,20 @@ class OpenTask(_message.Message):
     def __init__(self, start: _Optional[_Union[TaskStart, str]] = ..., run: _Optional[str] = ..., server_round: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class TaskOpened(_message.Message):
-    __slots__ = ("next_step", "vocab_size", "reference_loss", "software", "last")
+    __slots__ = ("next_step", "vocab_size", "reference_loss", "software", "last", "process_id")
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_LOSS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
     next_step: int
     vocab_size: int
     reference_loss: bool
     software: str
     last: PeftStepped
-    def __init__(self, next_step: _Optional[int] = ..., vocab_size: _Optional[int] = ..., reference_loss: bool = ..., software: _Optional[str] = ..., last: _Optional[_Union[PeftStepped, _Mapping]] = ...) -> None: ...
+    process_id: int
+    def __init__(self, next_step: _Optional[int] = ..., vocab_size: _Optional[int] = ..., reference_loss: bool = ..., software: _Optional[str] = ..., last: _Optional[_Union[PeftStepped, _Mapping]] = ..., process_id: _Optional[int] = ...) -> None: ...
 
 class Intermediate(_message.Message):
     __slots__ = ("mode", "device", "step", "max_new_tokens", "tensors")
@@ -638,7 +642,7 @@ class Intermediate(_message.Message):
     def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., device: _Optional[int] = ..., step: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class IntermediateGradient(_message.Message):
-    __slots__ = ("device", "step", "loss", "reference_loss", "num_tokens", "tensors", "mode", "failure")
+    __slots__ = ("device", "step", "loss", "reference_loss", "num_tokens", "tensors", "mode", "failure", "compute_s")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -647,6 +651,7 @@ class IntermediateGradient(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     device: int
     step: int
     loss: float
@@ -655,7 +660,8 @@ class IntermediateGradient(_message.Message):
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     mode: Mode
     failure: Failure
-    def __init__(self, device: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., reference_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., mode: _Optional[_Union[Mode, str]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    compute_s: float
+    def __init__(self, device: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., reference_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., mode: _Optional[_Union[Mode, str]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., compute_s: _Optional[float] = ...) -> None: ...
 
 class Contribution(_message.Message):
     __slots__ = ("device", "step")

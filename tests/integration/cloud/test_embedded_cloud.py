@@ -98,9 +98,9 @@ def test_what_cannot_be_sent_to_a_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("llm", "pattern"),
     [
-        (broken, "The cloud next to the edge did not start: ValueError: no such weights"),
-        (suicidal, "ended with exit code -9 before it listened.*Signal 9 is often the system's for want of memory"),
-        (partial(nn.Linear, 2, 2), "The cloud next to the edge did not start: "),
+        (broken, "The cloud's process failed: ValueError: no such weights"),
+        (suicidal, "ended with exit code -9 before it answered.*Signal 9 is often the system's for want of memory"),
+        (partial(nn.Linear, 2, 2), "The cloud's process failed: "),
     ],
     ids=["raises", "dies", "is no language model"],
 )

@@ -292,3 +292,14 @@ def test_the_digest_depends_on_everything_but_the_order() -> None:
     ]
     digests = [tensor_file.digest(other) for other in others]
     assert base not in digests and len(set(digests)) == len(digests)
+
+
+def test_a_log_that_only_reads_leaves_what_another_process_writes(tmp_path: Path) -> None:
+    CommitLog(tmp_path).commit({"a": {"x": torch.ones(2)}}, {"turn": 1})
+    half_written = tmp_path / "units" / ".b.safetensors.1.part"
+    half_written.write_bytes(b"...")
+    log = CommitLog(tmp_path, reads_only=True)
+    assert half_written.exists() and torch.equal(log.read("a")["x"], torch.ones(2))
+    with pytest.raises(StoreError, match="was opened with `reads_only`; expected no commit"):
+        log.commit({"a": {"x": torch.zeros(2)}}, {})
+    assert CommitLog(tmp_path).latest == log.latest and not half_written.exists()

@@ -35,18 +35,26 @@ class OwnEncoder:
         Of it.
     build
         Builds the encoder with its first weights, where there is none on the disk yet. If it has a ``load_part`` method, as
-        `PretrainedModel` has, the weights are read unit by unit instead, so that the whole is never in memory.
+        `PretrainedModel` has, the weights are read unit by unit instead, so that the whole is never in memory. Without `build`
+        the folder is only read, also while a round goes on.
 
     Raises
     ------
     StoreError
-        If the folder holds another encoder, or cannot be read or written.
+        If the folder holds another encoder, or cannot be read or written; without `build` also if it holds none.
     """
 
-    def __init__(self, folder: Path, skeleton: nn.Module, layout: Layout, build: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, folder: Path, skeleton: nn.Module, layout: Layout, build: Callable[[], nn.Module] | None
+    ) -> None:
         self._names = versioned_units(skeleton, layout)
-        self._log = CommitLog(folder)
+        self._log = CommitLog(folder, reads_only=build is None)
         if self._log.latest is None:
+            if build is None:
+                raise StoreError(
+                    f"{folder} holds no encoder; expected the folder of one that a device has trained, such as "
+                    "~/.cache/flwr_splitkd/encoders/<node>/<encoder>/<run>. Check the path, or train first."
+                )
             self._log.commit(self._first(build), {"next_step": 0, "server_round": 0})
         held = self._log.latest
         if held is not None and set(held.units) != set(self._names):

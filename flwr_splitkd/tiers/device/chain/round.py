@@ -175,15 +175,18 @@ class _Round:
                 if message is not None:  # the others have ended the round
                     break
         if message is None:
-            times = pb.DeviceTimes(
-                setup_s=self._setup_s,
-                compute_s=max(time.monotonic() - started_s - self._waited_s, 0.0),
-                receive_s=self._link.receive_s,
-            )
-            self._link.send(last or pb.RoundDone(num_steps=self._taken, num_examples=self._num_examples, times=times))
+            self._link.send(last or self._done(started_s))
             message = self._receive("RoundOver")
         self._refresh(message)
         return self._report(message)
+
+    def _done(self, started_s: float) -> pb.RoundDone:
+        times = pb.DeviceTimes(
+            setup_s=self._setup_s,
+            compute_s=max(time.monotonic() - started_s - self._waited_s, 0.0),
+            receive_s=self._link.receive_s,
+        )
+        return pb.RoundDone(num_steps=self._taken, num_examples=self._num_examples, times=times)
 
     @property
     def _taken(self) -> int:
@@ -277,6 +280,7 @@ class _Round:
     # ---- evaluation
 
     def evaluate(self, data: DeviceData, score: Score | None) -> RoundReport:
+        started_s = time.monotonic()
         sums: dict[str, float] = {}
         for batch in data.one_pass(self._plan.seed, 0, 0, self._layout.data_input):
             inputs, labels, _ = _split(batch)
@@ -291,7 +295,7 @@ class _Round:
                     sums[name] = sums.get(name, 0.0) + float(value) * len(labels)
             self._num_examples += len(labels)
             self._step += 1
-        self._link.send(pb.RoundDone(num_steps=self._taken, num_examples=self._num_examples))
+        self._link.send(self._done(started_s))
         message = self._receive("RoundOver")
         return self._report(message, {name: total / self._num_examples for name, total in sums.items()})
 

@@ -2,6 +2,7 @@
 
 Read in this order: `service` (what a strategy calls), `device_round` (one device's part in a round), `iterations` (when an
 iteration is over), `half` (forward, backward, step), `cloud_link` (the stream to the cloud).
+`question` is an edge for one question.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from flwr_splitkd.tiers.edge.chain.cloud_link import CloudAccess, CloudAnswer, CloudLink
 from flwr_splitkd.tiers.edge.chain.iterations import Closed, Iterations
 from flwr_splitkd.tiers.edge.chain.plan import ChainSettings, DeviceOutcome, DevicePlan
+from flwr_splitkd.tiers.edge.chain.question import Answered, QuestionEdge
 from flwr_splitkd.tiers.edge.chain.service import ChainEdge, ChainSetup
 
 __all__ = [
+    "Answered",
     "ChainEdge",
     "ChainSettings",
     "ChainSetup",
@@ -22,4 +25,5 @@ __all__ = [
     "DeviceOutcome",
     "DevicePlan",
     "Iterations",
+    "QuestionEdge",
 ]

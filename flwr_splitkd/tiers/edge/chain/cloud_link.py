@@ -62,6 +62,8 @@ class CloudAccess:
         Seconds of one attempt to reach it.
     codec
         For intermediate data on the way up.
+    reads_only
+        Only asks: the session stands beside the one with which this edge trains, and cannot change the module.
     """
 
     address: str
@@ -72,6 +74,7 @@ class CloudAccess:
     patience_s: float = 300.0
     connect_timeout_s: float = 20.0
     codec: CodecName = "none"
+    reads_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,8 @@ class CloudAnswer:
         Of the LLM without the encoder, if asked for.
     num_tokens
         Labels that count.
+    compute_s
+        Seconds that the cloud computed.
     """
 
     gradient: Tensor | None
@@ -97,6 +102,7 @@ class CloudAnswer:
     loss: float
     reference_loss: float | None
     num_tokens: int
+    compute_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +389,7 @@ class CloudLink:
             encoder_width=self._width,
             codecs=supported_codecs(),
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
+            reads_only=access.reads_only,
         )
         with connect(
             access.address,
@@ -429,6 +436,8 @@ class CloudLink:
 
     def _check_complete(self, next_step: int) -> None:
         """Refuse to go on with a cloud whose state is another one than that which this edge knows."""
+        if self.access.reads_only:  # whoever trains has gone on in the meantime
+            return
         known = [one.body.step for one in self._journal if isinstance(one.body, pb.PeftStep)]
         if next_step > self._next_step or known != list(range(next_step, self._next_step)):
             raise ProtocolError(
@@ -474,6 +483,7 @@ def _answer(message: WireMessage, gradient: Tensor | None = None) -> CloudAnswer
         loss=body.loss,
         reference_loss=body.reference_loss if body.HasField("reference_loss") else None,
         num_tokens=body.num_tokens,
+        compute_s=body.compute_s,
     )
 
 

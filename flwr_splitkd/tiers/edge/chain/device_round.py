@@ -114,7 +114,7 @@ class _DeviceRound:
         self._loss_sum, self._reference_sum, self._num_tokens = 0.0, 0.0, 0
         self._references = self._num_examples = 0
         self._uplink_handover = self._downlink_handover = 0
-        self._edge_s = 0.0
+        self._edge_s = self._cloud_s = 0.0
 
     def run(self, kept: KeptUnits) -> DeviceOutcome:
         self._link.admit()
@@ -232,9 +232,11 @@ class _DeviceRound:
     def _evaluate(self, message: WireMessage, half: ServerHalf) -> bool:
         inputs, labels = decode_all(message.tensors, "inputs/"), decode(_tensor(message, "labels"))
         hidden = self._forward(message, half, inputs)
+        answered = labels if bool((labels >= 0).any()) else None  # a question whose answer nobody knows has no loss
         answer = self._stage.cloud.evaluate(
-            self._plan.position, self._step, hidden, _mask(inputs, hidden), labels, self._settings.max_new_tokens
+            self._plan.position, self._step, hidden, _mask(inputs, hidden), answered, self._settings.max_new_tokens
         )
+        self._cloud_s += answer.compute_s
         self._loss_sum += answer.loss
         self._num_tokens += answer.num_tokens
         self._num_examples += len(labels)
@@ -300,6 +302,7 @@ class _DeviceRound:
         return self._compute(counted)
 
     def _sum(self, answer: CloudAnswer) -> None:
+        self._cloud_s += answer.compute_s
         self._loss_sum += answer.loss * answer.num_tokens
         self._num_tokens += answer.num_tokens
         if answer.reference_loss is not None:
@@ -358,6 +361,7 @@ class _DeviceRound:
             downlink_bytes=self._link.bytes_sent,
             uplink_handover_bytes=self._uplink_handover,
             downlink_handover_bytes=self._downlink_handover,
+            cloud_s=self._cloud_s,
         )
 
     def _receive(self, expected: str) -> WireMessage:

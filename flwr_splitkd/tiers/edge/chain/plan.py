@@ -102,6 +102,7 @@ class DeviceOutcome:
 
     `num_missed` iterations were closed without it. `left` says why it left on purpose, and is empty otherwise.
     `uplink_handover_bytes` are those of the layers that the edge lacked, `downlink_handover_bytes` of the half that went back.
+    `cloud_s` are the seconds that the cloud computed for it.
     """
 
     split_point: int
@@ -120,3 +121,4 @@ class DeviceOutcome:
     downlink_bytes: int
     uplink_handover_bytes: int
     downlink_handover_bytes: int
+    cloud_s: float = 0.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flwr_splitkd.data import IGNORED_LABEL, byte_tokenizer, make_loader
-from flwr_splitkd.data.questions import EncodingConfig, Question, encode_questions, reading_prompt
+from flwr_splitkd.data.questions import EncodingConfig, Question, encode_questions, encode_unanswered, reading_prompt
 from flwr_splitkd.errors import ConfigError, DataError
 
 QUESTIONS = [
@@ -106,3 +106,17 @@ def test_no_questions_and_no_tokens() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EncodingConfig(**settings)
+
+
+def test_a_question_without_an_answer_reads_as_one_with_it() -> None:
+    tokenizer = byte_tokenizer()
+    question = Question(context="a = 1", question="What is a?", answer="1", module="m")
+    dataset = encode_questions([question], tokenizer, tokenizer)
+    answered = dataset.collate([dataset[0]])
+    batch = encode_unanswered("a = 1", "What is a?", tokenizer)
+    assert all(torch.equal(batch[name], answered[name]) for name in ("input_ids", "attention_mask"))
+    assert batch["labels"].tolist() == [[IGNORED_LABEL]]
+    length = batch["input_ids"].shape[1]
+    assert encode_unanswered("a = 1", "What is a?", tokenizer, length).keys() == batch.keys()
+    with pytest.raises(DataError, match=f"are {length} tokens; expected at most {length - 1}"):
+        encode_unanswered("a = 1", "What is a?", tokenizer, length - 1)
