@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from scct_app import task
-from scct_app.config import read_config
-from scct_app.models import load_llm_tokenizer, load_slm_tokenizer, slm_builder
 
 from flwr_splitkd import SCCTClient
 from flwr_splitkd.clients import enrol
 from flwr_splitkd.errors import DataError
+from scct_app import task
+from scct_app.config import read_config
+from scct_app.models import load_llm_tokenizer, load_slm_tokenizer, slm_builder
 
 app = ClientApp()
 

@@ -79,7 +79,7 @@ class AppConfig:
     num_server_rounds: int = setting(3, minimum=1)
     epochs: int = setting(2, minimum=1)
     iterations: int = setting(20, minimum=1)
-    split_points: str = setting("1,3,6")
+    split_points: str = setting("1,2,4")
     fraction_train: float = setting(1.0, above=0.0, maximum=1.0)
     fraction_evaluate: float = setting(1.0, minimum=0.0, maximum=1.0)
     min_available_nodes: int = setting(1, minimum=1)
@@ -133,7 +133,7 @@ class AppConfig:
             return tuple(int(point) for point in self.split_points.split(","))
         except ValueError:
             raise ConfigError(
-                f"`split-points` is {self.split_points!r}; expected whole numbers separated by commas, such as '1,3,6'."
+                f"`split-points` is {self.split_points!r}; expected whole numbers separated by commas, such as '1,2,4'."
             ) from None
 
     @property

@@ -9,9 +9,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from peft import LoraConfig
-from scct_app import task
-from scct_app.config import AppConfig, read_config
-from scct_app.models import llm_builder, slm_builder
 
 from flwr_splitkd import SCCT, CutCycle, OptimizerSettings
 from flwr_splitkd.models import build_skeleton
@@ -21,6 +18,9 @@ from flwr_splitkd.strategies import summarize_chain
 from flwr_splitkd.tiers.cloud import EmbeddedCloud, TaskSettings
 from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.tiers.optimizer import warmup_schedule
+from scct_app import task
+from scct_app.config import AppConfig, read_config
+from scct_app.models import llm_builder, slm_builder
 
 app = ServerApp()
 
