@@ -19,8 +19,8 @@ from flwr_splitkd.data.questions import Question, reading_prompt
 
 Batch = dict[str, Tensor]
 
-_LISTS, _RENAMED, _HIDDEN = 0.15, 0.3, 0.1
-_PIECES = 0.6
+_LISTS, _RENAMED, _REST = 0.15, 0.3, 0.1
+_PIECES, _BARE = 0.6, 0.6
 # A batch is drawn from so many neighbours in the order of length: little of it is padding.
 _NEIGHBOURS = 8
 
@@ -63,8 +63,8 @@ def finding_batches(
     """Yield what the encoder learns from: ``first`` and ``last`` mark where answers begin and end.
 
     Questions as they are, questions in which every word is exchanged for another throughout, and lists of arbitrary names
-    and values with one name asked for: what a model that knows no word must look up. Some tokens are hidden, ``labels`` has
-    them and some others.
+    and values with one name asked for: what a model that knows no word must look up. ``labels`` has the answers' tokens, and
+    padding at some of the other places: what is no answer is to say nothing.
     """
     rng = random.Random(seed)
     while True:
@@ -77,18 +77,15 @@ def finding_batches(
             ]
         ids, mask = _padded([row.ids for row in rows], tokenizer, left=False)
         first, last = torch.zeros(ids.shape, dtype=torch.bool), torch.zeros(ids.shape, dtype=torch.bool)
-        labels, shown = torch.full_like(ids, IGNORED_LABEL), ids.clone()
+        labels = torch.full_like(ids, IGNORED_LABEL)
         for number, row in enumerate(rows):
-            inside = {place for a, b in row.spans for place in range(a, b + 1)}
+            for place in range(len(row.ids)):
+                if rng.random() < _REST:
+                    labels[number, place] = tokenizer.pad_token_id
             for a, b in row.spans:
                 first[number, a] = last[number, b] = True
-            for place, token in enumerate(row.ids):
-                fate = rng.random()
-                if fate < _HIDDEN and place not in inside:
-                    shown[number, place] = tokenizer.bos_token_id
-                if fate < _HIDDEN * 1.6:
-                    labels[number, place] = token
-        yield {"input_ids": shown, "attention_mask": mask, "labels": labels, "first": first, "last": last}
+                labels[number, a : b + 1] = ids[number, a : b + 1]
+        yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "first": first, "last": last}
 
 
 def saying_batches(
@@ -97,7 +94,7 @@ def saying_batches(
     """Yield what the language model learns from: ``marks`` says where the answer begins, ends and goes on.
 
     Questions with their answers, and pieces of text, half of them shuffled, with an arbitrary part marked: what can be
-    said by nothing but the mark.
+    said by nothing but the mark. In some rows nothing but the marked is there, as the encoder would have it.
     """
     rng = random.Random(seed)
     while True:
@@ -114,6 +111,9 @@ def saying_batches(
             strength = 0.5 + rng.random()
             marks[number, first, 0] = marks[number, last, 1] = strength
             marks[number, first : last + 1, 2] = strength
+            if rng.random() < _BARE:
+                ids[number, ids.shape[1] - len(row.ids) : first] = tokenizer.pad_token_id
+                ids[number, last + 1 :] = tokenizer.pad_token_id
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "marks": marks}
 
 

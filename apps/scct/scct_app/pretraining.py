@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int, float], None]
 Questions = Callable[[], Sequence[Question]]
 
 _log = logging.getLogger("flwr")
-_SHARE_OF_WORDS = 0.3
+_SHARE_OF_TEXT = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +85,8 @@ def log_progress(name: str, step: int, steps: int, loss: float) -> None:
 class Finder(nn.Module):
     """An encoder, and what makes it show where the answer is.
 
-    The loss is the cross entropy of the first and the last place of the answer, and a share of that of the tokens that
-    stand at some places: so that the hidden states say both, which tokens there are and which of them were asked for.
+    The loss is the cross entropy of the first and the last place of the answer, and that of the answer's tokens against
+    padding elsewhere: the hidden states say what was asked for, and nothing where nothing was.
     """
 
     def __init__(self, config: ModernBertConfig) -> None:
@@ -113,7 +113,7 @@ class Finder(nn.Module):
         if not bool(words.any()):
             return found
         logits = hidden[words] @ self.model.embeddings.tok_embeddings.weight.T
-        return found + _SHARE_OF_WORDS * cross_entropy(logits, batch["labels"][words])
+        return found + cross_entropy(logits, batch["labels"][words])
 
 
 class Sayer(nn.Module):
@@ -143,9 +143,9 @@ class Sayer(nn.Module):
         answer = cross_entropy(self.model.lm_head(hidden[:, start:-1][said]), labels[said])
         # A fifth of the places is enough to stay a model of the language, for a fifth of the price.
         words = (batch["attention_mask"][:, 1:] * batch["attention_mask"][:, :-1]).bool()
-        words = words & (torch.rand(words.shape) < 0.2)
+        words = words & (batch["input_ids"][:, 1:] != self.model.config.pad_token_id) & (torch.rand(words.shape) < 0.2)
         text = cross_entropy(self.model.lm_head(hidden[:, :start][words]), batch["input_ids"][:, 1:][words])
-        return answer + _SHARE_OF_WORDS * text
+        return answer + _SHARE_OF_TEXT * text
 
 
 def pretrained_llm(
