@@ -57,6 +57,7 @@ def small(models: types.ModuleType, monkeypatch: pytest.MonkeyPatch, **changes: 
     settings = {"steps": 2, "batch_size": 3, "num_threads": 1, **changes}
     monkeypatch.setattr(models, "SLM_RECIPE", recipe(**settings))
     monkeypatch.setattr(models, "LLM_RECIPE", recipe(**settings))
+    monkeypatch.setattr(models, "BOTH_RECIPE", recipe(**settings))
     monkeypatch.setattr(models, "public_questions", lambda: QUESTIONS)
     return []
 
@@ -73,19 +74,18 @@ def test_built_in_models_are_trained_once(
 
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     first = getattr(models, build)(note)
-    name = "SLM" if build == "build_slm" else "LLM"
-    assert steps == [(name, 1), (name, 2)]
+    assert steps == [(name, step) for name in ("SLM", "LLM", "SLM and LLM") for step in (1, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     # A start that finds the model reads no questions.
     monkeypatch.setattr(models, "public_questions", lambda: pytest.fail("the questions were read"))
     second = getattr(models, build)(note)
-    assert len(steps) == 2
+    assert len(steps) == 6
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
     assert len(list((tmp_path / "cache").iterdir())) == 1
     small(models, monkeypatch, seed=1)
     getattr(models, build)(note)
-    assert len(steps) == 4
+    assert len(steps) == 12
 
 
 def test_training_is_deterministic(models: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

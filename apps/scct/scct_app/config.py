@@ -76,7 +76,7 @@ class AppConfig:
         Of everything random.
     """
 
-    num_server_rounds: int = setting(3, minimum=1)
+    num_server_rounds: int = setting(5, minimum=1)
     epochs: int = setting(2, minimum=1)
     iterations: int = setting(20, minimum=1)
     split_points: str = setting("1,2,4")
@@ -93,7 +93,7 @@ class AppConfig:
     method: str = setting("serial-adapter", choices=("serial-adapter", "lora"))
     bottleneck: int = setting(64, minimum=1)
     rank: int = setting(16, minimum=1)
-    slm_learning_rate: float = setting(3e-4, above=0.0)
+    slm_learning_rate: float = setting(5e-4, above=0.0)
     module_learning_rate: float = setting(3e-3, above=0.0)
     weight_decay: float = setting(0.01, minimum=0.0)
     warmup_steps: int = setting(10, minimum=0)

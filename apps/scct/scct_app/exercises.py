@@ -89,17 +89,23 @@ def finding_batches(
 
 
 def saying_batches(
-    known: Sequence[Exercise], tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int
+    known: Sequence[Exercise],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    seed: int,
+    *,
+    plain: bool = False,
 ) -> Iterator[Batch]:
     """Yield what the language model learns from: ``marks`` says where the answer begins, ends and goes on.
 
     Questions with their answers, and pieces of text, half of them shuffled, with an arbitrary part marked: what can be
     said by nothing but the mark. In some rows nothing but the marked is there, as the encoder would have it.
+    With ``plain`` all are questions as they are.
     """
     rng = random.Random(seed)
     while True:
         rows = _alike(known, batch_size, rng)
-        if rng.random() < _PIECES:
+        if not plain and rng.random() < _PIECES:
             rows = [_piece(row, rng) for row in (*rows, *rows)]
         ids, mask = _padded([[tokenizer.bos_token_id, *row.ids] for row in rows], tokenizer, left=True)
         answers = [[*row.answer, tokenizer.eos_token_id] for row in rows]
@@ -111,7 +117,7 @@ def saying_batches(
             strength = 0.5 + rng.random()
             marks[number, first, 0] = marks[number, last, 1] = strength
             marks[number, first : last + 1, 2] = strength
-            if rng.random() < _BARE:
+            if not plain and rng.random() < _BARE:
                 ids[number, ids.shape[1] - len(row.ids) : first] = tokenizer.pad_token_id
                 ids[number, last + 1 :] = tokenizer.pad_token_id
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "marks": marks}

@@ -20,7 +20,7 @@ from transformers import (
 
 from flwr_splitkd.data.questions import Question, QuestionConfig, split_questions
 from flwr_splitkd.models import PretrainedModel
-from scct_app.pretraining import Progress, Recipe, log_progress, pretrained_llm, pretrained_slm
+from scct_app.pretraining import Progress, Recipe, log_progress, pretrained_models
 
 BUILTIN = "builtin"
 
@@ -32,6 +32,7 @@ _TOKENIZER_FOLDER = Path(__file__).parent / "tokenizer"
 
 SLM_RECIPE = Recipe(steps=1200, learning_rate=2.5e-3)
 LLM_RECIPE = Recipe(steps=1000, learning_rate=2e-3)
+BOTH_RECIPE = Recipe(steps=300, learning_rate=1.2e-3)
 
 
 def load_slm_tokenizer(name: str = BUILTIN, **options: Any) -> PreTrainedTokenizerBase:
@@ -56,14 +57,12 @@ def build_llm(progress: Progress = log_progress) -> nn.Module:
 
 def slm_folder(progress: Progress = log_progress) -> Path:
     """Return the folder of the built-in encoder; train it first if the cache has none."""
-    tokenizer = load_slm_tokenizer()
-    return pretrained_slm(slm_config(tokenizer), SLM_RECIPE, tokenizer, public_questions, progress=progress)
+    return _models_folder(progress) / "slm"
 
 
 def llm_folder(progress: Progress = log_progress) -> Path:
     """Return the folder of the built-in language model; train it first if the cache has none."""
-    tokenizer = load_llm_tokenizer()
-    return pretrained_llm(llm_config(tokenizer), LLM_RECIPE, tokenizer, public_questions, progress=progress)
+    return _models_folder(progress) / "llm"
 
 
 def slm_builder(name: str = BUILTIN, **options: Any) -> Callable[[], nn.Module]:
@@ -111,6 +110,13 @@ def llm_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> LlamaConfi
 def public_questions() -> tuple[Question, ...]:
     """Return what the built-in models are trained on: public questions in four wordings."""
     return tuple(question for salt in range(4) for question in split_questions(QuestionConfig(), 1, salt=salt).public)
+
+
+def _models_folder(progress: Progress) -> Path:
+    tokenizer = load_slm_tokenizer()
+    recipes = (SLM_RECIPE, LLM_RECIPE, BOTH_RECIPE)
+    configs = (slm_config(tokenizer), llm_config(tokenizer))
+    return pretrained_models(*configs, recipes, tokenizer, public_questions, progress=progress)
 
 
 def _tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:

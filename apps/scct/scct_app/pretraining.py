@@ -148,70 +148,86 @@ class Sayer(nn.Module):
         return answer + _SHARE_OF_TEXT * text
 
 
-def pretrained_llm(
-    config: LlamaConfig,
-    recipe: Recipe,
+class Reader(nn.Module):
+    """The encoder's output as the language model's prefix, as in the chain, by a projection that is dropped later.
+
+    What a language model that repeats marked tokens expects, and what an encoder that finds them gives, are not quite the
+    same: they have to meet once. The loss is the cross entropy of the answer's tokens.
+    """
+
+    def __init__(self, finder: Finder, sayer: Sayer) -> None:
+        super().__init__()
+        self.finder, self.llm = finder, sayer.model
+        self.projection = nn.Linear(finder.model.config.hidden_size, sayer.model.config.hidden_size)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss; the batch is padded on the left."""
+        embedded, labels = self.llm.get_input_embeddings(), batch["labels"]
+        ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]
+        places = (mask.cumsum(-1) - 1).clamp_min(0)
+        hidden = self.finder.model(input_ids=ids, attention_mask=mask, position_ids=places).last_hidden_state
+        start = embedded(torch.full((len(ids), 1), self.llm.config.bos_token_id))
+        inputs = torch.cat([start, self.projection(hidden), embedded(labels.clamp_min(0))], 1)
+        # The first token stands before the padding here; as all positions count from it, that makes no difference.
+        mask = torch.cat([torch.ones_like(mask[:, :1]), mask, (labels != IGNORED_LABEL).long()], 1)
+        places = (mask.cumsum(-1) - 1).clamp_min(0)
+        out = self.llm.model(inputs_embeds=inputs, attention_mask=mask, position_ids=places).last_hidden_state
+        said = labels != IGNORED_LABEL
+        return cross_entropy(self.llm.lm_head(out[:, ids.shape[1] : -1][said]), labels[said])
+
+
+def pretrained_models(
+    slm: ModernBertConfig,
+    llm: LlamaConfig,
+    recipes: tuple[Recipe, Recipe, Recipe],
     tokenizer: PreTrainedTokenizerBase,
     questions: Questions,
     *,
     root: Path | None = None,
     progress: Progress = log_progress,
 ) -> Path:
-    """Return the folder of the trained language model; train it first if the cache has none for the same recipe.
+    """Return a folder with the trained ``slm`` and ``llm``; train them first if the cache has none for the same recipes.
 
     Parameters
     ----------
-    config
-        Its architecture.
-    recipe
-        How it is trained.
+    slm, llm
+        Their architectures.
+    recipes
+        How the encoder, the language model, and then both together are trained.
     tokenizer
-        The tokenizer of both built-in models.
+        The tokenizer of both.
     questions
         Returns the public questions; called only to train.
     root
         The cache folder, by default `cache_root`.
     progress
-        Called after every step with the model's name, the step (from 1), the number of steps and the loss.
+        Called after every step with the part's name, the step (from 1), the number of steps and the loss.
     """
 
     def make(folder: Path) -> None:
-        known = exercises(tokenizer, questions(), recipe.sequence_length)
-        with _seeded(recipe.seed):
-            sayer = Sayer(config)
-            batches = saying_batches(known, tokenizer, recipe.batch_size, recipe.seed)
-            _train(sayer, recipe, batches, "LLM", progress)
-        sayer.model.save_pretrained(folder)
+        asked = questions()
+        finding, saying, both = recipes
+        known = exercises(tokenizer, asked, finding.sequence_length)
+        with _seeded(finding.seed):
+            finder = Finder(slm)
+            _train(
+                finder, finding, finding_batches(known, tokenizer, finding.batch_size, finding.seed), "SLM", progress
+            )
+            sayer = Sayer(llm)
+            _train(sayer, saying, saying_batches(known, tokenizer, saying.batch_size, saying.seed), "LLM", progress)
+            reader = Reader(finder, sayer)
+            batches = saying_batches(known, tokenizer, both.batch_size, both.seed, plain=True)
+            _train(reader, both, batches, "SLM and LLM", progress)
+        finder.model.save_pretrained(folder / "slm")
+        sayer.model.save_pretrained(folder / "llm")
 
-    return _kept("scct-llm", config, recipe, tokenizer, make, root)
-
-
-def pretrained_slm(
-    config: ModernBertConfig,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Questions,
-    *,
-    root: Path | None = None,
-    progress: Progress = log_progress,
-) -> Path:
-    """Return the folder of the encoder, trained to find answers; parameters as for `pretrained_llm`."""
-
-    def make(folder: Path) -> None:
-        known = exercises(tokenizer, questions(), recipe.sequence_length)
-        with _seeded(recipe.seed):
-            finder = Finder(config)
-            batches = finding_batches(known, tokenizer, recipe.batch_size, recipe.seed)
-            _train(finder, recipe, batches, "SLM", progress)
-        finder.model.save_pretrained(folder)
-
-    return _kept("scct-slm", config, recipe, tokenizer, make, root)
+    return _kept("scct-models", (slm, llm), recipes, tokenizer, make, root)
 
 
 def _kept(
     kind: str,
-    config: LlamaConfig | ModernBertConfig,
-    recipe: Recipe,
+    configs: Sequence[LlamaConfig | ModernBertConfig],
+    recipes: Sequence[Recipe],
     tokenizer: PreTrainedTokenizerBase,
     make: Callable[[Path], None],
     root: Path | None,
@@ -222,8 +238,11 @@ def _kept(
         code.update((Path(__file__).parent / name).read_bytes())
     description = {
         # Without what transformers writes about itself: another version reads the same weights.
-        "config": {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"},
-        "recipe": dataclasses.asdict(recipe),
+        "configs": [
+            {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
+            for config in configs
+        ],
+        "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
         # What decides the questions rather than the questions: reading them would take seconds of every start.
         "data": built_in_data_version(),
         "code": code.hexdigest(),
@@ -231,7 +250,9 @@ def _kept(
     }
 
     def announced(folder: Path) -> None:
-        _log.info("training the built-in %s: %d steps, once; it is kept in the cache", kind, recipe.steps)
+        _log.info(
+            "training the built-in models: %d steps, once; they are kept in the cache", sum(r.steps for r in recipes)
+        )
         make(folder)
 
     return made_once(kind, description, announced, root=root, warn=_log.warning)
