@@ -33,8 +33,8 @@ def made_once(
     description
         Everything that decides the content, as JSON can hold it. Another description is another folder.
     make
-        Fills the empty folder that it is given with files. The folder takes its place only when it is complete, so
-        that no reader ever sees half of it.
+        Fills the empty folder that it is given with files, in folders of their own if need be. The folder takes its
+        place only when it is complete, so that no reader ever sees half of it.
     root
         The cache folder, by default `cache_root`.
     warn
@@ -51,7 +51,8 @@ def made_once(
         written = Path(scratch) / "made"
         written.mkdir()
         make(written)
-        files = {path.name: _sha256(path.read_bytes()) for path in sorted(written.iterdir())}
+        paths = sorted(path for path in written.rglob("*") if path.is_file())
+        files = {path.relative_to(written).as_posix(): _sha256(path.read_bytes()) for path in paths}
         record = {"description": json.loads(text), "files": files}
         (written / _RECORD_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
         try:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, RobertaForMaskedLM, RobertaModel
+from transformers import LlamaForCausalLM, ModernBertModel
 
-from flwr_splitkd.data import IGNORED_LABEL, Document
+from flwr_splitkd.data import IGNORED_LABEL
 from flwr_splitkd.data.questions import EncodingConfig, Question, QuestionConfig
 from flwr_splitkd.errors import ConfigError, DataError
 from import_graph import ROOT
 
-DOCUMENTS = [Document(module="m", text="wait for the future to complete, with a timeout. " * 40)]
 QUESTIONS = [
     Question(
         context=f"wait(fs, timeout={number})\nrun(step, limit=9)",
@@ -43,6 +42,11 @@ def pretraining(models: types.ModuleType) -> types.ModuleType:
 
 
 @pytest.fixture
+def exercises(models: types.ModuleType) -> types.ModuleType:
+    return importlib.import_module("scct_app.exercises")
+
+
+@pytest.fixture
 def task(models: types.ModuleType) -> types.ModuleType:
     return importlib.import_module("scct_app.task")
 
@@ -53,7 +57,8 @@ def small(models: types.ModuleType, monkeypatch: pytest.MonkeyPatch, **changes: 
     settings = {"steps": 2, "batch_size": 3, "num_threads": 1, **changes}
     monkeypatch.setattr(models, "SLM_RECIPE", recipe(**settings))
     monkeypatch.setattr(models, "LLM_RECIPE", recipe(**settings))
-    monkeypatch.setattr(models, "public_text", lambda: (DOCUMENTS, QUESTIONS))
+    monkeypatch.setattr(models, "BOTH_RECIPE", recipe(**settings))
+    monkeypatch.setattr(models, "public_questions", lambda: QUESTIONS)
     return []
 
 
@@ -69,17 +74,18 @@ def test_built_in_models_are_trained_once(
 
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     first = getattr(models, build)(note)
-    name = "SLM" if build == "build_slm" else "LLM"
-    assert steps == [(name, 1), (name, 2)]
+    assert steps == [(name, step) for name in ("SLM", "LLM", "SLM and LLM") for step in (1, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
+    # A start that finds the model reads no questions.
+    monkeypatch.setattr(models, "public_questions", lambda: pytest.fail("the questions were read"))
     second = getattr(models, build)(note)
-    assert len(steps) == 2
+    assert len(steps) == 6
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
     assert len(list((tmp_path / "cache").iterdir())) == 1
     small(models, monkeypatch, seed=1)
     getattr(models, build)(note)
-    assert len(steps) == 4
+    assert len(steps) == 12
 
 
 def test_training_is_deterministic(models: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,53 +102,57 @@ def test_the_encoder_gives_what_the_chain_needs(models: types.ModuleType, monkey
     slm = models.build_slm()
     out = slm(input_ids=torch.randint(3, 200, (2, 250))).last_hidden_state
     assert out.shape == (2, 250, 128)
-    assert len(slm.encoder.layer) == 6
+    assert len(slm.layers) == 4
 
 
-def test_heads_that_look_things_up_repeat_what_was_before(models: types.ModuleType) -> None:
-    """Untrained, the model continues a repetition of arbitrary tokens, which it cannot know otherwise."""
+def test_exercises_know_where_their_answers_are(models: types.ModuleType, exercises: types.ModuleType) -> None:
+    tokenizer = models.load_slm_tokenizer()
+    twice = Question(context="f(a=1, b=1)", question="What is the default of b?", answer="1", module="m")
+    found = exercises.exercises(tokenizer, [twice, *QUESTIONS], 64)
+    assert {tokenizer.decode(one.answer) for one in found} == {"0", "1", "2", "3", "9"}
+    spans = {tuple(tokenizer.decode(one.ids[a : b + 1]) for a, b in one.spans) for one in found}
+    assert ("1", "1") in spans
+    assert [len(one.ids) for one in found] == sorted(len(one.ids) for one in found)
+    assert not exercises.exercises(tokenizer, QUESTIONS, 5)
+
+
+def test_the_encoder_learns_where_answers_begin_and_end(
+    models: types.ModuleType, pretraining: types.ModuleType, exercises: types.ModuleType
+) -> None:
+    tokenizer = models.load_slm_tokenizer()
+    known = exercises.exercises(tokenizer, QUESTIONS, 64)
+    batches = exercises.finding_batches(known, tokenizer, 6, 0)
+    for batch in (next(batches) for _ in range(20)):
+        # One place in every row: each of these answers stands once in its context, and a list's value always does.
+        assert (batch["last"].long().cumsum(-1) <= batch["first"].long().cumsum(-1)).all()
+        assert batch["first"].any(-1).all() and (batch["first"].sum(-1) == batch["last"].sum(-1)).all()
+        assert not (batch["first"] & (batch["attention_mask"] == 0)).any()
+        words = (batch["labels"] != IGNORED_LABEL) & (batch["labels"] != tokenizer.pad_token_id)
+        assert torch.equal(batch["labels"][words], batch["input_ids"][words])
+        assert words[batch["first"]].all() and words[batch["last"]].all()
     torch.manual_seed(0)
-    model = LlamaForCausalLM(models.llm_config(models.load_llm_tokenizer()))
-    once = torch.randint(3, 2048, (4, 32))
-    twice = torch.cat([once, once], dim=1)
-
-    def hits() -> float:
-        with torch.inference_mode():
-            guesses = model(input_ids=twice).logits[:, 32:-1].argmax(-1)
-        return (guesses == twice[:, 33:]).float().mean().item()
-
-    assert hits() < 0.05
-    models.look_up_heads(model)
-    assert hits() > 0.4
+    finder = pretraining.Finder(models.slm_config(tokenizer, num_hidden_layers=2))
+    assert 0 < finder(batch).item() < 40
 
 
-def test_the_llm_learns_from_answers_and_a_little_from_the_rest(
-    models: types.ModuleType, pretraining: types.ModuleType
+def test_the_llm_learns_to_say_what_is_marked(
+    models: types.ModuleType, pretraining: types.ModuleType, exercises: types.ModuleType
 ) -> None:
     tokenizer = models.load_llm_tokenizer()
-    recipe = pretraining.Recipe(steps=1, batch_size=4)
-    batch = next(pretraining.reading_batches(recipe, tokenizer, DOCUMENTS, QUESTIONS))
-    for row in range(2):
-        answers = tokenizer.decode(batch["input_ids"][row][batch["answers"][row]])
-        assert answers in {f"{number}<|eos|>9<|eos|>" for number in range(4)}
-    for row in (2, 3):
-        answer = batch["input_ids"][row][batch["answers"][row]]
-        assert torch.equal(batch["input_ids"][row][: len(answer) - 1], answer[:-1])
-    assert torch.equal(batch["labels"] == IGNORED_LABEL, batch["attention_mask"] == 0)
-    assert batch["input_ids"].shape[1] <= recipe.sequence_length
-
-
-def test_masked_tokens_are_the_only_labels(models: types.ModuleType, pretraining: types.ModuleType) -> None:
-    tokenizer = models.load_slm_tokenizer()
-    recipe = pretraining.Recipe(steps=1, batch_size=16)
-    batch = next(pretraining.masked_batches(recipe, tokenizer, DOCUMENTS, QUESTIONS))
-    labelled = batch["labels"] != IGNORED_LABEL
-    share = labelled.sum() / batch["attention_mask"].sum()
-    assert 0.08 < share < 0.22
-    changed = (batch["input_ids"] == tokenizer.bos_token_id) & labelled
-    assert 0.3 < changed.sum() / labelled.sum() < 0.9
-    loss = pretraining.masked_loss(RobertaForMaskedLM(models.slm_config(tokenizer, num_hidden_layers=1)), batch)
-    assert 0 < loss.item() < 20
+    known = exercises.exercises(tokenizer, QUESTIONS, 64)
+    batches = exercises.saying_batches(known, tokenizer, 4, 0)
+    sizes = set()
+    for batch in (next(batches) for _ in range(10)):
+        sizes.add(len(batch["labels"]))
+        for ids, labels, marks in zip(batch["input_ids"], batch["labels"], batch["marks"], strict=True):
+            *answer, end = labels[labels != IGNORED_LABEL].tolist()
+            assert ids[marks[:, 2] > 0].tolist() == answer and end == tokenizer.eos_token_id
+            assert (marks[:, 0] > 0).sum() == (marks[:, 1] > 0).sum() == 1
+    assert sizes == {4, 8}
+    torch.manual_seed(0)
+    sayer = pretraining.Sayer(models.llm_config(tokenizer, num_hidden_layers=1))
+    sayer(batch).backward()
+    assert sayer.marks.grad is not None and sayer.marks.grad.abs().sum() > 0
 
 
 def test_named_models_are_read_from_their_folder(
@@ -151,9 +161,9 @@ def test_named_models_are_read_from_their_folder(
     small(models, monkeypatch)
     models.build_slm().save_pretrained(tmp_path / "slm")
     models.build_llm().save_pretrained(tmp_path / "llm")
-    assert type(models.slm_builder(str(tmp_path / "slm"))()).__name__ == "RobertaModel"
+    assert type(models.slm_builder(str(tmp_path / "slm"))()).__name__ == "ModernBertModel"
     assert type(models.llm_builder(str(tmp_path / "llm"), dtype=torch.float16)()).__name__ == "LlamaForCausalLM"
-    assert isinstance(models.slm_builder()(), RobertaModel) and isinstance(models.llm_builder()(), LlamaForCausalLM)
+    assert isinstance(models.slm_builder()(), ModernBertModel) and isinstance(models.llm_builder()(), LlamaForCausalLM)
     models.load_slm_tokenizer().save_pretrained(tmp_path / "tokenizer")
     assert len(models.load_llm_tokenizer(str(tmp_path / "tokenizer"))) == len(models.load_llm_tokenizer()) == 2048
 

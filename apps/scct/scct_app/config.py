@@ -76,10 +76,10 @@ class AppConfig:
         Of everything random.
     """
 
-    num_server_rounds: int = setting(3, minimum=1)
+    num_server_rounds: int = setting(5, minimum=1)
     epochs: int = setting(2, minimum=1)
     iterations: int = setting(20, minimum=1)
-    split_points: str = setting("1,3,6")
+    split_points: str = setting("1,2,4")
     fraction_train: float = setting(1.0, above=0.0, maximum=1.0)
     fraction_evaluate: float = setting(1.0, minimum=0.0, maximum=1.0)
     min_available_nodes: int = setting(1, minimum=1)
@@ -93,7 +93,7 @@ class AppConfig:
     method: str = setting("serial-adapter", choices=("serial-adapter", "lora"))
     bottleneck: int = setting(64, minimum=1)
     rank: int = setting(16, minimum=1)
-    slm_learning_rate: float = setting(3e-4, above=0.0)
+    slm_learning_rate: float = setting(5e-4, above=0.0)
     module_learning_rate: float = setting(3e-3, above=0.0)
     weight_decay: float = setting(0.01, minimum=0.0)
     warmup_steps: int = setting(10, minimum=0)
@@ -133,7 +133,7 @@ class AppConfig:
             return tuple(int(point) for point in self.split_points.split(","))
         except ValueError:
             raise ConfigError(
-                f"`split-points` is {self.split_points!r}; expected whole numbers separated by commas, such as '1,3,6'."
+                f"`split-points` is {self.split_points!r}; expected whole numbers separated by commas, such as '1,2,4'."
             ) from None
 
     @property

@@ -1,4 +1,4 @@
-"""The built-in models: trained once on the public part of the built-in data, then read from a cache on disk."""
+"""The built-in models: trained once on the public questions of the built-in data, then read from a cache on disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import json
 import logging
 import math
 import os
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +19,22 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedTokenizerBase,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 
-from flwr_splitkd.data import IGNORED_LABEL, Document, documents_digest
-from flwr_splitkd.data.questions import Question, reading_prompt
+from flwr_splitkd.data import IGNORED_LABEL
+from flwr_splitkd.data.questions import Question
+from flwr_splitkd.data.questions.kept import built_in_data_version
 from flwr_splitkd.store.made_once import made_once
+from scct_app.exercises import Batch, exercises, finding_batches, saying_batches
 
 Progress = Callable[[str, int, int, float], None]
-Batch = dict[str, Tensor]
+Questions = Callable[[], Sequence[Question]]
 
 _log = logging.getLogger("flwr")
 _SHARE_OF_TEXT = 0.3
-_QUESTIONS_PER_EXERCISE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,7 @@ class Recipe:
     """
 
     steps: int
-    batch_size: int = 16
+    batch_size: int = 32
     sequence_length: int = 160
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -84,233 +82,201 @@ def log_progress(name: str, step: int, steps: int, loss: float) -> None:
         _log.info("%s [%s%s] step %d/%d, loss %.2f", name, "#" * done, "." * (10 - done), step, steps, loss)
 
 
-def pretrained_llm(
-    config: LlamaConfig,
-    recipe: Recipe,
+class Finder(nn.Module):
+    """An encoder, and what makes it show where the answer is.
+
+    The loss is the cross entropy of the first and the last place of the answer, and that of the answer's tokens against
+    padding elsewhere: the hidden states say what was asked for, and nothing where nothing was.
+    """
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.model = ModernBertModel(config)
+        self.places = nn.Linear(config.hidden_size, 3)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return what the encoder hands on."""
+        hidden: Tensor = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).last_hidden_state
+        return hidden
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss."""
+        hidden, real = self.hidden(batch), batch["attention_mask"] != 0
+        first, last, inside = self.places(hidden).masked_fill(~real.unsqueeze(-1), -1e4).unbind(-1)
+        found = _missed(first, batch["first"]) + _missed(last, batch["last"])
+        # Answers do not overlap: between a first and its last place more have begun than ended.
+        within = batch["first"].long().cumsum(-1) > batch["last"].long().cumsum(-1) - batch["last"].long()
+        found = found + nn.functional.binary_cross_entropy_with_logits(inside[real], within[real].float())
+        words = batch["labels"] != IGNORED_LABEL
+        if not bool(words.any()):
+            return found
+        logits = hidden[words] @ self.model.embeddings.tok_embeddings.weight.T
+        return found + cross_entropy(logits, batch["labels"][words])
+
+
+class Sayer(nn.Module):
+    """A language model, and marks on the embeddings that it is to repeat.
+
+    The loss is the cross entropy of the answer's tokens, and a share of that of the text before it.
+    """
+
+    def __init__(self, config: LlamaConfig, noise: float = 0.2) -> None:
+        super().__init__()
+        self.model = LlamaForCausalLM(config)
+        self.marks = nn.Parameter(torch.randn(3, config.hidden_size) * 0.1)
+        self.noise = noise
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss; embeddings are disturbed a little, as no projection will meet them exactly."""
+        embedded = self.model.get_input_embeddings()
+        prefix, labels = embedded(batch["input_ids"]), batch["labels"]
+        noise = self.noise * torch.rand(len(prefix), 1, 1) * prefix.detach().std() * torch.randn_like(prefix)
+        prefix = prefix + noise + batch["marks"] @ self.marks
+        inputs = torch.cat([prefix, embedded(labels.clamp_min(0))], 1)
+        mask = torch.cat([batch["attention_mask"], (labels != IGNORED_LABEL).long()], 1)
+        places = (mask.cumsum(-1) - 1).clamp_min(0)
+        hidden = self.model.model(inputs_embeds=inputs, attention_mask=mask, position_ids=places).last_hidden_state
+        start = prefix.shape[1] - 1
+        said = labels != IGNORED_LABEL
+        answer = cross_entropy(self.model.lm_head(hidden[:, start:-1][said]), labels[said])
+        # A fifth of the places is enough to stay a model of the language, for a fifth of the price.
+        words = (batch["attention_mask"][:, 1:] * batch["attention_mask"][:, :-1]).bool()
+        words = words & (batch["input_ids"][:, 1:] != self.model.config.pad_token_id) & (torch.rand(words.shape) < 0.2)
+        text = cross_entropy(self.model.lm_head(hidden[:, :start][words]), batch["input_ids"][:, 1:][words])
+        return answer + _SHARE_OF_TEXT * text
+
+
+class Reader(nn.Module):
+    """The encoder's output as the language model's prefix, as in the chain, by a projection that is dropped later.
+
+    What a language model that repeats marked tokens expects, and what an encoder that finds them gives, are not quite the
+    same: they have to meet once. The loss is the cross entropy of the answer's tokens.
+    """
+
+    def __init__(self, finder: Finder, sayer: Sayer) -> None:
+        super().__init__()
+        self.finder, self.llm = finder, sayer.model
+        self.projection = nn.Linear(finder.model.config.hidden_size, sayer.model.config.hidden_size)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss; the batch is padded on the left."""
+        embedded, labels = self.llm.get_input_embeddings(), batch["labels"]
+        ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]
+        places = (mask.cumsum(-1) - 1).clamp_min(0)
+        hidden = self.finder.model(input_ids=ids, attention_mask=mask, position_ids=places).last_hidden_state
+        start = embedded(torch.full((len(ids), 1), self.llm.config.bos_token_id))
+        inputs = torch.cat([start, self.projection(hidden), embedded(labels.clamp_min(0))], 1)
+        # The first token stands before the padding here; as all positions count from it, that makes no difference.
+        mask = torch.cat([torch.ones_like(mask[:, :1]), mask, (labels != IGNORED_LABEL).long()], 1)
+        places = (mask.cumsum(-1) - 1).clamp_min(0)
+        out = self.llm.model(inputs_embeds=inputs, attention_mask=mask, position_ids=places).last_hidden_state
+        said = labels != IGNORED_LABEL
+        return cross_entropy(self.llm.lm_head(out[:, ids.shape[1] : -1][said]), labels[said])
+
+
+def pretrained_models(
+    slm: ModernBertConfig,
+    llm: LlamaConfig,
+    recipes: tuple[Recipe, Recipe, Recipe],
     tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    questions: Sequence[Question],
+    questions: Questions,
     *,
-    prepare: Callable[[LlamaForCausalLM], None] | None = None,
     root: Path | None = None,
     progress: Progress = log_progress,
 ) -> Path:
-    """Return the folder of the trained language model; train it first if the cache has none for the same recipe.
+    """Return a folder with the trained ``slm`` and ``llm``; train them first if the cache has none for the same recipes.
 
     Parameters
     ----------
-    config
-        Its architecture.
-    recipe
-        How it is trained.
+    slm, llm
+        Their architectures.
+    recipes
+        How the encoder, the language model, and then both together are trained.
     tokenizer
-        The tokenizer of both built-in models.
-    documents, questions
-        The public text: it reads the documents, and learns to answer the questions in token space.
-    prepare
-        Called with the untrained model, to set its first weights.
+        The tokenizer of both.
+    questions
+        Returns the public questions; called only to train.
     root
         The cache folder, by default `cache_root`.
     progress
-        Called after every step with the model's name, the step (from 1), the number of steps and the loss.
+        Called after every step with the part's name, the step (from 1), the number of steps and the loss.
     """
 
     def make(folder: Path) -> None:
-        with _seeded(recipe.seed):
-            model = LlamaForCausalLM(config)
-            if prepare is not None:
-                prepare(model)
-        batches = reading_batches(recipe, tokenizer, documents, questions)
-        _train(model, recipe, batches, answer_loss, "LLM", progress)
-        model.save_pretrained(folder)
+        asked = questions()
+        finding, saying, both = recipes
+        known = exercises(tokenizer, asked, finding.sequence_length)
+        with _seeded(finding.seed):
+            finder = Finder(slm)
+            _train(
+                finder, finding, finding_batches(known, tokenizer, finding.batch_size, finding.seed), "SLM", progress
+            )
+            sayer = Sayer(llm)
+            _train(sayer, saying, saying_batches(known, tokenizer, saying.batch_size, saying.seed), "LLM", progress)
+            reader = Reader(finder, sayer)
+            batches = saying_batches(known, tokenizer, both.batch_size, both.seed, plain=True)
+            _train(reader, both, batches, "SLM and LLM", progress)
+        finder.model.save_pretrained(folder / "slm")
+        sayer.model.save_pretrained(folder / "llm")
 
-    return _kept("scct-llm", config, recipe, tokenizer, documents, questions, make, root)
-
-
-def pretrained_slm(
-    config: RobertaConfig,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    questions: Sequence[Question],
-    *,
-    root: Path | None = None,
-    progress: Progress = log_progress,
-) -> Path:
-    """Return the folder of the encoder, trained by masked language modelling; parameters as for `pretrained_llm`."""
-
-    def make(folder: Path) -> None:
-        with _seeded(recipe.seed):
-            model = RobertaForMaskedLM(config)
-            # Within the seed, as dropout draws too.
-            batches = masked_batches(recipe, tokenizer, documents, questions)
-            _train(model, recipe, batches, masked_loss, "SLM", progress)
-        model.roberta.save_pretrained(folder)
-
-    return _kept("scct-slm", config, recipe, tokenizer, documents, questions, make, root)
+    return _kept("scct-models", (slm, llm), recipes, tokenizer, make, root)
 
 
 def _kept(
     kind: str,
-    config: LlamaConfig | RobertaConfig,
-    recipe: Recipe,
+    configs: Sequence[LlamaConfig | ModernBertConfig],
+    recipes: Sequence[Recipe],
     tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    questions: Sequence[Question],
     make: Callable[[Path], None],
     root: Path | None,
 ) -> Path:
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    asked = json.dumps([dataclasses.astuple(question) for question in questions])
+    code = hashlib.sha256()
+    for name in ("pretraining.py", "exercises.py", "models.py"):
+        code.update((Path(__file__).parent / name).read_bytes())
     description = {
         # Without what transformers writes about itself: another version reads the same weights.
-        "config": {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"},
-        "recipe": dataclasses.asdict(recipe),
-        "documents": documents_digest(documents),
-        "questions": hashlib.sha256(asked.encode()).hexdigest(),
+        "configs": [
+            {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
+            for config in configs
+        ],
+        "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
+        # What decides the questions rather than the questions: reading them would take seconds of every start.
+        "data": built_in_data_version(),
+        "code": code.hexdigest(),
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
     }
 
     def announced(folder: Path) -> None:
-        _log.info("training the built-in %s: %d steps, once; it is kept in the cache", kind, recipe.steps)
+        _log.info(
+            "training the built-in models: %d steps, once; they are kept in the cache", sum(r.steps for r in recipes)
+        )
         make(folder)
 
     return made_once(kind, description, announced, root=root, warn=_log.warning)
 
 
-def _train(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    batches: Iterator[Batch],
-    loss_of: Callable[[nn.Module, Batch], Tensor],
-    name: str,
-    progress: Progress,
-) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+def _train(model: nn.Module, recipe: Recipe, batches: Iterator[Batch], name: str, progress: Progress) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     with _threads(min(recipe.num_threads, os.cpu_count() or 1)):
         for step, batch in zip(range(recipe.steps), batches, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(step)
-            loss = loss_of(model, batch)
+            loss = model(batch)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             progress(name, step + 1, recipe.steps, loss.item())
     model.train(False)
 
 
-def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the cross entropy of the answers' tokens, and a share of that of all others."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    labels, answers = batch["labels"][:, 1:].flatten(), batch["answers"][:, 1:].flatten()
-    losses = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="none")
-    others = (labels != IGNORED_LABEL) & ~answers
-    return losses[answers].mean() + _SHARE_OF_TEXT * losses[others].mean()
-
-
-def masked_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the cross entropy of the masked tokens."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
-
-
-def reading_batches(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    questions: Sequence[Question],
-) -> Iterator[Batch]:
-    """Yield batches of reading exercises, with two repetitions in each.
-
-    An exercise is a context and some questions about it, each followed by its answer. A repetition is a piece of a
-    document, or of arbitrary tokens, and the same again as the answer: what keeps the model looking things up while
-    it has not yet learned what to look up.
-    """
-    rng = random.Random(recipe.seed)
-    exercises = _exercises(tokenizer, questions, recipe.sequence_length)
-    text = _stream(tokenizer, documents)
-    while True:
-        rows = [exercises[rng.randrange(len(exercises))] for _ in range(recipe.batch_size - 2)]
-        length = rng.randrange(8, min(48, recipe.sequence_length // 2))
-        start = rng.randrange(len(text) - length + 1)
-        for piece in (text[start : start + length], [rng.randrange(len(tokenizer)) for _ in range(length)]):
-            rows.append(([*piece, *piece, tokenizer.eos_token_id], [False] * length + [True] * (length + 1)))
-        yield _batch(rows, tokenizer)
-
-
-def masked_batches(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    questions: Sequence[Question],
-) -> Iterator[Batch]:
-    """Yield batches of contexts and questions with some tokens hidden, exchanged or left, all to be named."""
-    rng = random.Random(recipe.seed)
-    prompts = [
-        ids for ids in _ids(tokenizer, [reading_prompt(q) for q in questions]) if len(ids) <= recipe.sequence_length
-    ]
-    text = _stream(tokenizer, documents)
-    length = min(recipe.sequence_length // 2, len(text))
-    hidden = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.bos_token_id
-    while True:
-        rows = [prompts[rng.randrange(len(prompts))] for _ in range(recipe.batch_size - 1)]
-        start = rng.randrange(len(text) - length + 1)
-        batch = _batch([(ids, [False] * len(ids)) for ids in [*rows, text[start : start + length]]], tokenizer)
-        for row in range(recipe.batch_size):
-            for place in range(int(batch["attention_mask"][row].sum())):
-                fate = rng.random()
-                if fate < 0.09:
-                    batch["input_ids"][row, place] = hidden
-                elif fate < 0.11:
-                    batch["input_ids"][row, place] = rng.randrange(len(tokenizer))
-                elif fate >= 0.15:
-                    batch["labels"][row, place] = IGNORED_LABEL
-        yield batch
-
-
-def _exercises(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], longest: int
-) -> list[tuple[list[int], list[bool]]]:
-    """Token ids of contexts with up to four questions and answers, and which tokens are answers."""
-    by_context: dict[str, list[Question]] = {}
-    for question in questions:
-        by_context.setdefault(question.context, []).append(question)
-    exercises = []
-    for context, asked in by_context.items():
-        for first in range(0, len(asked), _QUESTIONS_PER_EXERCISE):
-            ids, answers = _ids(tokenizer, [context + "\n"])[0], []
-            answers += [False] * len(ids)
-            for question in asked[first : first + _QUESTIONS_PER_EXERCISE]:
-                prompt, answer = _ids(tokenizer, [question.question + "\n", question.answer])
-                ids = [*ids, *prompt, *answer, tokenizer.eos_token_id]
-                answers += [False] * len(prompt) + [True] * (len(answer) + 1)
-            if len(ids) <= longest:
-                exercises.append((ids, answers))
-    return exercises
-
-
-def _stream(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[int]:
-    end = tokenizer.eos_token_id
-    return [token for ids in _ids(tokenizer, [d.text for d in documents]) for token in (*ids, end)]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return [list(ids) for ids in encoded["input_ids"]]
-
-
-def _batch(rows: Sequence[tuple[list[int], list[bool]]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED_LABEL)
-    answers = torch.zeros(ids.shape, dtype=torch.bool)
-    for number, (tokens, answer) in enumerate(rows):
-        ids[number, : len(tokens)] = labels[number, : len(tokens)] = torch.tensor(tokens)
-        mask[number, : len(tokens)] = 1
-        answers[number, : len(tokens)] = torch.tensor(answer)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "answers": answers}
+def _missed(scores: Tensor, right: Tensor) -> Tensor:
+    """Cross entropy of hitting any of the right places."""
+    return (scores.logsumexp(-1) - scores.masked_fill(~right, -1e9).logsumexp(-1)).mean()
 
 
 @contextmanager

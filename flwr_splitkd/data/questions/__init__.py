@@ -7,6 +7,7 @@
     kinds.py       choices without a random generator; contexts with distractors
     from_code.py   questions about signatures, classes and constants
     from_text.py   questions about the sentences of docstrings
+    kept.py        the built-in questions on disk
     stdlib.py      the built-in questions, over Python's standard library
     squad.py       the user's own: SQuAD's JSON, JSONL, the Hugging Face hub
     load.py        QuestionConfig, and who gets which questions

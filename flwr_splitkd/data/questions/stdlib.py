@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from flwr_splitkd.data.questions.from_code import (
     signature_questions,
 )
 from flwr_splitkd.data.questions.from_text import sentence_questions, summary_questions
+from flwr_splitkd.data.questions.kept import kept_questions
 from flwr_splitkd.data.questions.kinds import Draw
 from flwr_splitkd.data.questions.question import Question
 from flwr_splitkd.data.stdlib import stdlib_trees
@@ -31,6 +33,8 @@ _MAKERS = (
 )
 # Per source file: a file of a hundred constants would otherwise be nothing but constants.
 _MAX_PER_KIND = 10
+# The store, which keeps them, needs it.
+_HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
 def stdlib_questions(root: Path | None = None, *, salt: int = 0) -> tuple[Question, ...]:
@@ -48,7 +52,12 @@ def stdlib_questions(root: Path | None = None, *, salt: int = 0) -> tuple[Questi
     DataError
         If ``root`` has no readable sources.
     """
-    return _make(root, salt)
+    return _stdlib(salt) if root is None and _HAS_TORCH else _make(root, salt)
+
+
+@functools.lru_cache(maxsize=8)
+def _stdlib(salt: int) -> tuple[Question, ...]:
+    return kept_questions(salt, lambda: _make(None, salt))
 
 
 @functools.lru_cache(maxsize=2)
