@@ -35,6 +35,7 @@ class Called:
     session: Session
     position: int
     name: str
+    split_point: int = 0
     message_id: str = ""
     reply: Message | None = None
     record: DeviceRecord | None = None
@@ -108,7 +109,7 @@ class ChainRounds:
         SplitKDError
             If the cloud is lost, or the settings cannot be used.
         """
-        called = self._strategy.called(self._grid, server_round, config, "train")
+        called = self._called(server_round, config, "train")
         iterations = self._edge.iterations([one.position for one in called])
         self._begin(called, server_round, iterations)
         watcher = _Replies(self._grid, called)
@@ -128,7 +129,7 @@ class ChainRounds:
 
     def evaluate(self, server_round: int, config: ConfigRecord) -> list[Message]:
         """Have the devices evaluate the chain on their data; return Flower's replies."""
-        called = self._strategy.called(self._grid, server_round, config, "evaluate")
+        called = self._called(server_round, config, "evaluate")
         if not called:
             return []
         self._begin(called, server_round, None)
@@ -139,6 +140,25 @@ class ChainRounds:
         return watcher.finish(self._reply_timeout_s)
 
     # ---- the round's thread
+
+    def _called(self, server_round: int, config: ConfigRecord, mode: str) -> list[Called]:
+        """The round's devices with their split points, decided for all of them before the first has come (section III.A)."""
+        called = self._strategy.called(self._grid, server_round, config, mode)
+        for one in called:
+            with self._lock:
+                known = self._views.get(one.position)
+            one.split_point = self._strategy.split_point(
+                DeviceView(
+                    node_id=one.node_id,
+                    name=one.name,
+                    server_round=server_round,
+                    turn=one.position,
+                    num_blocks=self._edge.layout.num_blocks,
+                    num_examples=known.num_examples if known else 0,
+                    num_batches=known.num_batches if known else 0,
+                )
+            )
+        return called
 
     def _begin(self, called: Sequence[Called], server_round: int, iterations: Iterations | None) -> None:
         """Call the devices, each with a thread that serves it."""
@@ -254,11 +274,11 @@ class ChainRounds:
         record = DeviceRecord(server_round=server_round, node_id=one.node_id, device=one.name, mode=mode)
         try:
             self._wait_connected(one, iterations)
-            view = self._view(one, server_round)
+            self._meet(one, server_round)
             plan = DevicePlan(
                 position=one.position,
                 server_round=server_round,
-                split_point=self._strategy.split_point(view),
+                split_point=one.split_point,
                 training=iterations is not None,
             )
             outcome = self._edge.serve(one.session, plan, iterations)
@@ -333,7 +353,8 @@ class ChainRounds:
             "aside for each (`client-resources.num-cpus`), or lower `fraction_train`."
         )
 
-    def _view(self, one: Called, server_round: int) -> DeviceView:
+    def _meet(self, one: Called, server_round: int) -> None:
+        """Remember what a device says of itself, for later decisions."""
         hello = one.session.hello
         if hello is None:
             raise ValueError("Only a connected device has said who it is.")
@@ -348,7 +369,6 @@ class ChainRounds:
         )
         with self._lock:
             self._views[one.position] = view
-        return view
 
     def _record(self, record: DeviceRecord) -> None:
         with self._lock:

@@ -9,7 +9,8 @@ import torch
 from chain_processes import Site, site_at
 
 
-@pytest.fixture(scope="package", autouse=True)
+# Around each test: a fixture of the package would give the threads back in the midst of the next one's set-up.
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
