@@ -49,7 +49,7 @@ NTH = {
     "after a commit, the answer lost": 4,
 }
 
-FAST = {"within a backward pass", "within a commit", "after a commit, the answer lost"}
+FAST = {"after a commit, the answer lost"}
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,7 @@ def test_damaged_state(cloud: Cloud, uninterrupted: dict[str, tuple[dict[str, Te
     assert is_same(stored(cloud.folder, SERIAL), uninterrupted[SERIAL][0])
 
 
+@pytest.mark.slow
 def test_an_edge_that_was_started_again_within_a_round(
     cloud: Cloud, uninterrupted: dict[str, tuple[dict[str, Tensor], list[list[Said]]]]
 ) -> None:
@@ -268,6 +269,7 @@ def test_a_round_that_is_not_there(cloud: Cloud) -> None:
             pytest.fail("opened")
 
 
+@pytest.mark.slow
 def test_terminated(cloud: Cloud) -> None:
     """What was trained is durable, whatever the next commit was to be."""
     cloud.job["commit_every_steps"] = 100
@@ -284,6 +286,7 @@ def test_terminated(cloud: Cloud) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+@pytest.mark.slow
 def test_a_full_disk(zygote: str, tmp_path: Path) -> None:
     """The edge is told, the commit before is whole, and with some room the run goes on from its last round."""
     disk = tmp_path / "disk"
