@@ -10,6 +10,8 @@ import pytest
 from flwr_splitkd import cli
 from flwr_splitkd.wire.certificates import make_certificates
 
+pytest.importorskip("torch", reason="the command needs it")
+
 TOML = """
 [llm]
 name = "no-such-model"

@@ -14,6 +14,8 @@ from flwr_splitkd.errors import DataError, SplitKDError
 from flwr_splitkd.tiers.child import Parent, beside, packed
 from flwr_splitkd.wire.handshake import wrong_secret
 
+pytest.importorskip("torch", reason="the child's process needs it")
+
 
 def say_both(parent: Parent, first: int, second: str) -> None:
     parent.say((os.getpid(), first))
