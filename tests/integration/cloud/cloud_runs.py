@@ -25,6 +25,7 @@ from flwr_splitkd.tiers.cloud import CloudLLM, TaskSettings
 from flwr_splitkd.tiers.cloud.store import TaskStore
 from flwr_splitkd.tiers.edge.chain import CloudAccess, CloudLink
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
+from flwr_splitkd.tiers.threads import compute_threads
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 from tiny_llms import VOCAB, tiny_llm
 
@@ -78,16 +79,17 @@ def expected(
     llm: Callable[[], nn.Module] = tiny_llm,
 ) -> tuple[dict[str, Tensor], list[list[Said]]]:
     """The same without network, process or disk: the module's state, and what each device is told."""
-    one = CloudLLM(llm()).add_task(task, given or settings(task))
-    said = []
-    for step in steps:
-        keys = [(position << _DEVICE_BITS | device, step) for device in range(DEVICES)]
-        answers = [
-            one.differentiate(*batch(edge, device, step), key=key)
-            for device, key in zip(range(DEVICES), keys, strict=True)
-        ]
-        said.append([(answer.loss, answer.gradient) for answer in answers])
-        one.step(keys)
+    with compute_threads(1):  # as in the cloud's process: sums of two threads are others
+        one = CloudLLM(llm()).add_task(task, given or settings(task))
+        said = []
+        for step in steps:
+            keys = [(position << _DEVICE_BITS | device, step) for device in range(DEVICES)]
+            answers = [
+                one.differentiate(*batch(edge, device, step), key=key)
+                for device, key in zip(range(DEVICES), keys, strict=True)
+            ]
+            said.append([(answer.loss, answer.gradient) for answer in answers])
+            one.step(keys)
     return one.state(), said  # type: ignore[return-value]
 
 
