@@ -48,4 +48,4 @@ def test_the_demo_runs_to_its_end_and_leaves_nothing(tmp_path: Path) -> None:
     assert {line["split_point"] for line in devices} == {1, 2, 3} and all(line["num_steps"] == 3 for line in devices)
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     assert [line["server_round"] for line in evaluations] == [0, 1] and "eval-f1" in evaluations[1]
-    assert traces_of(str(tmp_path)) == []
+    assert traces_of(str(tmp_path / "runs")) == []
