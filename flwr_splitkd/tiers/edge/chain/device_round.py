@@ -123,11 +123,12 @@ class _DeviceRound:
         if self._stage.iterations is not None:  # the others need not wait while the layers travel
             self._stage.iterations.leave(self._plan.position)
         units = self._compute(self._half.units) if self._plan.training else {}
-        self._say_over({unit: tensors for unit, tensors in units.items() if not unit.endswith(FROZEN)})
+        trained: KeptUnits = {unit: (digest(tensors), tensors) for unit, tensors in units.items()}
+        self._say_over({unit: item for unit, item in trained.items() if not unit.endswith(FROZEN)})
         # A device that is lost before it has its layers has lost the round, and what travels to it belongs to the round.
         self._link.wait_heard(self._settings.step_timeout_s)
         kept.clear()
-        kept.update({unit: (digest(tensors), tensors) for unit, tensors in units.items()})
+        kept.update(trained)
         return self._outcome(message)
 
     def close(self) -> None:
@@ -318,9 +319,9 @@ class _DeviceRound:
 
     # ---- the end
 
-    def _round_over(self, units: Mapping[str, Mapping[str, Tensor]]) -> pb.RoundOver:
+    def _round_over(self, units: KeptUnits) -> pb.RoundOver:
         over = pb.RoundOver(
-            units=[pb.UnitVersion(unit=unit, version=digest(tensors)) for unit, tensors in units.items()],
+            units=[pb.UnitVersion(unit=unit, version=version) for unit, (version, _) in units.items()],
             loss=self._loss_sum / max(self._num_tokens, 1),
             num_tokens=self._num_tokens,
             num_missed=self._num_missed,
@@ -334,9 +335,9 @@ class _DeviceRound:
         total = self._settings.num_epochs * self._settings.num_iterations
         return max(total - (self._step - self._first_step), 0) if self._plan.training else 0
 
-    def _say_over(self, units: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _say_over(self, units: KeptUnits) -> None:
         tensors: dict[str, EncodedTensor] = {}
-        for unit, state in units.items():
+        for unit, (_, state) in units.items():
             tensors.update(encode_all(state, f"{unit}|"))
         self._downlink_handover = sum(len(tensor.payload) for tensor in tensors.values())
         self._link.send(self._round_over(units), tensors)

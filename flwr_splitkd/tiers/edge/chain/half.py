@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -21,7 +21,6 @@ from flwr_splitkd.split import (
     scale_gradients,
     seed_dropout,
 )
-from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
 from flwr_splitkd.tiers.units import FROZEN, Moments, pack, require_finite, trained_names, unpack, versioned_units
 
@@ -173,11 +172,6 @@ class ServerHalf:
                     tensor, f"{name!r} of {unit} at the round's end", "Lower the learning rate or clip gradients."
                 )
         return units
-
-    def versions(self) -> Iterator[tuple[str, str]]:
-        """Each unit with the digest of its tensors."""
-        for unit, tensors in self.units().items():
-            yield unit, digest(tensors)
 
     def close(self) -> None:
         """Give torch's generator back."""

@@ -150,10 +150,6 @@ class ChainEdge:
         """Share the edge's compute between the devices, by position, from now on (alpha of the paper)."""
         self._compute.set_weights(shares)
 
-    def edge_seconds(self) -> dict[int, float]:
-        """Seconds of compute that each device has had on the edge so far, by position."""
-        return {int(str(flow)): seconds for flow, seconds in self._compute.service_s().items()}
-
     def serve(self, session: Session, plan: DevicePlan, iterations: Iterations | None) -> DeviceOutcome:
         """Serve a connected device's part in a round, on the calling thread, and end its session.
 
