@@ -166,10 +166,10 @@ def test_away_for_too_long(cloud: Cloud) -> None:
         with ThreadPoolExecutor(DEVICES) as pool:
             waiting = [pool.submit(link.differentiate, d, 0, *batch("edge", d, 0)) for d in range(DEVICES)]
             began_s = time.monotonic()
-            for future in waiting:
-                with contextlib.suppress(PeerLostError):
-                    future.result(20)
-            assert isinstance(waiting[2].exception(), PeerLostError)
+            failures = [future.exception(20) for future in waiting]
+            # Which device's pass is the third depends on whose call came last.
+            assert any(isinstance(failure, PeerLostError) for failure in failures)
+            assert all(failure is None or isinstance(failure, PeerLostError) for failure in failures)
         assert time.monotonic() - began_s < 15
         with pytest.raises(PeerLostError, match="nobody listens at this address. Start it with `flwr-splitkd cloud`"):
             link.step([(0, 0)])
