@@ -28,8 +28,10 @@ def summarize_chain(result: SCCTResult, baselines: Mapping[str, Mapping[str, flo
     """
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None)
-    console.print(_devices([record for record in result.devices if record.mode == "train"]))
-    console.print(_epochs(result.epochs))
+    if result.devices:
+        console.print(_devices([record for record in result.devices if record.mode == "train"]))
+    if result.epochs:
+        console.print(_epochs(result.epochs))
     for title, rounds in (
         ("Evaluation on the devices", result.evaluate_metrics_clientapp),
         ("Evaluation on the server", result.evaluate_metrics_serverapp),

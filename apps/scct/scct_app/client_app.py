@@ -7,10 +7,9 @@ from flwr.clientapp import ClientApp
 
 from flwr_splitkd import SCCTClient
 from flwr_splitkd.clients import enrol
-from flwr_splitkd.errors import DataError
-from scct_app import task
+from scct_app import device_only, task
 from scct_app.config import read_config
-from scct_app.models import load_llm_tokenizer, load_slm_tokenizer, slm_builder
+from scct_app.models import load_llm_tokenizer, slm_builder
 
 app = ClientApp()
 
@@ -19,16 +18,9 @@ app = ClientApp()
 def train(msg: Message, context: Context) -> Message:
     """Take part in a round."""
     config = read_config(context.run_config)
-    data = task.load_partition(
-        _partition(context, "partition-id"),
-        _partition(context, "num-partitions"),
-        config=config.questions,
-        encoding=config.encoding,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        slm_tokenizer=load_slm_tokenizer(config.slm_tokenizer),
-        llm_tokenizer=load_llm_tokenizer(config.llm_tokenizer),
-    )
+    if config.training == "device-only":
+        return device_only.train(msg, context, config)
+    data = task.round_batches(config, *task.partition_of(context), int(msg.content["config"]["server-round"]))
     return SCCTClient(slm=slm_builder(config.slm, **config.model_options), data=data).train(msg, context)
 
 
@@ -36,16 +28,13 @@ def train(msg: Message, context: Context) -> Message:
 def evaluate(msg: Message, context: Context) -> Message:
     """Answer questions about modules that no device has."""
     config = read_config(context.run_config)
-    tokenizer = load_llm_tokenizer(config.llm_tokenizer)
-    data = task.heldout_loader(
-        config=config.questions,
-        encoding=config.encoding,
-        batch_size=config.batch_size,
-        max_questions=config.heldout_questions,
-        slm_tokenizer=load_slm_tokenizer(config.slm_tokenizer),
-        llm_tokenizer=tokenizer,
+    if config.training == "device-only":
+        return device_only.evaluate(msg, context, config)
+    client = SCCTClient(
+        slm=slm_builder(config.slm, **config.model_options),
+        data=task.evaluation_batches(config),
+        score=task.scorer(load_llm_tokenizer(config.llm_tokenizer)),
     )
-    client = SCCTClient(slm=slm_builder(config.slm, **config.model_options), data=data, score=task.scorer(tokenizer))
     return client.evaluate(msg, context)
 
 
@@ -53,12 +42,3 @@ def evaluate(msg: Message, context: Context) -> Message:
 def query(msg: Message, context: Context) -> Message:
     """Say who this device is, so that the order of the devices is the same in every run."""
     return enrol(msg, context)
-
-
-def _partition(context: Context, key: str) -> int:
-    if key not in context.node_config:
-        raise DataError(
-            f"The node config has the keys {sorted(context.node_config)}; expected `{key}` among them. Start the SuperNode "
-            "with --node-config 'partition-id=0 num-partitions=2'."
-        )
-    return int(context.node_config[key])

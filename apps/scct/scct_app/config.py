@@ -21,6 +21,10 @@ class AppConfig:
 
     Parameters
     ----------
+    training
+        ``chain``: along device, edge and cloud. Two baselines have the same batches in the same order: ``cloud-only``, the
+        module of the language model from the questions' tokens, which are all in one process (the paper's CloudO); and
+        ``device-only``, every device its encoder with a head that points at the answer, and nobody else.
     num_server_rounds, epochs, iterations
         Rounds, epochs in a round, and iterations in an epoch: in each, every device trains on one batch at the same time.
     split_points
@@ -76,6 +80,7 @@ class AppConfig:
         Of everything random.
     """
 
+    training: str = setting("chain", choices=("chain", "cloud-only", "device-only"))
     num_server_rounds: int = setting(5, minimum=1)
     epochs: int = setting(2, minimum=1)
     iterations: int = setting(20, minimum=1)
@@ -148,7 +153,7 @@ class AppConfig:
             max_positions=self.max_positions,
             max_answer_tokens=self.max_answer_tokens,
             on_long="skip",
-            reference=self.reference_loss,
+            reference=self.reference_loss or self.training == "cloud-only",
         )
 
     @property
@@ -191,6 +196,12 @@ def read_config(run_config: Mapping[str, Any]) -> AppConfig:
     """Parse the run config; every mistake in a single key is reported at once, then those between keys."""
     config = parse_run_config(AppConfig, run_config)
     errors = []
+    if config.training != "chain" and (config.cloud_address or config.resume):
+        key = "cloud-address" if config.cloud_address else "resume"
+        errors.append(
+            f"`training` is {config.training!r} and `{key}` is set; expected `{key}` with 'chain' only: a baseline trains without "
+            "a cloud, and from the start."
+        )
     for check in (lambda: CutCycle(config.split_point_list), lambda: config.tls, lambda: config.questions):
         try:
             check()

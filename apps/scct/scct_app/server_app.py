@@ -8,19 +8,19 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from peft import LoraConfig
 
 from flwr_splitkd import SCCT, CutCycle, OptimizerSettings
 from flwr_splitkd.models import build_skeleton
-from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies import summarize_chain
-from flwr_splitkd.tiers.cloud import EmbeddedCloud, TaskSettings
-from flwr_splitkd.tiers.edge.chain import CloudAccess
+from flwr_splitkd.strategies import SCCTResult, summarize_chain
+from flwr_splitkd.tiers.cloud import EmbeddedCloud
 from flwr_splitkd.tiers.optimizer import warmup_schedule
 from scct_app import task
+from scct_app.cloud_only import train_cloud_only
 from scct_app.config import AppConfig, read_config
+from scct_app.device_only import run_device_only
 from scct_app.models import llm_builder, model_sources, slm_builder
+from scct_app.module import module_settings
 
 app = ServerApp()
 
@@ -45,10 +45,18 @@ def main(grid: Grid, context: Context) -> None:
     baselines = task.heldout_baselines(config.questions, config.heldout_questions)
     for name, scores in baselines.items():
         _log.info("Baseline, %s: F1 %.1f, exact match %.1f", name, scores["f1"], scores["exact_match"])
-    result = _strategy(config, folder).start(grid=grid, num_rounds=config.num_server_rounds)
+    result = _train(grid, config, folder)
     summary = summarize_chain(result, baselines)
     folder.write_summary(summary)
     _log.info("\n%s", summary)
+
+
+def _train(grid: Grid, config: AppConfig, folder: RunFolder) -> SCCTResult:
+    if config.training == "cloud-only":
+        return train_cloud_only(config, folder)
+    if config.training == "device-only":
+        return run_device_only(grid, config, folder)
+    return _strategy(config, folder).start(grid=grid, num_rounds=config.num_server_rounds)
 
 
 def _strategy(config: AppConfig, folder: RunFolder) -> SCCT:
@@ -86,15 +94,6 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SCCT:
     )
 
 
-def _embedded(config: AppConfig, width: int) -> EmbeddedCloud | CloudAccess:
-    module = SerialAdapterConfig(bottleneck=config.bottleneck)
-    settings = TaskSettings(
-        slm_width=width,
-        peft=module if config.method == "serial-adapter" else LoraConfig(r=config.rank, lora_alpha=2 * config.rank),
-        optimizer=OptimizerSettings(learning_rate=config.module_learning_rate, weight_decay=config.weight_decay),
-        max_grad_norm=config.module_max_grad_norm or None,
-        reference_loss=config.reference_loss,
-        max_new_tokens=config.max_answer_tokens,
-        seed=config.seed,
-    )
-    return EmbeddedCloud(llm=llm_builder(config.llm, **config.model_options), tasks={config.task: settings})
+def _embedded(config: AppConfig, width: int) -> EmbeddedCloud:
+    tasks = {config.task: module_settings(config, width)}
+    return EmbeddedCloud(llm=llm_builder(config.llm, **config.model_options), tasks=tasks)

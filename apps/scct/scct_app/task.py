@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from flwr.app import Context
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,9 @@ from flwr_splitkd.errors import ConfigError, DataError
 from flwr_splitkd.tiers.device.batches import Batch
 from flwr_splitkd.tiers.device.chain import Score
 from scct_app.models import load_llm_tokenizer, load_slm_tokenizer
+
+if TYPE_CHECKING:
+    from scct_app.config import AppConfig
 
 Loader = DataLoader[dict[str, Tensor]]
 
@@ -86,6 +91,55 @@ def heldout_loader(
     questions = heldout_questions(config or QuestionConfig())
     dataset = _encoded(questions, encoding, slm_tokenizer, llm_tokenizer).spread(max_questions)
     return make_loader(dataset, batch_size, collate=dataset.collate)
+
+
+def round_batches(config: AppConfig, partition_id: int, num_partitions: int, server_round: int) -> Loader:
+    """Return the batches of one device in one round; every round has another order."""
+    return load_partition(
+        partition_id,
+        num_partitions,
+        config=config.questions,
+        encoding=config.encoding,
+        batch_size=config.batch_size,
+        seed=round_seed(config, server_round),
+        slm_tokenizer=load_slm_tokenizer(config.slm_tokenizer),
+        llm_tokenizer=load_llm_tokenizer(config.llm_tokenizer),
+    )
+
+
+def round_seed(config: AppConfig, server_round: int) -> int:
+    """Return the seed of the order in which a device takes its questions in a round."""
+    return config.seed * 1_000_003 + server_round
+
+
+def questions_of(loader: Loader) -> tuple[Question, ...]:
+    """Return the questions behind a loader of this module, without those that were too long."""
+    if not isinstance(loader.dataset, QuestionDataset):
+        raise TypeError(f"{type(loader.dataset).__name__} is no QuestionDataset")
+    return loader.dataset.questions
+
+
+def evaluation_batches(config: AppConfig) -> Loader:
+    """Return the batches of an evaluation, which are the same on every device and in every round."""
+    return heldout_loader(
+        config=config.questions,
+        encoding=config.encoding,
+        batch_size=config.batch_size,
+        max_questions=config.heldout_questions,
+        slm_tokenizer=load_slm_tokenizer(config.slm_tokenizer),
+        llm_tokenizer=load_llm_tokenizer(config.llm_tokenizer),
+    )
+
+
+def partition_of(context: Context) -> tuple[int, int]:
+    """Return which partition this device has, and of how many."""
+    for key in ("partition-id", "num-partitions"):
+        if key not in context.node_config:
+            raise DataError(
+                f"The node config has the keys {sorted(context.node_config)}; expected `{key}` among them. Start the SuperNode "
+                "with --node-config 'partition-id=0 num-partitions=2'."
+            )
+    return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
 
 
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
