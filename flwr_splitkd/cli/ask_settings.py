@@ -14,7 +14,7 @@ from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import PretrainedModel
 from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.chain_progress import ChainProgress
+from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.tiers.cloud import EmbeddedCloud, TaskSettings
 from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.tiers.optimizer import OptimizerSettings

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flwr_splitkd.callbacks import Callback
-from flwr_splitkd.strategies.chain_result import DeviceRecord, EpochRecord, SCCTResult
-from flwr_splitkd.strategies.chain_summary import summarize_chain
+from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord, SCCTResult
+from flwr_splitkd.strategies.chain.summary import summarize_chain
 from flwr_splitkd.strategies.planner import Planner
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.scct import SCCT

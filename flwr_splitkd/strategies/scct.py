@@ -38,9 +38,9 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks
-from flwr_splitkd.strategies.chain_progress import ChainProgress
-from flwr_splitkd.strategies.chain_result import SCCTResult
-from flwr_splitkd.strategies.chain_rounds import Called, ChainRounds
+from flwr_splitkd.strategies.chain.progress import ChainProgress
+from flwr_splitkd.strategies.chain.result import SCCTResult
+from flwr_splitkd.strategies.chain.rounds import Called, ChainRounds
 from flwr_splitkd.strategies.console import log, log_changes
 from flwr_splitkd.strategies.description import describe, versions
 from flwr_splitkd.strategies.metrics import MetricsAggregator, scalar_metrics, weighted_mean

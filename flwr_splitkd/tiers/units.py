@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flwr_splitkd.errors import NonFiniteError, ProtocolError
 from flwr_splitkd.split import Layout
 from flwr_splitkd.wire.codec import decode, encode
+from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.tensors import EncodedTensor
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "TEACHER_UNIT",
     "Moments",
     "decode_all",
+    "decode_one",
     "encode_all",
     "pack",
     "require_finite",
@@ -78,6 +80,22 @@ def encode_all(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Enc
 def decode_all(tensors: Mapping[str, EncodedTensor], prefix: str = "") -> dict[str, Tensor]:
     """Decode the tensors whose names start with `prefix`, which is taken off."""
     return {name[len(prefix) :]: decode(item) for name, item in tensors.items() if name.startswith(prefix)}
+
+
+def decode_one(message: WireMessage, name: str) -> Tensor:
+    """Decode one tensor of a message.
+
+    Raises
+    ------
+    ProtocolError
+        If the message has none of this name.
+    """
+    if name not in message.tensors:
+        raise ProtocolError(
+            f"{message.kind} has {len(message.tensors)} tensors, {sorted(message.tensors)[:8]} among them; expected {name!r} as "
+            "well."
+        )
+    return decode(message.tensors[name])
 
 
 def trained_names(model: nn.Module) -> set[str]:

@@ -15,7 +15,7 @@ from chain_to_ask import CONTEXT, LAYERS, NEW, QUESTION, ChainToAsk
 from flwr_splitkd import cli
 from flwr_splitkd.models import PretrainedModel
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.chain_progress import ChainProgress
+from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.strategies.description import describe
 from flwr_splitkd.tiers.child import beside, packed
 from flwr_splitkd.tiers.cloud import CloudSetup, EmbeddedCloud

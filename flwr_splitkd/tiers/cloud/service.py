@@ -18,9 +18,9 @@ from flwr_splitkd.tiers.cloud.llm import CloudLLM
 from flwr_splitkd.tiers.cloud.served import Durable, ServedTask
 from flwr_splitkd.tiers.cloud.task import Key
 from flwr_splitkd.tiers.fair import FairExecutor
-from flwr_splitkd.tiers.units import decode_all, encode_all
+from flwr_splitkd.tiers.units import decode_all, decode_one, encode_all
 from flwr_splitkd.wire.cloud_server import CloudServer, CloudSession
-from flwr_splitkd.wire.codec import decode, encode
+from flwr_splitkd.wire.codec import encode
 from flwr_splitkd.wire.failures import failure_from
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.handshake import clean_name
@@ -247,7 +247,7 @@ class _EdgeSession:
     def _computed(
         self, body: pb.Intermediate, message: WireMessage, answer: pb.IntermediateGradient
     ) -> dict[str, Tensor]:
-        hidden, mask = (_decoded(message, name) for name in ("hidden", "mask"))
+        hidden, mask = (decode_one(message, name) for name in ("hidden", "mask"))
         tensors: dict[str, Tensor] = {}
         if body.mode not in (pb.MODE_TRAIN, pb.MODE_EVALUATE):
             raise ProtocolError(f"An Intermediate has mode {body.mode}; expected to train or to evaluate.")
@@ -260,7 +260,7 @@ class _EdgeSession:
             done = self._task.differentiate(
                 hidden,
                 mask,
-                _decoded(message, "labels"),
+                decode_one(message, "labels"),
                 key=(self._offset | body.device, body.step),
                 reference=decode_all(message.tensors, "reference/") or None,
             )
@@ -270,7 +270,7 @@ class _EdgeSession:
             tensors["gradient"] = done.gradient
             return tensors
         if "labels" in message.tensors:
-            answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, _decoded(message, "labels"))
+            answer.loss, answer.num_tokens = self._task.evaluate(hidden, mask, decode_one(message, "labels"))
         if body.max_new_tokens > _MOST_NEW_TOKENS:
             raise ProtocolError(f"`max_new_tokens` is {body.max_new_tokens}; expected at most {_MOST_NEW_TOKENS}.")
         if body.max_new_tokens:
@@ -316,9 +316,3 @@ def _changes(body: object) -> bool:
     if isinstance(body, pb.Intermediate):
         return body.mode != pb.MODE_EVALUATE
     return isinstance(body, pb.PeftStep | pb.EndRound)
-
-
-def _decoded(message: WireMessage, name: str) -> Tensor:
-    if name not in message.tensors:
-        raise ProtocolError(f"{message.kind} has the tensors {sorted(message.tensors)[:8]}; expected {name!r} as well.")
-    return decode(message.tensors[name])

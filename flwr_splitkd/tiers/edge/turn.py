@@ -31,8 +31,8 @@ from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
 from flwr_splitkd.tiers.edge.teacher import TeacherData
 from flwr_splitkd.tiers.optimizer import set_learning_rate
-from flwr_splitkd.tiers.units import Moments, decode_all, encode_all, require_finite
-from flwr_splitkd.wire.codec import codec_code, decode, encode
+from flwr_splitkd.tiers.units import Moments, decode_all, decode_one, encode_all, require_finite
+from flwr_splitkd.wire.codec import codec_code, encode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
@@ -284,7 +284,7 @@ class _Turn:
     def _differentiate(self, message: WireMessage, half: EdgeHalf) -> dict[str, EncodedTensor]:
         """Forward pass, loss and backward pass of one micro-batch; the gradient at the cut when training."""
         smashed = self._smashed(message)
-        labels = decode(_tensor(message, "labels")).to(self._device)
+        labels = decode_one(message, "labels").to(self._device)
         inputs = self._inputs(message, "inputs/")
         teacher_data = self._teacher_data(message, inputs)
         with torch.set_grad_enabled(self._training):
@@ -314,12 +314,12 @@ class _Turn:
         teacher = self._objective.teacher
         if teacher is None or not self._training:
             return None
-        embeddings = decode(_tensor(message, "teacher_embeddings"))
+        embeddings = decode_one(message, "teacher_embeddings")
         require_finite(embeddings, f"The teacher embeddings of step {message.body.step}", _DEVICE_REMEDY)
         return TeacherData(embeddings, self._inputs(message, "teacher_inputs/") if teacher.cut else inputs)
 
     def _smashed(self, message: WireMessage) -> Tensor:
-        smashed = decode(_tensor(message, "smashed"))
+        smashed = decode_one(message, "smashed")
         width = self._student.fingerprint.hidden_size
         dtype = next(self._student.model.parameters()).dtype
         if smashed.dtype != dtype or (width and (smashed.dim() < 2 or smashed.shape[-1] != width)):
@@ -448,12 +448,3 @@ def _check_times(done: WireMessage, peer: str, duration_s: float) -> None:
             raise ProtocolError(
                 f"{peer} reports a `{name}` of {seconds} s; expected 0 to {duration_s:.3f}, the turn's own."
             )
-
-
-def _tensor(message: WireMessage, name: str) -> EncodedTensor:
-    if name not in message.tensors:
-        some = sorted(message.tensors)[:8]
-        raise ProtocolError(
-            f"{message.kind} has {len(message.tensors)} tensors, {some} among them; expected {name!r} as well."
-        )
-    return message.tensors[name]

@@ -17,7 +17,7 @@ from flwr_splitkd.cli.ask_settings import Settings, cloud_access, known_by_run, 
 from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.chain_progress import ChainProgress
+from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.strategies.description import describe
 from flwr_splitkd.tiers.cloud import TaskSettings
 

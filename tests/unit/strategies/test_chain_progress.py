@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flwr_splitkd.errors import StoreError
-from flwr_splitkd.strategies.chain_progress import ChainProgress
+from flwr_splitkd.strategies.chain.progress import ChainProgress
 
 
 def test_positions_follow_the_names_by_value_and_stay() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from flwr_splitkd import SCCT
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.strategies import SCCTResult, summarize_chain
-from flwr_splitkd.strategies.chain_result import DeviceRecord, EpochRecord
+from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord
 from flwr_splitkd.strategies.description import describe
 from flwr_splitkd.tiers.cloud import EmbeddedCloud, TaskSettings
 from flwr_splitkd.tiers.edge.chain import CloudAccess, DeviceOutcome

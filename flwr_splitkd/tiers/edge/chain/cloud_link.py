@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import ConfigError, HandshakeError, PeerLostError, ProtocolError, SplitKDError, TensorError
-from flwr_splitkd.tiers.units import decode_all, encode_all, require_finite
+from flwr_splitkd.tiers.edge.chain.journal import Journal, Request
+from flwr_splitkd.tiers.units import decode_all, decode_one, encode_all, require_finite
 from flwr_splitkd.wire.client import connect
 from flwr_splitkd.wire.codec import CodecName, codec_code, decode, encode, supported_codecs
 from flwr_splitkd.wire.failures import error_from
@@ -114,20 +115,6 @@ class Stepped:
     grad_norm: float
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    """A message with the promise of its answer; `lasting` ones are sent again until they are durable.
-
-    `answered` tells of the stream that is open now: a device that was started again has the same step answered twice.
-    """
-
-    body: Any
-    tensors: Mapping[str, EncodedTensor]
-    future: Future[WireMessage]
-    lasting: bool
-    answered: bool = False
-
-
 class CloudLink:
     """One task's stream to the cloud, for many threads.
 
@@ -153,7 +140,7 @@ class CloudLink:
         self._width, self._limits = encoder_width, limits
         self._changed = threading.Condition()  # guards what follows
         self._link: Link | None = None
-        self._journal: list[_Request] = []
+        self._journal = Journal()
         self._error: BaseException | None = None
         self._closing = threading.Event()
         self._next_step = 0
@@ -228,7 +215,7 @@ class CloudLink:
         tensors.update({f"reference/{name}": tensor for name, tensor in (reference or {}).items()})
         body = pb.Intermediate(mode=pb.MODE_TRAIN, device=device, step=step)
         message = self._ask(body, tensors, lasting=True)
-        gradient = decode(_tensor(message, "gradient"))
+        gradient = decode_one(message, "gradient")
         if gradient.shape != hidden.shape:
             raise TensorError(
                 f"The cloud's gradient has shape {tuple(gradient.shape)}; expected {tuple(hidden.shape)}. Install the same "
@@ -295,11 +282,11 @@ class CloudLink:
     # ---- requests and their answers
 
     def _ask(self, body: Any, tensors: Mapping[str, EncodedTensor], *, lasting: bool = False) -> WireMessage:
-        request = _Request(body, tensors, Future(), lasting)
+        request = Request(body, tensors, Future(), lasting)
         with self._changed:
             if self._error is not None or self._closing.is_set():
                 raise self._error or PeerLostError("The stream to the cloud is closed.")
-            self._journal.append(request)
+            self._journal.add(request)
             if self._link is not None:
                 try:
                     self._link.send(body, tensors)
@@ -310,47 +297,17 @@ class CloudLink:
     def _answered(self, message: WireMessage) -> None:
         with self._changed:
             if message.kind == "Committed":
-                self._forget_durable(message.body.next_step)
-            if message.kind == "Committed" and not message.body.server_round:
-                return
-            request = next((one for one in self._journal if not one.answered and _answers(one.body, message)), None)
-            if request is None:
-                raise ProtocolError(f"The cloud answered {message.kind} to what nobody asked.")
-            request.answered = True
+                self._journal.forget_durable(message.body.next_step)
+                if not message.body.server_round:
+                    return
             failed = isinstance(message.body, pb.IntermediateGradient) and message.body.HasField("failure")
-            if isinstance(request.body, pb.EndRound):
-                self._forget_round(request)
-            elif failed or not request.lasting:
-                self._journal.remove(request)
+            request = self._journal.answered_by(message, failed=failed)
             if request.future.done():  # it is, when it was sent again
                 return
             if failed:
                 request.future.set_exception(error_from(message.body.failure, "The cloud"))
             else:
                 request.future.set_result(message)
-
-    def _forget_round(self, end: _Request) -> None:
-        """Drop what came before a round's end: its steps are durable, and the cloud has dropped other gradients too."""
-        position = next(index for index, one in enumerate(self._journal) if one is end)
-        self._journal = [one for one in self._journal[:position] if not one.future.done()] + self._journal[
-            position + 1 :
-        ]
-
-    def _forget_durable(self, next_step: int) -> None:
-        """Drop the steps before `next_step` and what they were taken over.
-
-        A commit that another edge has asked for may be told before the answer to a step that is in it.
-        """
-        steps = [
-            one
-            for one in self._journal
-            if isinstance(one.body, pb.PeftStep) and one.body.step < next_step and one.future.done()
-        ]
-        for step in steps:
-            keys = {(item.device, item.step) for item in step.body.contributions}
-            position = self._journal.index(step)
-            before = [one for one in self._journal[:position] if not _names(one.body, keys)]
-            self._journal = before + self._journal[position + 1 :]
 
     # ---- the thread
 
@@ -417,8 +374,8 @@ class CloudLink:
             if again:
                 self.num_reopened += 1
                 _log.warning("The cloud is back at step %d of %d", opened.next_step, self._next_step)
-                self._answer_lost(opened)
-                self._forget_durable(opened.next_step)
+                self._journal.answer_lost(opened)
+                self._journal.forget_durable(opened.next_step)
                 self._check_complete(opened.next_step)
             else:
                 self._next_step = opened.next_step
@@ -427,19 +384,11 @@ class CloudLink:
                 request.answered = False
                 link.send(request.body, request.tensors)
 
-    def _answer_lost(self, opened: pb.TaskOpened) -> None:
-        """A step may have become durable, and the cloud's process ended before the answer left."""
-        for one in self._journal:
-            step = isinstance(one.body, pb.PeftStep) and opened.HasField("last") and one.body.step == opened.last.step
-            if step and opened.last.step < opened.next_step and not one.future.done():
-                one.future.set_result(WireMessage(opened.last))
-
     def _check_complete(self, next_step: int) -> None:
         """Refuse to go on with a cloud whose state is another one than that which this edge knows."""
         if self.access.reads_only:  # whoever trains has gone on in the meantime
             return
-        known = [one.body.step for one in self._journal if isinstance(one.body, pb.PeftStep)]
-        if next_step > self._next_step or known != list(range(next_step, self._next_step)):
+        if next_step > self._next_step or self._journal.steps != list(range(next_step, self._next_step)):
             raise ProtocolError(
                 f"The cloud came back at step {next_step} of task {self.access.task!r}; expected {self._next_step} or what "
                 "it last committed. Its state was changed or lost; resume the run from its last round."
@@ -448,31 +397,11 @@ class CloudLink:
     def _fail(self, error: SplitKDError, *first: Future[None]) -> None:
         with self._changed:
             self._error = self._error or error
-            waiting = [one.future for one in self._journal if not one.future.done()]
-            self._journal = []
-            futures: tuple[Future[Any], ...] = (*first, *waiting)
+            futures: tuple[Future[Any], ...] = (*first, *self._journal.waiting)
+            self._journal.clear()
             for future in futures:
                 if not future.done():
                     future.set_exception(error)
-
-
-def _names(body: Any, contributions: set[tuple[int, int]]) -> bool:
-    """Whether this is the intermediate data of one of these contributions."""
-    training = isinstance(body, pb.Intermediate) and body.mode == pb.MODE_TRAIN
-    return training and (body.device, body.step) in contributions
-
-
-def _answers(body: Any, message: WireMessage) -> bool:
-    """Whether a message answers a request; each kind of request is answered in order."""
-    answer = message.body
-    if isinstance(body, pb.Intermediate):
-        same = message.kind == "IntermediateGradient" and (body.device, body.step) == (answer.device, answer.step)
-        return same and body.mode == answer.mode
-    if isinstance(body, pb.PeftStep):
-        return message.kind == "PeftStepped" and body.step == answer.step
-    if isinstance(body, pb.EndRound):
-        return message.kind == "Committed" and body.server_round == answer.server_round
-    return isinstance(body, pb.FetchState) and message.kind == "TaskState"
 
 
 def _answer(message: WireMessage, gradient: Tensor | None = None) -> CloudAnswer:
@@ -485,9 +414,3 @@ def _answer(message: WireMessage, gradient: Tensor | None = None) -> CloudAnswer
         num_tokens=body.num_tokens,
         compute_s=body.compute_s,
     )
-
-
-def _tensor(message: WireMessage, name: str) -> EncodedTensor:
-    if name not in message.tensors:
-        raise ProtocolError(f"The cloud's {message.kind} has {sorted(message.tensors)}; expected {name!r} as well.")
-    return message.tensors[name]

@@ -26,8 +26,8 @@ from flwr_splitkd.tiers.edge.chain.iterations import Iterations
 from flwr_splitkd.tiers.edge.chain.plan import ChainSettings, DeviceOutcome, DevicePlan
 from flwr_splitkd.tiers.fair import FairExecutor
 from flwr_splitkd.tiers.seeds import device_seed
-from flwr_splitkd.tiers.units import FROZEN, decode_all, encode_all, require_finite, versioned_units
-from flwr_splitkd.wire.codec import codec_code, decode, encode
+from flwr_splitkd.tiers.units import FROZEN, decode_all, decode_one, encode_all, require_finite, versioned_units
+from flwr_splitkd.wire.codec import codec_code, encode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
@@ -212,7 +212,7 @@ class _DeviceRound:
 
     def _train(self, message: WireMessage, half: ServerHalf) -> bool:
         stage, step, position = self._stage, self._step, self._plan.position
-        inputs, labels = decode_all(message.tensors, "inputs/"), decode(_tensor(message, "labels"))
+        inputs, labels = decode_all(message.tensors, "inputs/"), decode_one(message, "labels")
         hidden = self._forward(message, half, inputs)
         reference = {
             name.removeprefix("reference/"): tensor
@@ -231,7 +231,7 @@ class _DeviceRound:
         return True
 
     def _evaluate(self, message: WireMessage, half: ServerHalf) -> bool:
-        inputs, labels = decode_all(message.tensors, "inputs/"), decode(_tensor(message, "labels"))
+        inputs, labels = decode_all(message.tensors, "inputs/"), decode_one(message, "labels")
         hidden = self._forward(message, half, inputs)
         answered = labels if bool((labels >= 0).any()) else None  # a question whose answer nobody knows has no loss
         answer = self._stage.cloud.evaluate(
@@ -246,7 +246,7 @@ class _DeviceRound:
         return True
 
     def _forward(self, message: WireMessage, half: ServerHalf, inputs: Mapping[str, Tensor]) -> Tensor:
-        smashed = decode(_tensor(message, "smashed"))
+        smashed = decode_one(message, "smashed")
         width = self._stage.width
         if smashed.dtype != half.dtype or smashed.dim() != 3 or smashed.shape[-1] != width:
             raise TensorError(
@@ -378,9 +378,3 @@ def _mask(inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
     if mask is None or mask.shape != hidden.shape[:2]:
         return torch.ones(hidden.shape[:2], dtype=torch.int64)
     return mask.to(torch.int64)
-
-
-def _tensor(message: WireMessage, name: str) -> EncodedTensor:
-    if name not in message.tensors:
-        raise ProtocolError(f"{message.kind} has the tensors {sorted(message.tensors)[:8]}; expected {name!r} as well.")
-    return message.tensors[name]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from flwr_splitkd.strategies.chain_result import DeviceRecord, EpochRecord, SCCTResult
+from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord, SCCTResult
 
 __all__ = ["summarize_chain"]
 

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDError, StoreError
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.chain_result import DeviceRecord, EpochRecord, SCCTResult
+from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord, SCCTResult
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.tiers.edge.chain import ChainEdge, ChainSettings, Closed, DevicePlan, Iterations
 from flwr_splitkd.wire.server import Session
