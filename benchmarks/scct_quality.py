@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (3)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each run (5)")
     parser.add_argument("--iterations", type=int, default=20, help="iterations of an epoch (20)")
-    parser.add_argument("--questions", type=int, default=256, help="held-out questions (256)")
+    parser.add_argument("--questions", type=int, default=128, help="held-out questions (128)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: 1 seed, 1 round, 1 rate, 8 questions")
     arguments = parser.parse_args()
     arguments.devices, arguments.factors = 3, FACTORS

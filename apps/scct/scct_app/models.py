@@ -33,7 +33,7 @@ _TOKENIZER_FOLDER = Path(__file__).parent / "tokenizer"
 
 SLM_RECIPE = Recipe(steps=1200, learning_rate=2.5e-3)
 LLM_RECIPE = Recipe(steps=1000, learning_rate=2e-3)
-BOTH_RECIPE = Recipe(steps=300, learning_rate=1.2e-3)
+BOTH_RECIPE = Recipe(steps=1200, learning_rate=1.5e-3)
 
 
 def load_slm_tokenizer(name: str = BUILTIN, **options: Any) -> PreTrainedTokenizerBase:
