@@ -63,7 +63,8 @@ def main() -> None:
     """Run every arm, print the tables, write the JSON and the figure."""
     arguments = _arguments()
     began_s = time.monotonic()
-    llm_folder()  # trained here, once, rather than in the first run
+    if arguments.llm == "builtin":
+        llm_folder()  # trained here, once, rather than in the first run
     with tempfile.TemporaryDirectory(prefix="scct-quality-") as name:
         folder = Path(name)
         # All share this machine: whoever waits must not spin on the others' cores.
@@ -117,6 +118,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each run (5)")
     parser.add_argument("--iterations", type=int, default=20, help="iterations of an epoch (20)")
     parser.add_argument("--questions", type=int, default=128, help="held-out questions (128)")
+    parser.add_argument("--slm", default="builtin", help="folder of another encoder for the app's tokenizer (builtin)")
+    parser.add_argument("--llm", default="builtin", help="folder of another language model, likewise (builtin)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: 1 seed, 1 round, 1 rate, 8 questions")
     arguments = parser.parse_args()
     arguments.devices, arguments.factors = 3, FACTORS
@@ -134,6 +137,8 @@ def _run(
     runs = folder / f"{arm}-{factor:g}-{seed}"
     config: dict[str, Value] = {
         "training": arm,
+        "slm": arguments.slm,
+        "llm": arguments.llm,
         "seed": seed,
         "slm-learning-rate": 0.0005 * factor,
         "module-learning-rate": 0.003 * factor,

@@ -82,7 +82,7 @@ def train(msg: Message, context: Context, config: AppConfig) -> Message:
         config.batch_size,
         shuffle=True,
         seed=task.round_seed(config, server_round),
-        collate=partial(_Places, tokenizer=own.tokenizer),
+        collate=partial(Places, tokenizer=own.tokenizer),
     )
     schedule = warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0)
     own.model.train()
@@ -108,7 +108,7 @@ def evaluate(msg: Message, context: Context, config: AppConfig) -> Message:
     questions = task.questions_of(task.evaluation_batches(config))
     answers: list[str] = []
     total = 0.0
-    for batch in make_loader(questions, config.batch_size, collate=partial(_Places, tokenizer=own.tokenizer)):
+    for batch in make_loader(questions, config.batch_size, collate=partial(Places, tokenizer=own.tokenizer)):
         with torch.no_grad():
             output = own.model(**batch.inputs, start_positions=batch.first, end_positions=batch.last)
         total += float(output.loss) * len(batch)
@@ -156,7 +156,7 @@ class _Own:
             raise StoreError(f"{self._file} cannot be written: {error}. Free some disk space.") from error
 
 
-class _Places:
+class Places:
     """A batch of questions as tokens that know where in the text they stand."""
 
     def __init__(self, questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chain_parts import batches, first_weights, tiny_encoder
+from chain_parts import ENCODER_LORA, batches, first_weights, tiny_encoder
 from torch import Tensor
 
-from flwr_splitkd.models import build_skeleton, fingerprint
+from flwr_splitkd.models import build_skeleton, fingerprint, inner_model
 from flwr_splitkd.split import find_layout
 from flwr_splitkd.tiers.device import DeviceData
 from flwr_splitkd.tiers.device.chain import OwnEncoder, run_round
@@ -59,9 +59,10 @@ class SlowData:
 
 def take_part(job: dict[str, Any]) -> dict[str, Any]:
     encoder, position = job["encoder"], job["position"]
-    skeleton = build_skeleton(lambda: tiny_encoder(encoder))
+    adapters = bool(job.get("adapters"))
+    skeleton = inner_model(build_skeleton(lambda: tiny_encoder(encoder), ENCODER_LORA if adapters else None))
     layout = find_layout(skeleton)
-    own = OwnEncoder(Path(job["folder"]), skeleton, layout, lambda: first_weights(encoder, position))
+    own = OwnEncoder(Path(job["folder"]), skeleton, layout, lambda: first_weights(encoder, position, adapters=adapters))
     made = batches(position)
     if job.get("labels"):
         made[0]["labels"].fill_(job["labels"])

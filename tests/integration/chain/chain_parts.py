@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from tiny_encoders import LAYERS, PAD, VOCAB, WIDTH, tiny_encoder
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from flwr_splitkd.models import add_adapters, inner_model
 from flwr_splitkd.tiers.edge.chain import ChainSettings
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, warmup_schedule
 
 __all__ = [
     "BOS",
     "DEVICES",
+    "ENCODER_LORA",
     "ENCODER_NORM",
     "ENCODER_OPTIMIZER",
     "LAYERS",
@@ -41,6 +44,7 @@ LLM_VOCAB, LLM_WIDTH, BOS = 80, 24, 1
 # Both bounds are well below the norms that come up: each step is clipped.
 ENCODER_NORM, MODULE_NORM = 0.2, 0.5
 ENCODER_OPTIMIZER = OptimizerSettings(learning_rate=3e-3, weight_decay=0.1)
+ENCODER_LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["query", "value"])
 SCHEDULE = warmup_schedule("linear", num_warmup_steps=4, num_training_steps=60)
 
 _TASK: dict[str, Any] = {
@@ -82,14 +86,18 @@ def chain_settings(**changes: Any) -> ChainSettings:
     return ChainSettings(**{**given, **changes})
 
 
-def first_weights(encoder: str, device: int) -> nn.Module:
-    """An encoder as a device begins with it: no two devices begin alike."""
+def first_weights(encoder: str, device: int, *, adapters: bool = False) -> nn.Module:
+    """An encoder as a device begins with it, with new adapters or without: no two devices begin alike."""
     model = tiny_encoder(encoder)
     generator = torch.Generator().manual_seed(device)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    return model
+    if not adapters:
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(device)
+        return inner_model(add_adapters(model, ENCODER_LORA))
 
 
 def batches(device: int, count: int = NUM_BATCHES) -> list[dict[str, Tensor]]:

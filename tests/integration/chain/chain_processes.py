@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from chain_parts import RUN, chain_settings, save_llm, tiny_encoder, write_cloud_config
+from chain_parts import ENCODER_LORA, RUN, chain_settings, save_llm, tiny_encoder, write_cloud_config
 from torch import Tensor, nn
 
 from flwr_splitkd.errors import SplitKDError
@@ -193,8 +193,11 @@ class Round:
 class Chain:
     """One run: an edge in this process, for devices that are processes. `built_on` names threads that built an encoder."""
 
-    def __init__(self, edge: ChainEdge, settings: ChainSettings, encoder: str, built_on: list[str]) -> None:
+    def __init__(
+        self, edge: ChainEdge, settings: ChainSettings, encoder: str, built_on: list[str], *, adapters: bool
+    ) -> None:
         self.edge, self.settings, self.encoder, self.built_on = edge, settings, encoder, built_on
+        self.adapters = adapters
         self.server_round = 0
 
     def round(
@@ -228,6 +231,7 @@ class Chain:
             device.order(
                 {
                     "encoder": self.encoder,
+                    "adapters": self.adapters,
                     "position": position,
                     "address": (addresses or {}).get(position, self.edge.server.address),
                     "session_id": ticket.session_id,
@@ -296,9 +300,10 @@ def opened_chain(
     *,
     address: str | None = None,
     grace_period_s: float = 2.0,
+    adapters: bool = False,
     **changes: Any,
 ) -> Iterator[Chain]:
-    """An edge whose task starts afresh."""
+    """An edge whose task starts afresh; `adapters` train in the encoders in place of all their weights."""
     settings = chain_settings(**changes)
     built_on: list[str] = []
 
@@ -315,6 +320,7 @@ def opened_chain(
         insecure=False,
         compute_device=torch.device("cpu"),
         grace_period_s=grace_period_s,
+        slm_peft=ENCODER_LORA if adapters else None,
     )
 
     def open_cloud(width: int) -> CloudLink:
@@ -322,7 +328,7 @@ def opened_chain(
 
     edge = setup.open(open_cloud, ticket_lifetime_s=600)
     try:
-        yield Chain(edge, settings, encoder, built_on)
+        yield Chain(edge, settings, encoder, built_on, adapters=adapters)
     finally:
         edge.close()
 

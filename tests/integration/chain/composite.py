@@ -52,7 +52,16 @@ class Iterated:
 class Composite:
     """N encoders, a projection, an LLM and its module."""
 
-    def __init__(self, llm: Path, task: str, encoder: str, *, count: int = DEVICES, own_loss: bool = False) -> None:
+    def __init__(
+        self,
+        llm: Path,
+        task: str,
+        encoder: str,
+        *,
+        count: int = DEVICES,
+        own_loss: bool = False,
+        adapters: bool = False,
+    ) -> None:
         self._task, self._own_loss = TASKS[task], own_loss
         self._llm: Any = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).requires_grad_(False).eval()
         self._embed: nn.Embedding = self._llm.get_input_embeddings()
@@ -60,9 +69,13 @@ class Composite:
         self.module = dict(self._new_module())
         self.module_optimizer = _adamw(self.module.values(), self._task["learning-rate"], self._task["weight-decay"])
         self.module_steps = 0
-        self.encoders = [first_weights(encoder, n) for n in range(count)]
+        self.encoders = [first_weights(encoder, n, adapters=adapters) for n in range(count)]
         self.optimizers = [
-            _adamw(one.parameters(), ENCODER_OPTIMIZER.learning_rate, ENCODER_OPTIMIZER.weight_decay)
+            _adamw(
+                [p for p in one.parameters() if p.requires_grad],
+                ENCODER_OPTIMIZER.learning_rate,
+                ENCODER_OPTIMIZER.weight_decay,
+            )
             for one in self.encoders
         ]
         self.steps = [0] * count

@@ -7,6 +7,7 @@ clippings bite, and the devices' split points differ.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -167,6 +168,40 @@ def test_chain_equals_composite_while_split_points_change(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_equal(site, tmp_path, "lora", "roberta", FIRST_LAST, capsys)
+
+
+def test_adapters_of_the_encoders(site: Site, tmp_path: Path) -> None:
+    """Only adapters train and change hands, and as those of the composite do; split points change on the way."""
+    composite = Composite(site.cloud.folder / "llm", "serial", "roberta", adapters=True)
+    members, said, outcomes = devices(site, tmp_path), [], []
+    with opened_chain(site.cloud, "serial", "roberta", num_iterations=5, adapters=True) as chain:
+        for points in FIRST_LAST:
+            done = chain.round(members, dict(enumerate(points)))
+            assert not done.errors and all("error" not in one for one in done.said.values()), (done.errors, done.said)
+            said += done.losses
+            outcomes.append(done.outcomes)
+    expected = []
+    for _ in FIRST_LAST:
+        composite.begin_round()
+        expected += [composite.iterate(range(DEVICES)).losses for _ in range(5)]
+    composite.close()
+    assert said == expected
+    for n in range(DEVICES):
+        weights, moments, info = encoder_on_disk(tmp_path / f"device-{n}")
+        assert info["next_step"] == 10
+        assert_same(f"encoder of device {n}", weights, composite.weights(n))
+        assert moments and all("lora_" in name for name in moments)
+        for name, entries in composite.moments(n).items():
+            assert_same(f"moments of {name} of device {n}", moments[name], entries)
+        before = first_weights("roberta", n, adapters=True).state_dict()
+        changed = {name for name, tensor in weights.items() if not tensor.equal(before[name])}
+        assert changed == set(moments)
+        # In the second round the edge has what it needs but for lowered split points; what it returns are adapters.
+        returned = outcomes[1][n].downlink_handover_bytes
+        edge = [name for name in moments if int(re.findall(r"layer\.(\d+)", name)[0]) >= FIRST_LAST[1][n]]
+        assert returned == sum(
+            weights[name].nbytes + sum(entry.nbytes for entry in moments[name].values()) for name in edge
+        )
 
 
 @pytest.mark.slow

@@ -1,0 +1,172 @@
+"""The question answering app's baselines: the module from tokens in one process, and encoders alone on their devices."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, ModernBertConfig, ModernBertModel
+
+from flower_harness import federation, newest
+from flwr_splitkd.data.questions import Question, QuestionConfig, split_questions
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.store import RunFolder
+from import_graph import ROOT
+
+APP = ROOT / "apps" / "scct"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An encoder and a language model without training, for the app's own tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    tokens = len(json.loads((APP / "scct_app" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
+    sizes = {"vocab_size": tokens + 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    slm = ModernBertConfig(num_hidden_layers=2, cls_token_id=1, sep_token_id=2, **sizes, **special)
+    ModernBertModel(slm).save_pretrained(folder / "slm")
+    llm = LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, max_position_embeddings=512, **sizes, **special)
+    LlamaForCausalLM(llm).save_pretrained(folder / "llm")
+    return {"slm": str(folder / "slm"), "llm": str(folder / "llm")}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all these tests: the questions are made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch, cache: Path) -> types.ModuleType:
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(cache))
+    monkeypatch.syspath_prepend(APP)
+    return importlib.import_module("scct_app")
+
+
+def config_of(models: dict[str, str], **changes: Any) -> Any:
+    config = importlib.import_module("scct_app.config").AppConfig(
+        training="cloud-only",
+        num_server_rounds=2,
+        epochs=1,
+        iterations=3,
+        batch_size=2,
+        min_available_nodes=2,
+        heldout_questions=4,
+        max_answer_tokens=8,
+        **models,
+    )
+    return replace(config, **changes)
+
+
+def test_cloud_only(app: types.ModuleType, models: dict[str, str], tmp_path: Path) -> None:
+    train = importlib.import_module("scct_app.cloud_only").train_cloud_only
+    results = [train(config_of(models, method=method), RunFolder(tmp_path / method)) for method in ("lora",) * 2]
+    for result in results:
+        assert [(one.server_round, one.num_iterations, one.module_step) for one in result.epochs] == [
+            (1, 3, 3),
+            (2, 3, 6),
+        ]
+        evaluations = result.evaluate_metrics_clientapp
+        assert sorted(evaluations) == [0, 1, 2]
+        # Untrained models know nothing, and the module's first steps can only teach it which tokens are frequent.
+        assert evaluations[2]["eval-loss"] < evaluations[0]["eval-loss"]
+    assert [one.loss for one in results[0].epochs] == [one.loss for one in results[1].epochs]
+    lines = [json.loads(line) for line in (tmp_path / "lora" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines[:5]] == ["evaluation", "epoch", "evaluation", "epoch", "evaluation"]
+
+
+def test_every_round_has_its_own_order(app: types.ModuleType, models: dict[str, str]) -> None:
+    task = importlib.import_module("scct_app.task")
+    config = config_of(models)
+
+    def first(server_round: int) -> list[int]:
+        batch = next(iter(task.round_batches(config, 0, 2, server_round)))
+        return batch["labels"].flatten().tolist() + batch["input_ids"].flatten().tolist()
+
+    assert first(1) == first(1)
+    assert len({tuple(first(server_round)) for server_round in (1, 2, 3)}) == 3
+
+
+def test_baselines_have_the_chains_batches(app: types.ModuleType, models: dict[str, str]) -> None:
+    """The device alone draws questions, the chain batches of tokens: it is the same draw."""
+    task = importlib.import_module("scct_app.task")
+    data = importlib.import_module("flwr_splitkd.data")
+    config = config_of(models)
+    loader = task.round_batches(config, 1, 2, 2)
+    drawn = data.make_loader(
+        task.questions_of(loader), config.batch_size, shuffle=True, seed=task.round_seed(config, 2), collate=list
+    )
+    tokenizer = importlib.import_module("scct_app.models").load_llm_tokenizer()
+    for batch, questions in zip(loader, drawn, strict=True):
+        said = [[t for t in row if t >= 0] for row in batch["labels"].tolist()]
+        assert [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)] == [
+            question.answer for question in questions
+        ]
+
+
+def test_pointing_at_the_answer_says_it(app: types.ModuleType) -> None:
+    module = importlib.import_module("scct_app.device_only")
+    tokenizer = importlib.import_module("scct_app.models").load_slm_tokenizer()
+    questions = split_questions(QuestionConfig(), 1).heldout[::40]
+    places = module.Places(questions, tokenizer)
+    first = torch.nn.functional.one_hot(places.first, places.inputs["input_ids"].shape[1]).float()
+    last = torch.nn.functional.one_hot(places.last, places.inputs["input_ids"].shape[1]).float()
+    said = places.answers(first, last, 48)
+    # A token may begin before the answer does or end behind it; what the score sees is the same.
+    strip = importlib.import_module("scct_app.task").score
+    assert strip(said, [question.answer for question in questions])["f1"] > 99.0
+
+
+def test_pointing_stays_in_the_context_and_within_bounds(app: types.ModuleType) -> None:
+    module = importlib.import_module("scct_app.device_only")
+    tokenizer = importlib.import_module("scct_app.models").load_slm_tokenizer()
+    one = Question(context="alpha beta gamma delta", question="Which is second?", answer="beta", module="m")
+    places = module.Places([one], tokenizer)
+    length = places.inputs["input_ids"].shape[1]
+    # Everything points behind the context, and the last token before the first.
+    first, last = torch.arange(length).float()[None], torch.arange(length).flip(0).float()[None]
+    (said,) = places.answers(first, last, 1)
+    assert said and said in one.context and len(tokenizer(said, add_special_tokens=False)["input_ids"]) <= 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("cloud-address", "cloud.example:9096"), ("resume", "runs/1")])
+def test_what_a_baseline_cannot_do(app: types.ModuleType, key: str, value: str) -> None:
+    read = importlib.import_module("scct_app.config").read_config
+    with pytest.raises(
+        ConfigError, match=f"`training` is 'device-only' and `{key}` is set; expected `{key}` with 'chain'"
+    ):
+        read({"training": "device-only", key: value})
+
+
+@pytest.mark.slow
+def test_device_only(app: types.ModuleType, models: dict[str, str], cache: Path, tmp_path: Path) -> None:
+    """Every device goes on with its own model from round to round."""
+    runs = tmp_path / "runs"
+    settings = {
+        "training": "device-only",
+        "num-server-rounds": 2,
+        "epochs": 1,
+        "iterations": 4,
+        "batch-size": 2,
+        "min-available-nodes": 3,
+        "heldout-questions": 4,
+        "run-dir": str(runs),
+    }
+    with federation("simulation", tmp_path / "logs", supernodes=3, cpus=3) as running:
+        outcome = running.run(APP, {**settings, **models}, timeout_s=280.0)
+    assert outcome.completed, outcome.tail()
+    lines = [json.loads(line) for line in newest(runs.glob("*/metrics.jsonl")).read_text().splitlines()]
+    assert [(line["kind"], line["server_round"]) for line in lines] == [("evaluation", n) for n in range(3)]
+    assert all({"eval-loss", "eval-f1", "eval-exact_match"} <= set(line) for line in lines)
+    kept = [torch.load(path, weights_only=True) for path in (cache / "device-only").glob("*.pt")]
+    assert [one["step"] for one in kept] == [8, 8, 8]
+    weights = [one["model"]["classifier.weight"] for one in kept]
+    assert not weights[0].equal(weights[1]) and not weights[1].equal(weights[2])
