@@ -110,6 +110,7 @@ def ask(
     with cloud_access(settings) as (access, started):
         one = QuestionEdge(
             slm=device_side.slm,
+            slm_peft=device_side.slm_peft,
             access=access,
             split_point=split_point,
             max_new_tokens=settings.value("max_new_tokens"),
@@ -140,6 +141,7 @@ class _Device:
     """What the device's part is done with."""
 
     slm: Any
+    slm_peft: Any
     asker: Any
     batch: Any
     folder: Path
@@ -150,14 +152,15 @@ class _Device:
         cls, settings: Settings, folder: Path | None, device: str | None, split_point: int, question: str, context: str
     ) -> _Device:
         from flwr_splitkd.data.questions import encode_unanswered
-        from flwr_splitkd.models import PretrainedModel, build_skeleton, fingerprint, inner_model
+        from flwr_splitkd.models import PretrainedModel, build_skeleton, fingerprint, inner_model, peft_from_json
         from flwr_splitkd.split import encoder_units, find_layout
         from flwr_splitkd.tiers.device.chain import Asker
 
         name = settings.value("slm")
         slm = PretrainedModel(name, task="encoder", dtype=settings.value("dtype"))
+        slm_peft = peft_from_json(settings.slm_peft or "")
         try:
-            skeleton = inner_model(build_skeleton(slm))
+            skeleton = inner_model(build_skeleton(slm, slm_peft))
         except (OSError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -168,7 +171,7 @@ class _Device:
         batch = encode_unanswered(context, question, tokenizer, settings.value("max_positions"))
         folder = folder or _encoder_of(settings, device, fingerprint(skeleton, layout).digest)
         asker = Asker(folder, skeleton, layout)
-        return cls(slm=slm, asker=asker, batch=batch, folder=folder, num_blocks=layout.num_blocks)
+        return cls(slm=slm, slm_peft=slm_peft, asker=asker, batch=batch, folder=folder, num_blocks=layout.num_blocks)
 
 
 def _encoder_of(settings: Settings, device: str | None, digest: str) -> Path:

@@ -39,11 +39,12 @@ _LORA = (
 class Settings:
     """Models, task and cloud of a chain; None is not known.
 
-    `tasks` are those of a cloud next to the edge as ``config.json`` describes them, and `run_name` the name under which devices
-    keep their encoders.
+    `slm_peft` is the encoder's adapters as `peft_to_json` writes them, `tasks` are those of a cloud next to the edge as
+    ``config.json`` describes them, and `run_name` is the name under which devices keep their encoders.
     """
 
     slm: str | None = None
+    slm_peft: str | None = None
     slm_tokenizer: str | None = None
     llm: str | None = None
     llm_tokenizer: str | None = None
@@ -102,6 +103,7 @@ def known_by_run(path: Path) -> Settings:
     )
     return Settings(
         **{name: models.get(name) for name in ("slm", "slm_tokenizer", "llm", "llm_tokenizer", "dtype")},
+        slm_peft=strategy.get("slm_peft") or None,
         task=strategy.get("task"),
         cloud=cloud.get("address"),
         edge=cloud.get("edge"),

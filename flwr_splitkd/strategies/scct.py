@@ -524,7 +524,8 @@ class SCCT(Strategy):
         if isinstance(self.cloud, CloudAccess):
             own["cloud"] = {"address": self.cloud.address, "edge": self.cloud.edge}  # not its secret
         own["split_point"] = describe(self.split_point_policy)
-        return {"name": "SCCT", **own, **describe(self.setup)}
+        # As text: what asks a run builds the same encoder from it.
+        return {"name": "SCCT", **own, **describe(self.setup), "slm_peft": peft_to_json(self.setup.slm_peft)}
 
     def _open_edge(self) -> ChainEdge:
         if self._edge is None:

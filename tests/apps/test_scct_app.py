@@ -88,6 +88,22 @@ def _ask(run: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
+def test_adapters_in_the_encoders(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little travels, and the run can be asked."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
+    runs = tmp_path / "runs"
+    with federation("simulation", tmp_path / "logs", supernodes=3, cpus=3) as running:
+        outcome = running.run(APP, {**SETTINGS, **models, "slm-rank": 2, "run-dir": str(runs)}, timeout_s=280.0)
+    assert outcome.completed, outcome.tail()
+    trained = [line for line in _lines(runs) if line["kind"] == "device" and line["mode"] == "train"]
+    assert [line["num_steps"] for line in trained] == [4] * 6
+    # Blocks have 3 * (4 * 32**2 + 2 * 32 * 48) weights and as many again twice for moments; adapters a tenth of it.
+    assert 0 < max(line["downlink_handover_bytes"] for line in trained) < 40_000
+    _ask(newest(runs.glob("*/config.json")).parent, tmp_path / "cache")
+
+
+@pytest.mark.slow
 def test_more_devices_than_actors(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
     config = {

@@ -45,6 +45,8 @@ class AppConfig:
         Of models by name or path.
     method, bottleneck, rank
         The module of a cloud next to the edge: serial-adapter of this bottleneck, or lora of this rank.
+    slm_rank
+        0 trains every weight of the encoders; above 0 only LoRA of this rank in all their linear layers.
     slm_learning_rate, weight_decay, warmup_steps, max_grad_norm
         Of the encoders; a norm of 0 does not clip.
     module_learning_rate, module_max_grad_norm
@@ -98,6 +100,7 @@ class AppConfig:
     method: str = setting("serial-adapter", choices=("serial-adapter", "lora"))
     bottleneck: int = setting(64, minimum=1)
     rank: int = setting(16, minimum=1)
+    slm_rank: int = setting(0, minimum=0)
     slm_learning_rate: float = setting(5e-4, above=0.0)
     module_learning_rate: float = setting(3e-3, above=0.0)
     weight_decay: float = setting(0.01, minimum=0.0)

@@ -1,4 +1,4 @@
-"""How the module of a cloud next to the edge is made and trained."""
+"""What is trained: the module of a cloud next to the edge, and the encoders' adapters if they have any."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from flwr_splitkd import OptimizerSettings
 from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
 from flwr_splitkd.tiers.cloud import TaskSettings
 from scct_app.config import AppConfig
+
+
+def encoder_adapters(config: AppConfig) -> LoraConfig | None:
+    """Return the adapters that train in place of the encoders' weights; None for the weights themselves."""
+    if not config.slm_rank:
+        return None
+    return LoraConfig(r=config.slm_rank, lora_alpha=2 * config.slm_rank, target_modules="all-linear")
 
 
 def module_settings(config: AppConfig, slm_width: int) -> TaskSettings:

@@ -20,7 +20,7 @@ from scct_app.cloud_only import train_cloud_only
 from scct_app.config import AppConfig, read_config
 from scct_app.device_only import run_device_only
 from scct_app.models import llm_builder, model_sources, slm_builder
-from scct_app.module import module_settings
+from scct_app.module import encoder_adapters, module_settings
 
 app = ServerApp()
 
@@ -72,6 +72,7 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SCCT:
         iterations_per_epoch=config.iterations,
         quorum=config.quorum,
         straggler_timeout_s=config.straggler_timeout,
+        slm_peft=encoder_adapters(config),
         slm_optimizer=OptimizerSettings(learning_rate=config.slm_learning_rate, weight_decay=config.weight_decay),
         lr_schedule=schedule,
         optimizer_handover=config.optimizer_handover,  # type: ignore[arg-type]  # one of the allowed choices

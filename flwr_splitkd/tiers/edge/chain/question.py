@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from flwr_splitkd.tiers.edge.chain.service import ChainEdge, ChainSetup
 from flwr_splitkd.wire.credentials import Ticket
 from flwr_splitkd.wire.server import Session
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 __all__ = ["Answered", "OpenDoor", "QuestionEdge", "serve_question"]
 
@@ -89,6 +93,8 @@ class QuestionEdge:
         Tokens of the answer, at most.
     compute_device
         A torch device, for the edge's blocks.
+    slm_peft
+        Adapters of the encoder.
     """
 
     slm: Callable[[], nn.Module]
@@ -96,6 +102,7 @@ class QuestionEdge:
     split_point: int
     max_new_tokens: int = 32
     compute_device: str = "cpu"
+    slm_peft: PeftConfig | None = None
 
     @contextmanager
     def running(self) -> Iterator[OpenDoor]:
@@ -130,6 +137,7 @@ def serve_question(parent: Parent, asked: QuestionEdge) -> None:
         insecure=False,
         compute_device=torch.device(asked.compute_device),
         grace_period_s=0.0,
+        slm_peft=asked.slm_peft,
     )
     edge = setup.open(lambda width: _open_cloud(asked.access, width), ticket_lifetime_s=_COME_S)
     try:
