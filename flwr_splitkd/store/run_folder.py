@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr_splitkd.errors import ConfigError, StoreError
+from flwr_splitkd.store.lock import FolderLock
 from flwr_splitkd.store.tensor_file import write_atomically
 
 __all__ = ["RunFolder"]
@@ -36,7 +35,7 @@ class RunFolder:
         Created when missing.
     """
 
-    CONFIG, METRICS, FIGURE, LOCK = "config.json", "metrics.jsonl", "figure.png", ".lock"
+    CONFIG, METRICS, FIGURE = "config.json", "metrics.jsonl", "figure.png"
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -70,20 +69,12 @@ class RunFolder:
         StoreError
             If another process, or another run in this one, has it.
         """
-        with (self.path / self.LOCK).open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise StoreError(
-                    f"{self.path} is in use by process {file.read().strip()}; expected one run at a time. Wait for it to end, "
-                    "or stop it."
-                ) from error
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+        lock = FolderLock(self.path)
+        try:
             self._drop_half_line()
             yield
+        finally:
+            lock.release()
 
     def _drop_half_line(self) -> None:
         """Cut off what a process that was killed has not written to its end."""

@@ -502,12 +502,13 @@ class SCCT(Strategy):
     def _open_cloud(self, access: CloudAccess, width: int, initial_arrays: ArrayRecord | None) -> CloudLink:
         link = CloudLink(access, encoder_width=width)
         try:
-            if self.resume and self._progress.server_round:
-                link.open(pb.TASK_START_ROUND, run=self._progress.run, server_round=self._progress.server_round)
+            run, server_round = self._progress.run, self._progress.server_round
+            if self.resume:
+                link.open(pb.TASK_START_ROUND, run=run, server_round=server_round)
             elif initial_arrays:
-                link.open(pb.TASK_START_GIVEN, state=_module_state(initial_arrays))
+                link.open(pb.TASK_START_GIVEN, run=run, state=_module_state(initial_arrays))
             else:
-                link.open(pb.TASK_START_CONTINUE if self.module_start == "cloud" else pb.TASK_START_FRESH)
+                link.open(pb.TASK_START_CONTINUE if self.module_start == "cloud" else pb.TASK_START_FRESH, run=run)
         except BaseException:
             link.close()
             raise

@@ -65,14 +65,14 @@ class ServedTask:
             self._load(*latest)
 
     def restart(self, start: pb.OpenTask, edge: str, tensors: Mapping[str, Tensor]) -> None:
-        """Put the task where an edge's run begins.
+        """Put the task where an edge's run begins; if the run is named, that is kept as the end of its round 0.
 
         Raises
         ------
         SplitKDError
             If there is no such state; the task is as before.
         """
-        if start.start == pb.TASK_START_CONTINUE:
+        if start.start == pb.TASK_START_CONTINUE and not start.run:
             return
         if start.start == pb.TASK_START_ROUND:
             self._load(*self.store.at_round(edge, start.run, start.server_round))
@@ -81,9 +81,9 @@ class ServedTask:
         elif start.start == pb.TASK_START_GIVEN:
             weights = {name: tensor for name, tensor in self.initial.items() if name.startswith("weight/")}
             self._load({**weights, **tensors}, {})
-        else:
+        elif start.start != pb.TASK_START_CONTINUE:
             raise ProtocolError(f"Edge {edge} opens its task with the start {start.start}; expected 1 to 4.")
-        self.commit(edge)
+        self.commit(edge, "" if start.start == pb.TASK_START_ROUND else start.run)
 
     def commit(self, edge: str, run: str = "", server_round: int = 0) -> Durable:
         """Make the task's state durable; as that of a round's end, if one is named."""

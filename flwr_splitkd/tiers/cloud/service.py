@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.store import FolderLock
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
 from flwr_splitkd.tiers.cloud.served import Durable, ServedTask
 from flwr_splitkd.tiers.cloud.task import Key
@@ -60,9 +61,14 @@ class CloudService:
     """
 
     def __init__(
-        self, server: CloudServer, llm: CloudLLM, tasks: Mapping[str, ServedTask], edges: Collection[str]
+        self,
+        server: CloudServer,
+        llm: CloudLLM,
+        tasks: Mapping[str, ServedTask],
+        edges: Collection[str],
+        lock: FolderLock | None = None,
     ) -> None:
-        self._server, self._llm, self._tasks = server, llm, dict(tasks)
+        self._server, self._llm, self._tasks, self._lock_of_state = server, llm, dict(tasks), lock
         self._positions = {edge: position for position, edge in enumerate(sorted(edges))}
         self._compute = FairExecutor("splitkd-cloud-compute")
         self._lock = threading.Lock()  # guards what follows
@@ -84,6 +90,8 @@ class CloudService:
                 except SplitKDError as error:
                     _log.error("Task %s was not made durable: %s", name, error)
         self._compute.close()
+        if self._lock_of_state is not None:
+            self._lock_of_state.release()
 
     def _serve(self, session: CloudSession) -> None:
         served = self._tasks[session.task]
@@ -312,7 +320,7 @@ class _EdgeSession:
 def _changes(body: object) -> bool:
     """Whether a request changes the task's module, or prepares it."""
     if isinstance(body, pb.OpenTask):
-        return body.start != pb.TASK_START_CONTINUE
+        return body.start != pb.TASK_START_CONTINUE or bool(body.run)
     if isinstance(body, pb.Intermediate):
         return body.mode != pb.MODE_EVALUATE
     return isinstance(body, pb.PeftStep | pb.EndRound)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from flwr_splitkd.errors import ConfigError, ProtocolError, StoreError
+from flwr_splitkd.store import FolderLock
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
 from flwr_splitkd.tiers.cloud.served import ServedTask
 from flwr_splitkd.tiers.cloud.service import CloudService, check_edge
@@ -26,6 +27,9 @@ from flwr_splitkd.wire.framing import Limits
 __all__ = ["MIN_TOKEN_BYTES", "CloudSetup", "open_cloud"]
 
 _log = logging.getLogger(__name__)
+
+# A process that was killed, and whose place this one takes, may not be quite gone.
+_LOCK_PATIENCE_S = 10.0
 
 MIN_TOKEN_BYTES = 16
 """Of an edge's secret."""
@@ -106,7 +110,7 @@ def open_cloud(setup: CloudSetup) -> CloudService:
     ConfigError
         If the address or the model cannot be used.
     StoreError
-        If a task's state on the disk is another one's, or cannot be read.
+        If a task's state on the disk is another one's, cannot be read, or is in use by another process.
     """
     tasks: dict[str, ServedTask] = {}
     # The cheap checks come first: a model may take minutes.
@@ -121,15 +125,28 @@ def open_cloud(setup: CloudSetup) -> CloudService:
         limits=Limits(max_message_bytes=setup.max_message_bytes),
         software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
     )
+    lock: FolderLock | None = None
     try:
+        lock = _lock(setup.state_folder)
         llm = CloudLLM(setup.llm(), torch.device(setup.compute_device) if setup.compute_device else None)
         for name, settings in setup.tasks.items():
             tasks[name] = _served(setup, name, llm.add_task(name, settings))
             _log.info("Task %s begins at step %d", name, tasks[name].task.next_step)
-        return CloudService(server, llm, tasks, setup.edges)
+        return CloudService(server, llm, tasks, setup.edges, lock)
     except BaseException:
         server.stop()
+        if lock is not None:
+            lock.release()
         raise
+
+
+def _lock(folder: Path) -> FolderLock:
+    """Two clouds on one state would each make durable what the other one does not know of."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return FolderLock(folder, _LOCK_PATIENCE_S)
+    except OSError as error:
+        raise StoreError(f"`state-folder` is {folder}, which cannot be used: {error}.") from error
 
 
 def _served(setup: CloudSetup, name: str, task: CloudTask) -> ServedTask:

@@ -229,6 +229,25 @@ def test_damaged_state(cloud: Cloud, uninterrupted: dict[str, tuple[dict[str, Te
     assert is_same(stored(cloud.folder, SERIAL), uninterrupted[SERIAL][0])
 
 
+def test_a_run_that_ends_within_its_first_round(cloud: Cloud) -> None:
+    """It is resumed with the module as it was when the run began, which another run had trained."""
+    cloud.start()
+    with opened(cloud.access(LORA)) as link:
+        train(link, "edge", range(2))
+        link.end_round("before", 1)
+    at_start = stored(cloud.folder, LORA)
+    with opened(cloud.access(LORA), pb.TASK_START_CONTINUE, run="run") as link:
+        assert link.opened.next_step == 2
+        train(link, "edge", range(2, 5))
+    cloud.kill()
+    cloud.start()
+    with opened(cloud.access(LORA), pb.TASK_START_ROUND, run="run") as link:
+        assert link.opened.next_step == 2 and is_same(stored(cloud.folder, LORA), at_start)
+    refused = opened(cloud.access(LORA), pb.TASK_START_ROUND, run="third")
+    with pytest.raises(SplitKDError, match="no state of round 0 of run 'third'"), refused:
+        pass
+
+
 @pytest.mark.slow
 def test_an_edge_that_was_started_again_within_a_round(
     cloud: Cloud, uninterrupted: dict[str, tuple[dict[str, Tensor], list[list[Said]]]]

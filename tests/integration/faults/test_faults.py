@@ -272,7 +272,7 @@ def test_a_second_process_is_kept_out(zygote: str, tmp_path: Path) -> None:
         first = run.reached()
         run.start(resume=True, phase=None)
         run.until(lambda: not run.lives(run.edge_pid), "end of the second process")
-        assert f"{run.run_folder} is in use by process {first}; expected one run at a time" in run.logs()
+        assert f"{run.run_folder} is in use by process {first}; expected one at a time" in run.logs()
         run.go()
         run.until((tmp_path / "result.json").exists, "result of the first process")
 

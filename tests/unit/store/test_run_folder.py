@@ -55,7 +55,7 @@ def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
-        with pytest.raises(StoreError, match=f"is in use by process {os.getpid()}; expected one run at a time"):
+        with pytest.raises(StoreError, match=f"is in use by process {os.getpid()}; expected one at a time"):
             with RunFolder(tmp_path / "run").locked():
                 pytest.fail("both are in")
     with RunFolder(tmp_path / "run").locked():  # free again

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
 from pathlib import Path
@@ -110,3 +111,13 @@ def test_a_state_of_another_module(tmp_path: Path, peft: Any) -> None:
         StoreError, match=f"{tmp_path / 'qa'} holds another module than task 'qa' is configured with: .*move"
     ):
         open_cloud(setup(tmp_path))
+
+
+def test_a_state_has_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flwr_splitkd.tiers.cloud.setup._LOCK_PATIENCE_S", 0.2)
+    first = open_cloud(setup(tmp_path))
+    with pytest.raises(StoreError, match=rf"is in use by process {os.getpid()}; expected one at a time"):
+        open_cloud(setup(tmp_path))
+    threading.Timer(0.5, first.close).start()
+    monkeypatch.setattr("flwr_splitkd.tiers.cloud.setup._LOCK_PATIENCE_S", 20.0)
+    open_cloud(setup(tmp_path)).close()  # which waited
