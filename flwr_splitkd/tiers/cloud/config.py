@@ -69,7 +69,7 @@ class _Task:
     target_modules: str = setting("")
     optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"))
     learning_rate: float = setting(1e-4, above=0)
-    weight_decay: float = setting(0.0, minimum=0)
+    weight_decay: float = setting(0.01, minimum=0)
     warmup_steps: int = setting(0, minimum=0)
     max_grad_norm: float = setting(0.0, minimum=0)
     reference_loss: bool = setting(False)
