@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from logging import INFO, WARNING
 from typing import Protocol
 
@@ -271,7 +272,7 @@ class ChainRounds:
 
     def _take_part(self, one: Called, server_round: int, iterations: Iterations | None) -> None:
         mode = "evaluate" if iterations is None else "train"
-        record = DeviceRecord(server_round=server_round, node_id=one.node_id, device=one.name, mode=mode)
+        record = partial(DeviceRecord, server_round=server_round, node_id=one.node_id, device=one.name, mode=mode)
         try:
             self._wait_connected(one, iterations)
             self._meet(one, server_round)
@@ -281,26 +282,19 @@ class ChainRounds:
                 split_point=one.split_point,
                 training=iterations is not None,
             )
-            outcome = self._edge.serve(one.session, plan, iterations)
-            record = DeviceRecord(
-                server_round=server_round, node_id=one.node_id, device=one.name, mode=mode, outcome=outcome
-            )
-        except (ConfigError, CutError, StoreError) as error:
-            one.fatal = error
-            self._edge.dismiss(one.session, str(error))
-        except SplitKDError as error:
-            record = DeviceRecord(
-                server_round=server_round, node_id=one.node_id, device=one.name, mode=mode, error=str(error)
-            )
-            self._edge.dismiss(one.session, str(error))
-        except BaseException as error:  # raised on the round's thread
-            one.fatal = error
-            self._edge.dismiss(one.session, f"{type(error).__name__}: {error}")
+            one.record = record(outcome=self._edge.serve(one.session, plan, iterations))
+        except BaseException as error:
+            known = isinstance(error, SplitKDError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            one.record = record(error=reason)
+            # Raised on the round's thread: the other devices would meet the same.
+            if not known or isinstance(error, ConfigError | CutError | StoreError):
+                one.fatal = error
+            self._edge.dismiss(one.session, reason)
         finally:
-            one.record = record
             if iterations is not None:
                 iterations.leave(one.position)
-        self._record(record)
+        self._record(one.record)
 
     def _wait_connected(self, one: Called, iterations: Iterations | None) -> None:
         """Wait until a device has come; after a while the others go on without it, but it may still join.
