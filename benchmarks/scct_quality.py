@@ -238,7 +238,7 @@ def _draw(runs: dict[str, list[Run]], baselines: dict[str, dict[str, float]], pa
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for axis, (metric, plain) in zip(axes, (("eval-f1", "f1"), ("eval-exact_match", "exact_match")), strict=True):
         for arm, several in runs.items():
             rounds = sorted(several[0].evaluations)
@@ -252,7 +252,7 @@ def _draw(runs: dict[str, list[Run]], baselines: dict[str, dict[str, float]], pa
             axis.axhline(scores[plain], color="grey", linestyle=style, linewidth=1, label=name)
         axis.set_xlabel("round")
         axis.set_ylabel(f"{METRICS[metric]} on held-out questions; band: all seeds")
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
