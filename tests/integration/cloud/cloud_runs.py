@@ -154,7 +154,11 @@ class Cloud:
     def start(self, die: str = "", nth: int = 0) -> None:
         told = self.output().count("listening\n")
         self.pid = fork(self.zygote, "cloud", {**self.job, "die": die, "nth": nth}, self.log)
-        self.until(lambda: self.output().count("listening\n") > told or not self.lives())
+        try:
+            self.until(lambda: self.output().count("listening\n") > told or not self.lives())
+        except AssertionError:
+            os.kill(self.pid, signal.SIGKILL)  # so that whoever keeps it alive can start another one
+            raise
         assert self.lives(), self.output()
 
     def lives(self) -> bool:
