@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flwr_splitkd.store import RunFolder
+    from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord
     from flwr_splitkd.strategies.result import TurnRecord
 
 __all__ = ["Callback"]
@@ -25,8 +26,17 @@ class Callback:
     def on_turn(self, turn: TurnRecord) -> None:
         """A turn is over, completed (``turn.outcome``) or not (``turn.error``)."""
 
+    def on_epoch(self, epoch: EpochRecord) -> None:
+        """An epoch of the chain is over."""
+
+    def on_device(self, device: DeviceRecord) -> None:
+        """A device's part in a round of the chain is over, completed (``device.outcome``) or not (``device.error``).
+
+        Called at the end of the round, or of its evaluation.
+        """
+
     def on_evaluation(self, server_round: int, metrics: Mapping[str, float]) -> None:
-        """The user's `evaluate_fn` has returned; round 0 is before training."""
+        """The user's `evaluate_fn` has returned, in the chain the devices too; round 0 is before training."""
 
     def on_round(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """A round is over; all its metrics, those of its evaluations included."""

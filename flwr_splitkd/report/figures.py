@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -11,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flwr_splitkd.callbacks import Callback
+from flwr_splitkd.report.chain import is_chain
+from flwr_splitkd.report.chain_figures import chain_drawings
 from flwr_splitkd.report.cost_figures import (
     draw_modelled_energy,
     draw_modelled_seconds,
@@ -20,14 +21,22 @@ from flwr_splitkd.report.cost_figures import (
 )
 from flwr_splitkd.report.costs import has_progress, modelled, timed
 from flwr_splitkd.report.load import RunData, load_run
-from flwr_splitkd.report.style import COLORS, FAILED, Drawing, finish, legend_above, line, mark_failures, short
+from flwr_splitkd.report.style import (
+    COLORS,
+    Drawing,
+    finish,
+    legend_above,
+    line,
+    mark_failures,
+    plain,
+    short,
+    timeline,
+)
 from flwr_splitkd.store import RunFolder
 
 __all__ = ["DRAWINGS", "FigureFile", "draw_bytes", "draw_cuts", "draw_loss", "draw_perplexity", "overview"]
 
 _MIB = 1 << 20
-# Many devices share one picture: then only every so many rows are named.
-_MOST_ROW_LABELS = 20
 
 
 def draw_loss(axes: Axes, runs: Sequence[RunData]) -> None:
@@ -64,27 +73,12 @@ def draw_cuts(axes: Axes, runs: Sequence[RunData]) -> None:
     """A row for each device of the first run: which turns it had, and with which cut; a cross for a failed turn."""
     run = runs[0]
     turns = [turn for turn in run.turns if turn.mode == "train"]
-    devices = sorted({turn.device for turn in turns}, key=_natural)
-    rows = {device: row for row, device in enumerate(devices)}
     cuts = sorted({turn.cut for turn in turns if turn.cut is not None})
-    for number, cut in enumerate(cuts):
-        mine = [turn for turn in turns if turn.cut == cut and turn.completed]
-        axes.plot(
-            [turn.index for turn in mine],
-            [rows[turn.device] for turn in mine],
-            "osD^vP"[number % 6],
-            color=COLORS[number % len(COLORS)],
-            markersize=7 if len(turns) <= 100 else 3,
-            label=f"cut {cut}",
-        )
-    failed = [turn for turn in turns if not turn.completed]
-    if failed:
-        x, y = [turn.index for turn in failed], [rows[turn.device] for turn in failed]
-        axes.plot(x, y, "x", color=FAILED, markersize=7, label="failed")
-    every = -(-len(devices) // _MOST_ROW_LABELS) if devices else 1
-    axes.set_yticks(range(0, len(devices), every), [short(device) for device in devices[::every]])
-    axes.tick_params(axis="y", labelsize=8 if len(devices) > _MOST_ROW_LABELS // 2 else None)
-    axes.set_ylim(max(len(devices), 1) - 0.5, -0.5)
+    groups = {
+        f"cut {cut}": [(turn.index, turn.device) for turn in turns if turn.cut == cut and turn.completed]
+        for cut in cuts
+    }
+    timeline(axes, groups, [(turn.index, turn.device) for turn in turns if not turn.completed])
     finish(axes, "turn", "device")
     legend_above(axes, columns=4)
 
@@ -110,28 +104,29 @@ DRAWINGS = (
     Drawing(title="Loss", draw=draw_loss),
     Drawing(title="Perplexity", draw=draw_perplexity),
     Drawing(title="Bytes", draw=draw_bytes),
-    Drawing(title="Cuts", draw=draw_cuts, shared=False),
+    Drawing(title="Cuts", draw=draw_cuts, shared=False, rows=lambda run: len({t.device for t in run.turns})),
     Drawing(title="Measured seconds", draw=draw_seconds, shows=timed, shared=False),
     Drawing(title="Modelled seconds", draw=draw_modelled_seconds, shows=modelled, shared=False),
     Drawing(title="Progress by modelled time", draw=draw_progress_by_time, shows=has_progress),
     Drawing(title="Progress by modelled energy", draw=draw_progress_by_energy, shows=has_progress),
     Drawing(title="Modelled energy", draw=draw_modelled_energy, shows=modelled),
 )
-"""Every drawing there is."""
+"""Every drawing of turns."""
 
 
 def overview(run: RunData) -> Figure:
     """All drawings of a run in one figure, two in a row; a last one alone takes the whole width."""
-    drawings = [drawing for drawing in DRAWINGS if drawing.shows(run)]
-    rows = -(-len(drawings) // 2)
+    every = chain_drawings([run]) if is_chain(run) else DRAWINGS
+    drawings = [drawing for drawing in every if drawing.shows(run)]
+    rows = max(1, -(-len(drawings) // 2))
     figure = Figure(figsize=(12, 4 * rows), layout="constrained")
-    figure.suptitle(run.name)
+    figure.suptitle(plain(run.name))
     grid = figure.add_gridspec(rows, 2)
     for number, drawing in enumerate(drawings):
         alone = number == len(drawings) - 1 and number % 2 == 0
         # A title of the axes would lie on a legend above them.
         part = figure.add_subfigure(grid[number // 2, :] if alone else grid[number // 2, number % 2])
-        part.suptitle(drawing.title, x=0.01, ha="left", fontsize=11)
+        part.suptitle(plain(drawing.title), x=0.01, ha="left", fontsize=11)
         drawing.draw(part.subplots(), [run])
     return figure
 
@@ -158,8 +153,3 @@ def _ends_of_rounds(run: RunData) -> dict[int, int]:
     for turn in run.turns:
         ends[turn.server_round] = turn.index
     return ends
-
-
-def _natural(device: str) -> list[tuple[bool, int, str]]:
-    """Sorts numbers within names as numbers: orin-2 before orin-10."""
-    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in re.split(r"(\d+)", device) if p]

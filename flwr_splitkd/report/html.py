@@ -6,25 +6,26 @@ error wrote is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
 from importlib.resources import files
 
-from flwr_splitkd.report.costs import decided, modelled
-from flwr_splitkd.report.figures import DRAWINGS
-from flwr_splitkd.report.lines import ModelledLine, PlanLine, TurnLine
+from flwr_splitkd.report.costs import modelled
+from flwr_splitkd.report.elements import headline, table
+from flwr_splitkd.report.families import Family, family_of
 from flwr_splitkd.report.load import RunData
 from flwr_splitkd.report.svg import svg
-from flwr_splitkd.report.words import alternative, differences, flatten, mebibytes, number, totals
+from flwr_splitkd.report.words import differences, flatten, number
 
 __all__ = ["page"]
 
-_TURN_COLUMNS = (
-    *("Turn", "Round", "Device", "Mode", "Cut", "Steps", "Loss", "CE", "KL", "Perplexity"),
-    *("Tokens/s", "Up, MiB", "Down, MiB", "Hand-over, MiB", "Seconds", "Waited, s"),
-)
 _MODELLED = " What is called modelled comes from the cost model of a simulation, not from clocks and meters."
+_APART = (
+    "These runs are of different strategies. A loss, a perplexity, an epoch, a turn, a cut and a split point of the one have no "
+    "counterpart in the other and are not compared: each run has figures and tables of its own. What both count alike stands "
+    "side by side."
+)
 # A timeline grows with its devices, so that its rows stay apart.
 _DEVICES_A_HEIGHT = 14
 
@@ -32,21 +33,25 @@ _DEVICES_A_HEIGHT = 14
 def page(runs: Sequence[RunData]) -> str:
     """The page about one run, or the comparison of two.
 
+    Runs of different strategies have little in common: then each has its own figures, and the page says so.
+
     Parameters
     ----------
     runs
         One or two.
     """
     title = " against ".join(run.name for run in runs)
+    families = list(dict.fromkeys(family_of(run) for run in runs))
+    named = len(runs) > 1
     body = [
         f"<header><h1>{escape(title)}</h1>{_introduction(runs)}</header><main>",
-        _totals(runs[0]) if len(runs) == 1 else _comparison(runs),
-        _figures(runs),
-        *(_evaluations(run, named=len(runs) > 1) for run in runs if run.evaluations),
-        *(_turns(run, named=len(runs) > 1) + _decisions(run, named=len(runs) > 1) for run in runs),
-        *(_settings(run, named=len(runs) > 1) for run in runs if run.config),
+        _comparison(runs) if named else _totals(runs[0]),
+        _figures(families, runs),
+        *(_evaluations(run, named=named) for run in runs if run.evaluations),
+        *(family_of(run).tables(run, named=named) for run in runs),
+        *(_settings(run, named=named) for run in runs if run.config),
         f"</main><footer>Written by flwr_splitkd {escape(version('flwr_splitkd'))} from metrics.jsonl and config.json. "
-        "MiB are 2<sup>20</sup> bytes; CE is cross-entropy, KL the divergence from the teacher, both in nats per label."
+        f"MiB are 2<sup>20</sup> bytes; {'; '.join(family.units for family in families)}."
         f"{_MODELLED if any(modelled(run) for run in runs) else ''}</footer>",
     ]
     style = files("flwr_splitkd.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -62,7 +67,10 @@ def page(runs: Sequence[RunData]) -> str:
 
 
 def _introduction(runs: Sequence[RunData]) -> str:
-    lines = ["<p>Split knowledge distillation, turn by turn.</p>"]
+    leads = [family_of(run).lead(run) for run in runs]
+    same = len(set(leads)) == 1
+    texts = leads[:1] if same else [f"{run.name}: {lead}" for run, lead in zip(runs, leads, strict=True)]
+    lines = [f"<p>{escape(text)}</p>" for text in texts]
     for run in runs:
         name = f"{run.name}: " if len(runs) > 1 else ""
         lines += [f'<p class="note">{escape(name + note)}</p>' for note in run.notes]
@@ -70,105 +78,59 @@ def _introduction(runs: Sequence[RunData]) -> str:
 
 
 def _totals(run: RunData) -> str:
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in totals(run).items())
+    items = "".join(
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in family_of(run).totals(run).items()
+    )
     return f'<h2>In short</h2><dl class="totals">{items}</dl>'
 
 
 def _comparison(runs: Sequence[RunData]) -> str:
-    one, other = (totals(run) for run in runs)
-    names = [*one, *(name for name in other if name not in one)]
+    one, other = (family_of(run).totals(run) for run in runs)
+    if family_of(runs[0]) is family_of(runs[1]):
+        names, note = [*one, *(name for name in other if name not in one)], ""
+    else:
+        names, note = [name for name in one if name in other], f'<p class="note">{_APART}</p>'
     rows = [[name, one.get(name, "–"), other.get(name, "–")] for name in names]
     heads = ["", *(run.name for run in runs)]
     changed = [list(row) for row in differences(runs[0].config, runs[1].config)]
-    settings = _table(heads, changed, "text") if changed else "<p>None: both runs have the same settings.</p>"
-    return f"<h2>In short</h2>{_table(heads, rows, 'numbers')}<h2>Settings that differ</h2>{settings}"
+    settings = table(heads, changed, "text") if changed else "<p>None: both runs have the same settings.</p>"
+    return f"<h2>In short</h2>{note}{table(heads, rows, 'numbers')}<h2>Settings that differ</h2>{settings}"
 
 
-def _figures(runs: Sequence[RunData]) -> str:
+def _figures(families: Sequence[Family], runs: Sequence[RunData]) -> str:
+    """Runs of one family share drawings; those of another have their own, which their names tell apart."""
+    made = []
+    for number_of, family in enumerate(families):
+        own = [run for run in runs if family_of(run) is family]
+        prefix = f"family-{number_of}-" if number_of else ""
+        made += _drawings(family, own, named=len(runs) > 1, alone=len(families) > 1, prefix=prefix)
+    return f'<h2>Figures</h2><div class="figures">{"".join(made)}</div>' if made else ""
+
+
+def _drawings(family: Family, runs: Sequence[RunData], *, named: bool, alone: bool, prefix: str) -> list[str]:
     figures = []
-    for drawing in DRAWINGS:
-        slug = drawing.title.lower().replace(" ", "-")
+    for drawing in family.drawings(runs):
+        slug = prefix + (drawing.slug or drawing.title.lower().replace(" ", "-"))
         for number_of, shown in enumerate(drawing.groups(runs)):
-            devices = len({turn.device for turn in shown[0].turns}) if drawing.title == "Cuts" else 0
-            height = max(1.0, min(devices, 50) / _DEVICES_A_HEIGHT)
+            height = max(1.0, min(drawing.rows(shown[0]), 50) / _DEVICES_A_HEIGHT)
             image = svg(drawing.draw, shown, prefix=f"{slug}{number_of}", height=height)
-            name = _headline(drawing.title, shown[0], len(runs) > 1 and not drawing.shared)
-            words = escape(alternative(drawing.title, shown))
+            name = headline(drawing.title, shown[0], named and (alone or not drawing.shared))
+            words = escape(family.alternative(drawing.title, shown))
             figures.append(
                 f'<figure><h3>{name}</h3><div role="img" aria-label="{words}">{image}</div>'
                 f"<figcaption>{words}</figcaption></figure>"
             )
-    return f'<h2>Figures</h2><div class="figures">{"".join(figures)}</div>'
+    return figures
 
 
 def _evaluations(run: RunData, *, named: bool) -> str:
     keys = sorted({key for metrics in run.evaluations.values() for key in metrics})
     rows = [[str(r), *(number(metrics.get(key)) for key in keys)] for r, metrics in sorted(run.evaluations.items())]
-    return f"<h2>{_headline('On the server', run, named)}</h2>{_table(['After round', *keys], rows, 'numbers')}"
-
-
-def _turns(run: RunData, *, named: bool) -> str:
-    rows = "".join(_turn(turn) for turn in run.turns)
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in _TURN_COLUMNS)
-    headline = _headline("Turns", run, named)
-    return (
-        f'<h2>{headline}</h2><div class="wide" tabindex="0" role="region" aria-label="{headline}">'
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _turn(turn: TurnLine) -> str:
-    cells = [str(turn.index), str(turn.server_round), turn.device, turn.mode]
-    if not turn.completed:
-        rest = len(_TURN_COLUMNS) - len(cells)
-        return f'<tr class="failed">{_cells(cells)}<td class="left" colspan="{rest}">{escape(turn.error)}</td></tr>'
-    cells += [number(turn.cut), number(turn.num_steps), number(turn.loss), number(turn.cross_entropy)]
-    cells += [number(turn.kl_divergence), number(turn.perplexity)]
-    cells.append(number(None if turn.tokens_per_s is None else round(turn.tokens_per_s)))
-    cells += [mebibytes(turn.uplink_bytes), mebibytes(turn.downlink_bytes), mebibytes(turn.handover_bytes)]
-    cells += [number(turn.duration_s), number(turn.wait_s)]
-    return f"<tr>{_cells(cells)}</tr>"
-
-
-def _decisions(run: RunData, *, named: bool) -> str:
-    """What the planner decided, why, and how far off it was; nothing without one."""
-    if not decided(run):
-        return ""
-    taken = "Modelled" if modelled(run) else "Measured"
-    heads = ["Turn", "Device", "Cut", "Codec", "Clock, GHz", "Predicted, s", f"{taken}, s", "Predicted, J"]
-    heads += ["Modelled, J"] * modelled(run) + ["Reason"]
-    rows = [_decision(turn, with_joules=modelled(run)) for turn in run.training if turn.plan]
-    headline = _headline("Decisions", run, named)
-    return f"<details><summary>{headline}</summary>{_table(heads, rows, 'numbers decisions')}</details>"
-
-
-def _decision(turn: TurnLine, *, with_joules: bool) -> list[str]:
-    plan, costs = turn.plan or PlanLine(), turn.modelled or ModelledLine()
-    taken = number(costs.total_s if with_joules else turn.duration_s) + " (late)" * costs.late
-    clock = "–" if plan.frequency_hz is None else f"{plan.frequency_hz / 1e9:.2f}"
-    cells = [str(turn.index), turn.device, number(turn.cut), plan.codec or "–", clock]
-    cells += [number(plan.total_s), taken, number(plan.total_j)]
-    return [*cells, *[number(costs.total_j)] * with_joules, plan.reason or "–"]
+    title = headline(family_of(run).evaluations, run, named)
+    return f"<h2>{title}</h2>{table(['After round', *keys], rows, 'numbers')}"
 
 
 def _settings(run: RunData, *, named: bool) -> str:
     rows = [list(item) for item in flatten(run.config)]
-    headline = _headline("Settings and versions", run, named)
-    return f"<details><summary>{headline}</summary>{_table(['Setting', 'Value'], rows, 'text')}</details>"
-
-
-def _headline(text: str, run: RunData, named: bool) -> str:
-    return escape(f"{text}: {run.name}" if named else text)
-
-
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], kind: str) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
-    return (
-        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cells(row: Iterable[str]) -> str:
-    return "".join(f"<td>{escape(cell)}</td>" for cell in row)
+    title = headline("Settings and versions", run, named)
+    return f"<details><summary>{title}</summary>{table(['Setting', 'Value'], rows, 'text')}</details>"

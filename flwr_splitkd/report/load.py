@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr_splitkd.errors import StoreError
+from flwr_splitkd.report.chain_lines import DeviceLine, EpochLine, read_chain
 from flwr_splitkd.report.lines import ModelledLine, PlanLine, TurnLine, finite_numbers
 from flwr_splitkd.store import RunFolder
 
@@ -27,8 +28,10 @@ class RunData:
         ``config.json``, empty if there is none.
     turns
         In the order in which they were served.
+    devices, epochs
+        Of a run of the chain, in the order in which they were recorded.
     evaluations
-        Metrics of the user's `evaluate_fn` by round; round 0 is before training.
+        Metrics of the user's `evaluate_fn`, and in the chain of the devices, by round; round 0 is before training.
     rounds
         All metrics of a round by round.
     notes
@@ -41,6 +44,8 @@ class RunData:
     evaluations: dict[int, dict[str, float]]
     rounds: dict[int, dict[str, float]]
     notes: list[str] = field(default_factory=list)
+    devices: list[DeviceLine] = field(default_factory=list)
+    epochs: list[EpochLine] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -76,6 +81,7 @@ def load_run(path: str | Path) -> RunData:
     for record in records:
         if record.get("kind") == "turn":
             turns.append(_turn(metrics, record, turns))
+    devices, epochs = read_chain(metrics, records, notes)
     if not records:
         notes.append("The run has not recorded anything yet.")
     return RunData(
@@ -85,6 +91,8 @@ def load_run(path: str | Path) -> RunData:
         evaluations=_by_round(records, "evaluation"),
         rounds=_by_round(records, "round"),
         notes=notes,
+        devices=devices,
+        epochs=epochs,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,21 @@ from matplotlib.ticker import MaxNLocator
 from flwr_splitkd.report.lines import TurnLine
 from flwr_splitkd.report.load import RunData
 
-__all__ = ["COLORS", "FAILED", "GAP", "NEUTRAL", "Drawing", "finish", "legend_above", "line", "mark_failures", "short"]
+__all__ = [
+    "COLORS",
+    "FAILED",
+    "GAP",
+    "NEUTRAL",
+    "Drawing",
+    "curve",
+    "finish",
+    "legend_above",
+    "line",
+    "mark_failures",
+    "plain",
+    "short",
+    "timeline",
+]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """One a series, told apart with any kind of colour vision (Okabe and Ito)."""
@@ -23,8 +38,12 @@ NEUTRAL = "#6e7681"
 GAP = "#fefefe"
 """The colour behind a drawing, for the gap between areas that touch."""
 
+Points = Sequence[tuple[float, float]]
+
 # More points than these have no marks of their own.
 _MOST_MARKS = 100
+# Many devices share one picture: then only every so many rows are named.
+_MOST_ROW_LABELS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +60,18 @@ class Drawing:
         Whether a run has something to show.
     shared
         Whether several runs go into one drawing; otherwise each has its own.
+    rows
+        How many rows a run has in it, if it grows with them.
+    slug
+        Names it where letters and digits are needed; made from the title when not given.
     """
 
     title: str
     draw: Callable[[Axes, Sequence[RunData]], None]
     shows: Callable[[RunData], bool] = lambda run: True
     shared: bool = True
+    rows: Callable[[RunData], int] = lambda run: 0
+    slug: str = ""
 
     def groups(self, runs: Sequence[RunData]) -> list[list[RunData]]:
         """The runs of each drawing with this title; empty if none has anything to show."""
@@ -59,10 +84,54 @@ def line(
     axes: Axes, run: RunData, value_of: Callable[[TurnLine], float | None], *, scale: float = 1.0, **style: Any
 ) -> None:
     """A curve over the turns that trained and have this value."""
-    points = [(turn.index, value * scale) for turn in run.training if (value := value_of(turn)) is not None]
+    curve(axes, [(turn.index, value) for turn in run.training if (value := value_of(turn)) is not None], scale, **style)
+
+
+def curve(axes: Axes, points: Points, scale: float = 1.0, **style: Any) -> None:
+    """A curve through these points, if there are any, their values times `scale`."""
     if points:
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, marker="." if len(points) <= _MOST_MARKS else None, linewidth=1.5, **style)
+        marker = "." if len(points) <= _MOST_MARKS else None
+        axes.plot(x, [value * scale for value in y], marker=marker, linewidth=1.5, **style)
+
+
+def timeline(
+    axes: Axes,
+    groups: Mapping[str, Sequence[tuple[float, str]]],
+    failed: Sequence[tuple[float, str]],
+    *,
+    label: str = "failed",
+) -> None:
+    """A row for each device, with a mark for each time that it is in a group.
+
+    Parameters
+    ----------
+    groups
+        When, and which device, by what the group is called; each group has a mark of its own.
+    failed
+        When which device came to nothing: a cross.
+    label
+        What that is called.
+    """
+    marks = [*(mark for group in groups.values() for mark in group), *failed]
+    devices = sorted({device for _, device in marks}, key=_natural)
+    rows = {device: row for row, device in enumerate(devices)}
+    for number, (name, group) in enumerate(groups.items()):
+        axes.plot(
+            [when for when, _ in group],
+            [rows[device] for _, device in group],
+            "osD^vP"[number % 6],
+            color=COLORS[number % len(COLORS)],
+            markersize=7 if len(marks) <= 100 else 3,
+            label=name,
+        )
+    if failed:
+        x, y = [when for when, _ in failed], [rows[device] for _, device in failed]
+        axes.plot(x, y, "x", color=FAILED, markersize=7, label=label)
+    every = -(-len(devices) // _MOST_ROW_LABELS) if devices else 1
+    axes.set_yticks(range(0, len(devices), every), [short(device) for device in devices[::every]])
+    axes.tick_params(axis="y", labelsize=8 if len(devices) > _MOST_ROW_LABELS // 2 else None)
+    axes.set_ylim(max(len(devices), 1) - 0.5, -0.5)
 
 
 def mark_failures(axes: Axes, runs: Sequence[RunData]) -> None:
@@ -93,6 +162,14 @@ def legend_above(axes: Axes, *, columns: int) -> None:
 
 def short(text: str) -> str:
     """A name that fits into a drawing: its begin and its end, which is where names differ."""
-    text = text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}"
-    # A dollar sign would start mathematics.
+    return plain(text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}")
+
+
+def plain(text: str) -> str:
+    """A text that is drawn as it is: a dollar sign would start mathematics."""
     return text.replace("$", r"\$")
+
+
+def _natural(device: str) -> list[tuple[bool, int, str]]:
+    """Sorts numbers within names as numbers: orin-2 before orin-10."""
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in re.split(r"(\d+)", device) if p]

@@ -18,9 +18,9 @@ from flwr_splitkd.report.costs import (
 from flwr_splitkd.report.lines import TurnLine
 from flwr_splitkd.report.load import RunData
 
-__all__ = ["alternative", "differences", "flatten", "mebibytes", "number", "totals"]
+__all__ = ["MIB", "alternative", "course", "differences", "flatten", "mebibytes", "number", "sentences", "totals"]
 
-_MIB = 1 << 20
+MIB = 1 << 20
 
 
 def number(value: Any) -> str:
@@ -38,7 +38,7 @@ def number(value: Any) -> str:
 
 def mebibytes(count: int | float | None) -> str:
     """Bytes in MiB."""
-    return "–" if count is None else f"{count / _MIB:,.2f}"
+    return "–" if count is None else f"{count / MIB:,.2f}"
 
 
 def totals(run: RunData) -> dict[str, str]:
@@ -71,7 +71,13 @@ def totals(run: RunData) -> dict[str, str]:
 
 def alternative(title: str, runs: Sequence[RunData]) -> str:
     """What the figure of this title shows of these runs, for who cannot see it."""
-    texts = _PROGRESS[title](runs) if title in _PROGRESS else [_ALTERNATIVES[title](run) for run in runs]
+    return sentences(
+        _PROGRESS[title](runs) if title in _PROGRESS else [_ALTERNATIVES[title](run) for run in runs], runs
+    )
+
+
+def sentences(texts: Sequence[str], runs: Sequence[RunData]) -> str:
+    """What is said of each run as sentences."""
     if len(runs) == 1:
         return f"{texts[0][0].upper()}{texts[0][1:]}."
     return " ".join(f"{run.name}: {text}." for run, text in zip(runs, texts, strict=True))
@@ -97,15 +103,20 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def _course(run: RunData, what: str, unit: str, value_of: Callable[[TurnLine], float | None]) -> str:
-    points = [(turn.index, value) for turn in run.training if (value := value_of(turn)) is not None]
+def course(points: Sequence[tuple[float, float]], what: str, *, unit: str = "", along: str = "turn") -> str:
+    """How a value went from its first point to its last."""
     if not points:
         return f"no {what} was recorded"
     lowest = min(points, key=lambda point: point[1])
     return (
-        f"{what} from {number(points[0][1])}{unit} in turn {points[0][0]} to {number(points[-1][1])}{unit} in turn "
-        f"{points[-1][0]}, lowest {number(lowest[1])}{unit} in turn {lowest[0]}"
+        f"{what} from {number(points[0][1])}{unit} in {along} {number(points[0][0])} to {number(points[-1][1])}{unit} in "
+        f"{along} {number(points[-1][0])}, lowest {number(lowest[1])}{unit} in {along} {number(lowest[0])}"
     )
+
+
+def _course(run: RunData, what: str, unit: str, value_of: Callable[[TurnLine], float | None]) -> str:
+    points = [(turn.index, value) for turn in run.training if (value := value_of(turn)) is not None]
+    return course(points, what, unit=unit)
 
 
 def _loss(run: RunData) -> str:
@@ -138,7 +149,7 @@ def _bytes(run: RunData) -> str:
 
 
 def _in_mib(count: int | None) -> float | None:
-    return None if count is None else count / _MIB
+    return None if count is None else count / MIB
 
 
 def _cost_totals(run: RunData) -> dict[str, str]:

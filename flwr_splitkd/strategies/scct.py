@@ -37,7 +37,7 @@ from flwr_splitkd.schedulers import (
     StopPolicy,
 )
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies.callbacks import Callbacks
+from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.strategies.chain.result import SCCTResult
 from flwr_splitkd.strategies.chain.rounds import Called, ChainRounds
@@ -125,7 +125,7 @@ class SCCT(Strategy):
     node_timeout_s
         Seconds to wait for `min_available_nodes`.
     run_folder, resume, callbacks, seed, compute_device
-        As in `SplitKD`; a resumed run goes on after its last whole round.
+        As in `SplitKD`, TensorBoard events and ``figure.png`` included; a resumed run goes on after its last whole round.
 
     Raises
     ------
@@ -175,7 +175,7 @@ class SCCT(Strategy):
         max_message_bytes: int | None = None,
         run_folder: str | Path | None = None,
         resume: str | Path | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
         seed: int = 0,
         compute_device: str | None = None,
     ) -> None:
@@ -203,7 +203,7 @@ class SCCT(Strategy):
         self.train_metrics_aggr_fn = train_metrics_aggr_fn or weighted_mean
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighted_mean
         self.connect_timeout_s, self.node_timeout_s = connect_timeout_s, node_timeout_s
-        self.run_folder, self.resume, self.callbacks = run_folder, resume, tuple(callbacks)
+        self.run_folder, self.resume, self.callbacks = run_folder, resume, callbacks
         self.setup = ChainSetup(
             slm=slm,
             settings=ChainSettings(
@@ -290,12 +290,12 @@ class SCCT(Strategy):
         self._progress = progress = (
             ChainProgress.load(folder.path) if self.resume else ChainProgress(run=f"{grid.run.run_id}")
         )
-        callbacks = Callbacks(self.callbacks)
+        callbacks = Callbacks(default_callbacks() if self.callbacks is None else self.callbacks)
         self._edge = self.setup.open(
             lambda width: self._open_cloud(access, width, initial_arrays), ticket_lifetime_s=timeout
         )
         self._roster = Roster(None, self._edge.layout.num_blocks)
-        rounds = ChainRounds(self, self._edge, self.setup.settings, grid, result, folder, timeout)
+        rounds = ChainRounds(self, self._edge, self.setup.settings, grid, result, folder, callbacks, timeout)
         error: BaseException | None = None
         try:
             callbacks.tell("on_start", folder, config)

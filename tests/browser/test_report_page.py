@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded_runs import write_run
+from recorded_runs import write_baseline, write_chain, write_run
 
 from flwr_splitkd.report.load import load_run
 
@@ -53,10 +53,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     best = load_run(write_run(folder / "optimal-cut", 4, ["0", "1"], costs="modelled", waited_s=3.0).path)
     fixed = load_run(write_run(folder / "fixed-cut", 4, ["0", "1"], failing="1", costs="modelled", factor=2.0).path)
     many = load_run(write_run(folder / "many", 3, [f"orin-{i}" for i in range(100)], failing="orin-5", seed=2).path)
+    chain = load_run(write_chain(folder / "chain", 3, ["0", "1", "2"], failing="1", reference=True).path)
+    crowd = load_run(write_chain(folder / "crowd", 3, [f"orin-{i}" for i in range(50)], failing="orin-5").path)
+    alone = load_run(write_baseline(folder / "cloud-only", 3).path)
     made = {}
     shown = {
         **{"one": [one], "many": [many], "both": [one, many]},
         **{"planned": [planned], "policies": [best, fixed]},
+        **{"chain": [chain], "chains": [chain, crowd], "chain-and-baseline": [chain, alone], "apart": [chain, one]},
     }
     for name, runs in shown.items():
         made[name] = folder / f"{name}.html"
@@ -78,7 +82,9 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("name", ["one", "many", "both", "planned", "policies"])
+@pytest.mark.parametrize(
+    "name", ["one", "many", "both", "planned", "policies", "chain", "chains", "chain-and-baseline", "apart"]
+)
 def test_the_page_can_be_read(
     browser: Any, pages: dict[str, Path], name: str, size: tuple[int, int], scheme: str
 ) -> None:

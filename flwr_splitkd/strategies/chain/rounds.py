@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDError, StoreError
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies.callbacks import Callbacks
 from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord, SCCTResult
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.tiers.edge.chain import ChainEdge, ChainSettings, Closed, DevicePlan, Iterations
@@ -80,6 +81,8 @@ class ChainRounds:
         Carries Flower's messages.
     result, folder
         Where everything is recorded.
+    callbacks
+        Told of epochs, and of devices when their round is over.
     timeout_s
         Bound on the wait for Flower's replies at a round's end.
     """
@@ -92,10 +95,11 @@ class ChainRounds:
         grid: Grid,
         result: SCCTResult,
         folder: RunFolder,
+        callbacks: Callbacks,
         timeout_s: float,
     ) -> None:
         self._strategy, self._edge, self._settings, self._grid = strategy, edge, settings, grid
-        self._result, self._folder = result, folder
+        self._result, self._folder, self._callbacks = result, folder, callbacks
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
         self._views: dict[int, DeviceView] = {}
         self._lock = threading.Lock()  # guards views, records and files
@@ -227,6 +231,7 @@ class ChainRounds:
         with self._lock:
             self._result.epochs.append(record)
             self._folder.append_metrics(record.to_json())
+        self._callbacks.tell("on_epoch", record)
         log(
             INFO,
             "\tround %d epoch %d of %d: loss %.4f over %d iterations of %d devices, %.2f s an iteration%s",
@@ -249,6 +254,10 @@ class ChainRounds:
         for one in called:
             if one.thread is not None:
                 one.thread.join()
+        # Only now, so that callbacks hear everything from this thread.
+        for one in called:
+            if one.record is not None and one.fatal is None:
+                self._callbacks.tell("on_device", one.record)
 
     def _raise_fatal(self, called: Sequence[Called]) -> None:
         """What is not a device's fault ends the run: the others would meet the same."""

@@ -11,10 +11,12 @@ from flwr_splitkd.costs import LinkState, TurnCost
 from flwr_splitkd.report.load import RunData, load_run
 from flwr_splitkd.schedulers import Decision
 from flwr_splitkd.store import RunFolder
+from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord
 from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.result import TurnRecord
 from flwr_splitkd.telemetry import ModelledTurn
 from flwr_splitkd.tiers.edge import TurnOutcome
+from flwr_splitkd.tiers.edge.chain import DeviceOutcome
 
 Costs = Literal["", "planned", "modelled"]
 """What a run knows of costs: nothing, predictions and measurements, or those of a modelled world."""
@@ -178,3 +180,92 @@ def old_run(path: Path, **settings: Any) -> RunData:
     lines = (json.dumps({name: value for name, value in record.items() if name not in new}) for record in records)
     folder.metrics.write_text("\n".join(lines) + "\n")
     return load_run(path)
+
+
+def epoch(server_round: int, number: int, **changes: Any) -> EpochRecord:
+    """10 iterations of half a second, those of a round's first epoch of one second; the loss falls from 4 on."""
+    done = 2 * (server_round - 1) + number
+    values: dict[str, Any] = {
+        "num_iterations": 10,
+        "loss": 4.0 / done,
+        "reference_loss": None,
+        "seconds": 10.0 if number == 1 else 5.0,
+        "num_missed": 1,
+        "module_step": 10 * done,
+        "learning_rate": 0.003,
+        "grad_norm": 1.5,
+    }
+    return EpochRecord(server_round=server_round, epoch=number, **{**values, **changes})
+
+
+def device(server_round: int, number: int, name: str, *, mode: str = "train", **changes: Any) -> DeviceRecord:
+    """In training 3 MiB up and 4 down, 1 and 2 of them layers; split points 1, 2, 3, 1, ..."""
+    training = mode == "train"
+    values: dict[str, Any] = {
+        "split_point": 1 + number % 3,
+        "num_steps": 20 if training else 4,
+        "num_examples": 160,
+        "num_tokens": 800,
+        "num_missed": 2 if training else 0,
+        "loss": 4.0 / (1 + server_round),
+        "reference_loss": None,
+        "left": "",
+        "duration_s": 12.0,
+        "edge_s": 2.0,
+        "device_s": 1.0,
+        "num_resumed": 0,
+        "uplink_bytes": (3 if training else 1) << 20,
+        "downlink_bytes": 4 << 20 if training else 0,
+        "uplink_handover_bytes": 1 << 20 if training else 0,
+        "downlink_handover_bytes": 2 << 20 if training else 0,
+        "cloud_s": 3.0,
+    }
+    outcome = DeviceOutcome(**{**values, **changes})
+    return DeviceRecord(
+        server_round=server_round, node_id=100 + number, device=name, mode=mode, outcome=outcome, error=""
+    )
+
+
+def write_chain(
+    path: Path, rounds: int, devices: list[str], failing: str = "", *, reference: bool = False, **config: Any
+) -> RunFolder:
+    """A run of SCCT: two epochs a round, then every device's part in it, and the evaluation of all of them."""
+    folder = RunFolder(path)
+    folder.write_config({"strategy": {"name": "SCCT", **config}, "versions": {"flwr": "1.41.0"}})
+    without = {"reference_loss": 5.0} if reference else {}
+
+    def evaluate(server_round: int) -> dict[str, float]:
+        for number, name in enumerate(devices):
+            folder.append_metrics(device(server_round, number, name, mode="evaluate").to_json())
+        metrics = {
+            "eval-exact_match": 5.0 * server_round,
+            "eval-f1": 7.5 * server_round,
+            "eval-loss": 5.0 - server_round,
+        }
+        folder.append_metrics({"kind": "evaluation", "server_round": server_round, **metrics})
+        return metrics
+
+    evaluate(0)
+    for server_round in range(1, rounds + 1):
+        for number in (1, 2):
+            folder.append_metrics(epoch(server_round, number, **without).to_json())
+        for number, name in enumerate(devices):
+            record = device(server_round, number, name)
+            if name == failing:
+                record = replace(record, outcome=None, error="it left <b>without</b> a word")
+            folder.append_metrics(record.to_json())
+        metrics = {"train-loss": 4.0 / (1 + server_round), **evaluate(server_round)}
+        folder.append_metrics({"kind": "round", "server_round": server_round, **metrics})
+    return folder
+
+
+def write_baseline(path: Path, rounds: int, *, epochs: bool = True) -> RunFolder:
+    """A baseline of the chain: epochs of one process, or nothing but evaluations."""
+    folder = RunFolder(path)
+    folder.write_config({"run_config": {"rounds": rounds}})
+    for server_round in range(rounds + 1):
+        for number in (1, 2) if epochs and server_round else ():
+            folder.append_metrics(epoch(server_round, number, num_missed=0, loss=2.0).to_json())
+        metrics = {"eval-f1": 3.0 * server_round, "eval-loss": 4.0}
+        folder.append_metrics({"kind": "evaluation", "server_round": server_round, **metrics})
+    return folder

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from recorded_runs import turns, with_costs
+from recorded_runs import device, epoch, turns, with_costs
 
 pytest.importorskip("tensorboard")
 
@@ -56,3 +57,29 @@ def test_costs_of_turns(tmp_path: Path) -> None:
         "planned-frequency-hz": [1.5e9, 1.5e9],
     }
     assert "train/reason" not in events.Tags()["scalars"]
+
+
+def test_epochs_by_step_of_the_module_and_devices_by_round(tmp_path: Path) -> None:
+    callback = TensorBoard()
+    callback.on_start(RunFolder(tmp_path), {"strategy": {"name": "SCCT"}})
+    callback.on_evaluation(0, {"eval-f1": 1.5})
+    callback.on_epoch(epoch(1, 1))
+    callback.on_epoch(epoch(1, 2, reference_loss=5.0))
+    callback.on_device(device(1, 1, "orin"))
+    callback.on_device(replace(device(2, 1, "orin"), outcome=None, error="it left"))
+    callback.on_device(device(1, 1, "orin", mode="evaluate"))
+    callback.on_end(None)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in ("epoch/loss", "epoch/iteration-s", "epoch/reference-loss", "evaluation/eval-f1")
+    }
+    assert shown == {
+        "epoch/loss": [(10, 4.0), (20, 2.0)],
+        "epoch/iteration-s": [(10, 1.0), (20, 0.5)],
+        "epoch/reference-loss": [(20, 5.0)],
+        "evaluation/eval-f1": [(0, 1.5)],
+    }
+    assert [(e.step, e.value) for e in events.Scalars("train/orin/split-point")] == [(1, 2.0)]
+    assert [(e.step, e.value) for e in events.Scalars("evaluate/orin/uplink-bytes")] == [(1, float(1 << 20))]
