@@ -22,9 +22,9 @@ class RunFolder:
     ::
 
         runs/<id>/config.json      what reproduces the run: settings and versions
-                  metrics.jsonl    one line a turn, a round and an evaluation
+                  metrics.jsonl    one line a turn (in the chain an epoch, and a device), a round and an evaluation
                   summary.txt      the table that the run ended with
-                  figure.png       loss, perplexity, cuts and bytes, with the `report` extra
+                  figure.png       loss, cuts or split points, bytes and more, with the `report` extra
                   tensorboard/     the same as events, with the `report` extra
                   commits/         the commit log
                   student/         the distilled student as a Hugging Face folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -73,6 +74,17 @@ def test_a_run_of_three_devices(models: dict[str, str], tmp_path: Path, monkeypa
     # The second round's devices have what the edge returned: nothing of their layers travels up again.
     assert all(line["uplink_handover_bytes"] == 0 for line in trained if line["server_round"] == 2)
     assert "majority answer" in (newest(runs.glob("*/summary.txt"))).read_text()
+    if all(importlib.util.find_spec(name) for name in ("matplotlib", "tensorboard")):
+        assert newest(runs.glob("*/figure.png")).read_bytes().startswith(b"\x89PNG")
+        events = newest(runs.glob("*/tensorboard/events.*")).read_bytes()
+        told = (
+            b"epoch/loss",
+            b"train/0/split-point",
+            b"evaluate/2/uplink-bytes",
+            b"evaluation/eval-f1",
+            b"round/eval-f1",
+        )
+        assert [name for name in told if name not in events] == []
     _ask(newest(runs.glob("*/config.json")).parent, tmp_path / "cache")
 
 
