@@ -98,10 +98,12 @@ def draw_iteration_seconds(axes: Axes, runs: Sequence[RunData]) -> None:
         alone = len(runs) == 1
         name = "" if alone else f"{short(run.name)}: "
         first, later = by_epoch(run, first_of_round), by_epoch(run, later_in_round)
-        label = f"{name}first epoch of a round" if later else None if alone else short(run.name)
+        # With a run's name before it there is room for a word.
+        of_first, of_later = ("first epoch of a round", "later epochs") if alone else ("first", "later")
+        label = f"{name}{of_first}" if later else None if alone else short(run.name)
         curve(axes, first, label=label, color=color)
         second = COLORS[1] if alone else color
-        curve(axes, later, label=f"{name}later epochs", color=second, linestyle="--")
+        curve(axes, later, label=f"{name}{of_later}", color=second, linestyle="--")
     finish(axes, "iterations", "seconds an iteration")
     axes.set_ylim(bottom=0)
     legend_above(axes, columns=2)

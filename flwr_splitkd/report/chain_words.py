@@ -36,14 +36,7 @@ def chain_lead(run: RunData) -> str:
 
 def chain_totals(run: RunData) -> dict[str, str]:
     """What a run came to, by what it is; only what runs of its kind record."""
-    rows = {"Rounds": number(last_round(run)), **_epoch_totals(run), **_device_totals(run)}
-    if run.evaluations:
-        last = max(run.evaluations)
-        for metric in metrics_of([run]):
-            if metric in run.evaluations[last]:
-                name = f"{metric_source(metric)} after round {last}: {metric_name(metric)}"
-                rows[name] = number(run.evaluations[last][metric])
-    return rows
+    return {"Rounds": number(last_round(run)), **_epoch_totals(run), **_metric_totals(run), **_costs(run)}
 
 
 def chain_alternative(title: str, runs: Sequence[RunData]) -> str:
@@ -58,36 +51,52 @@ def _epoch_totals(run: RunData) -> dict[str, str]:
     if not run.epochs:
         return {}
     last = run.epochs[-1]
-    iterations = sum(epoch.num_iterations for epoch in run.epochs)
-    seconds = sum(epoch.seconds or 0.0 for epoch in run.epochs)
     rows = {
         "Epochs": number(len(run.epochs)),
-        "Iterations": number(iterations),
+        "Iterations": number(_iterations(run)),
         "Loss of the last epoch": number(last.loss),
     }
     if last.reference_loss is not None:
         rows["The same without the encoder"] = number(last.reference_loss)
-    if run.devices:  # no baseline waits for a batch
-        rows["Batches missed"] = number(sum(epoch.num_missed or 0 for epoch in run.epochs))
-    rows["Time in epochs, s"] = number(round(seconds, 1))
-    rows["Seconds an iteration"] = number(seconds / iterations if iterations else None)
     return rows
 
 
-def _device_totals(run: RunData) -> dict[str, str]:
-    if not run.devices:
+def _metric_totals(run: RunData) -> dict[str, str]:
+    if not run.evaluations:
         return {}
+    last, metrics = max(run.evaluations.items())
     return {
-        "Devices": number(len({one.device for one in run.devices})),
-        "Times a device was left out": number(sum(not one.completed for one in run.devices)),
-        "Up, MiB": mebibytes(_sum(run, "uplink_bytes")),
-        "Layers within up, MiB": mebibytes(_sum(run, "uplink_handover_bytes")),
-        "Down, MiB": mebibytes(_sum(run, "downlink_bytes")),
-        "Layers within down, MiB": mebibytes(_sum(run, "downlink_handover_bytes")),
-        "Computed on devices, s": number(round(_sum(run, "device_s"), 1)),
-        "Computed on the edge, s": number(round(_sum(run, "edge_s"), 1)),
-        "Computed in the cloud, s": number(round(_sum(run, "cloud_s"), 1)),
+        f"{metric_source(metric)} after round {last}: {metric_name(metric)}": number(metrics[metric])
+        for metric in metrics_of([run])
+        if metric in metrics
     }
+
+
+def _costs(run: RunData) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    if run.epochs:
+        seconds, iterations = sum(epoch.seconds or 0.0 for epoch in run.epochs), _iterations(run)
+        rows["Time in epochs, s"] = number(round(seconds, 1))
+        rows["Seconds an iteration"] = number(seconds / iterations if iterations else None)
+    if run.devices:
+        rows |= {
+            "Devices": number(len({one.device for one in run.devices})),
+            "Times a device was left out": number(sum(not one.completed for one in run.devices)),
+            # Epochs know it, since a device that failed has not said what it missed.
+            "Batches missed": number(sum(epoch.num_missed or 0 for epoch in run.epochs)),
+            "Up, MiB": mebibytes(_sum(run, "uplink_bytes")),
+            "Layers within up, MiB": mebibytes(_sum(run, "uplink_handover_bytes")),
+            "Down, MiB": mebibytes(_sum(run, "downlink_bytes")),
+            "Layers within down, MiB": mebibytes(_sum(run, "downlink_handover_bytes")),
+            "Computed on devices, s": number(round(_sum(run, "device_s"), 1)),
+            "Computed on the edge, s": number(round(_sum(run, "edge_s"), 1)),
+            "Computed in the cloud, s": number(round(_sum(run, "cloud_s"), 1)),
+        }
+    return rows
+
+
+def _iterations(run: RunData) -> int:
+    return sum(epoch.num_iterations for epoch in run.epochs)
 
 
 def _sum(run: RunData, name: str) -> float:

@@ -141,4 +141,10 @@ def test_the_page_can_be_read(
                 Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3).map(([other]) => [one, other])); })"""
     )
     assert overlaps == [], "letters on letters"
+    cut_off = tab.evaluate(
+        """() => [...document.querySelectorAll('svg text')].filter(text => {
+            const [own, all] = [text.getBoundingClientRect(), text.closest('svg').getBoundingClientRect()];
+            return own.left < all.left - 2 || own.right > all.right + 2; }).map(text => text.textContent)"""
+    )
+    assert cut_off == [], "letters beyond their drawing"
     context.close()

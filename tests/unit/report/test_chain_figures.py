@@ -84,6 +84,7 @@ def test_two_runs_are_told_apart_by_name(tmp_path: Path) -> None:
         "two": [(0, 0.0), (1, 3.0)],
     }
     assert drawn(draw_chain_bytes, one, two).keys() == {"one: up", "one: down"}
+    assert drawn(draw_iteration_seconds, one, two).keys() == {"one: first", "one: later", "two: first", "two: later"}
 
 
 def test_one_epoch_a_round_needs_no_second_curve(tmp_path: Path) -> None:
