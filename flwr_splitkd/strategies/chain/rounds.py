@@ -256,7 +256,7 @@ class ChainRounds:
                 one.thread.join()
         # Only now, so that callbacks hear everything from this thread.
         for one in called:
-            if one.record is not None and one.fatal is None:
+            if one.record is not None:
                 self._callbacks.tell("on_device", one.record)
 
     def _raise_fatal(self, called: Sequence[Called]) -> None:
