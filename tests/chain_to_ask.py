@@ -47,10 +47,10 @@ class ChainToAsk:
         own.refresh(units, {"next_step": 7, "server_round": 2})
         self._units = units
 
-    def keep_encoder_of(self, node: int, run: str) -> Path:
+    def keep_encoder_of(self, device: str, run: str) -> Path:
         """The same where a device keeps that of a run."""
         skeleton = inner_model(build_skeleton(self._slm))
-        folder = encoder_folder(node, fingerprint(skeleton, find_layout(skeleton)).digest, run)
+        folder = encoder_folder(device, fingerprint(skeleton, find_layout(skeleton)).digest, run)
         self.keep_encoder(folder)
         return folder
 

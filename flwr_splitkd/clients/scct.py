@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -16,8 +18,8 @@ from flwr_splitkd import records
 from flwr_splitkd.clients.enrolment import device_name
 from flwr_splitkd.models import add_adapters, build_skeleton, fingerprint, inner_model, peft_from_json
 from flwr_splitkd.records import TurnTicket
-from flwr_splitkd.split import find_layout
-from flwr_splitkd.store import encoder_folder
+from flwr_splitkd.split import Layout, find_layout
+from flwr_splitkd.store import FolderLock, encoder_folder, forget_old_runs
 from flwr_splitkd.tiers.device import DeviceData
 from flwr_splitkd.tiers.device.chain import OwnEncoder, RoundReport, Score, run_round
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
@@ -27,11 +29,18 @@ from flwr_splitkd.wire.codec import supported_codecs
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
 __all__ = ["SCCTClient"]
+
+_log = logging.getLogger(__name__)
 
 _TRAIN, _EVALUATE = "train-", "eval-"
 _OTHER_RUNS = 2
 """Runs besides the present one whose encoders a device keeps, for those that are resumed."""
+# A handler whose edge is gone gives up after a while; another one may have been called in the meantime.
+_LOCK_PATIENCE_S = 30.0
 
 
 class SCCTClient:
@@ -49,7 +58,7 @@ class SCCTClient:
     score
         Rates the answers of an evaluation: gets the generated token ids of each sample and the batch, returns means.
     encoder_folder
-        Where the encoder and its backup lie. When not given, ``encoders/<node>/<encoder>/<run>`` under
+        Where the encoder and its backup lie. When not given, ``encoders/<run>/<encoder>/<device name>`` under
         ``$FLWR_SPLITKD_CACHE`` or ``~/.cache/flwr_splitkd``: every run begins with a new encoder, and those of the newest three
         are kept. A folder of your own goes on from run to run.
     leave_when
@@ -95,7 +104,7 @@ class SCCTClient:
         SplitKDError
             Why it came to nothing; Flower reports it to the strategy.
         """
-        return self._reply(msg, self._take_part(msg, context), _TRAIN)
+        return self._reply(msg, self._take_part(msg, context, training=True), _TRAIN)
 
     def evaluate(self, msg: Message, context: Context) -> Message:
         """Answer an evaluate message: send `data` forward through the chain, and rate the answers; nothing is changed.
@@ -105,23 +114,41 @@ class SCCTClient:
         SplitKDError
             Why it came to nothing; Flower reports it to the strategy.
         """
-        return self._reply(msg, self._take_part(msg, context), _EVALUATE)
+        return self._reply(msg, self._take_part(msg, context, training=False), _EVALUATE)
 
-    def _take_part(self, msg: Message, context: Context) -> RoundReport:
+    def _take_part(self, msg: Message, context: Context, *, training: bool) -> RoundReport:
         ticket = TurnTicket.from_content(msg.content)
         peft = peft_from_json(ticket.peft)
         skeleton = inner_model(build_skeleton(self._slm, peft))
         layout = find_layout(skeleton)
         student = fingerprint_to_wire(fingerprint(skeleton, layout))
-        folder = self._encoder_folder or encoder_folder(context.node_id, student.digest, ticket.run)
+        name = device_name(context)
+        folder = self._encoder_folder or encoder_folder(name, student.digest, ticket.run)
         if self._encoder_folder is None:
-            _forget_old_runs(folder)
-        own = OwnEncoder(
-            folder,
-            skeleton,
-            layout,
-            self._slm if peft is None else lambda: inner_model(add_adapters(self._slm(), peft)),
-        )
+            forget_old_runs(ticket.run, _OTHER_RUNS)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder, _LOCK_PATIENCE_S)
+        try:
+            own = OwnEncoder(
+                folder, skeleton, layout, self._slm if peft is None else partial(self._with_adapters, peft, name)
+            )
+            # An evaluation follows the round of its number.
+            if own.begin(ticket.run, ticket.server_round + (not training)):
+                _log.warning("Round %d takes place again; this device goes back to the one before", ticket.server_round)
+            return self._serve(ticket, context, skeleton, layout, own)
+        finally:
+            lock.release()
+
+    def _with_adapters(self, peft: PeftConfig, name: str) -> nn.Module:
+        model = self._slm()
+        # New adapters are drawn at random: for each device the same in every run.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little"))
+            return inner_model(add_adapters(model, peft))
+
+    def _serve(
+        self, ticket: TurnTicket, context: Context, skeleton: nn.Module, layout: Layout, own: OwnEncoder
+    ) -> RoundReport:
         hello = pb.Hello(
             protocol_version=PROTOCOL_VERSION,
             session_id=ticket.session_id,
@@ -130,7 +157,7 @@ class SCCTClient:
             node_id=context.node_id,
             server_round=ticket.server_round,
             device_name=device_name(context),
-            student=student,
+            student=fingerprint_to_wire(fingerprint(skeleton, layout)),
             codecs=supported_codecs(),
             cached_units=[pb.UnitVersion(unit=unit, version=digest) for unit, digest in own.versions.items()],
             num_examples=self._data.num_examples,
@@ -170,10 +197,3 @@ class SCCTClient:
         # Flower's conventions ask for one ArrayRecord; the weights themselves travelled on the stream.
         content = RecordDict({records.ARRAYS: ArrayRecord(), records.METRICS: metrics})
         return Message(content=content, reply_to=msg)
-
-
-def _forget_old_runs(folder: Path) -> None:
-    """Delete the encoders of all but the newest runs: each is as large as the model with its moments, twice."""
-    others = [path for path in folder.parent.glob("*") if path.is_dir() and path != folder]
-    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_OTHER_RUNS:]:
-        shutil.rmtree(path, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr_splitkd.store.cache import DeviceCache, cache_root
 from flwr_splitkd.store.commits import CommitLog, Manifest
-from flwr_splitkd.store.encoders import encoder_folder, encoders_of_run
+from flwr_splitkd.store.encoders import encoder_folder, encoders_of_run, forget_old_runs
 from flwr_splitkd.store.lock import FolderLock
 from flwr_splitkd.store.run_folder import RunFolder
 
@@ -17,4 +17,5 @@ __all__ = [
     "cache_root",
     "encoder_folder",
     "encoders_of_run",
+    "forget_old_runs",
 ]

@@ -135,6 +135,23 @@ class CommitLog:
         found = (_parse(path) for path in self._newest_first())
         return [manifest for manifest in found if manifest is not None and manifest.number <= newest]
 
+    def go_back(self, manifest: Manifest) -> None:
+        """Drop the commits after one that `kept` returned, so that the next one follows it, and not what is undone.
+
+        Raises
+        ------
+        StoreError
+            If the log was opened to read.
+        """
+        if self._reads_only:
+            raise StoreError(f"{self._folder} was opened with `reads_only`; expected no change. Open it without.")
+        for path in self._newest_first():
+            newer = _parse(path)
+            if newer is None or newer.number > manifest.number:
+                path.unlink(missing_ok=True)
+        self.latest = manifest
+        self._prune()
+
     def _newest_valid(self) -> Manifest | None:
         """The newest manifest that parses and whose files hold what it says."""
         for path in self._newest_first():

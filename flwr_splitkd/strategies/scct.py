@@ -41,6 +41,7 @@ from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.strategies.chain.result import SCCTResult
 from flwr_splitkd.strategies.chain.rounds import Called, ChainRounds
+from flwr_splitkd.strategies.chain.sampling import sample_nodes
 from flwr_splitkd.strategies.console import log, log_changes
 from flwr_splitkd.strategies.description import describe, versions
 from flwr_splitkd.strategies.metrics import MetricsAggregator, scalar_metrics, weighted_mean
@@ -90,7 +91,7 @@ class SCCT(Strategy):
         Epochs in a round, and iterations in an epoch (T and J of the paper; a round is Flower's). In each iteration every
         device trains on one batch, and the cloud's module takes one step over the sum of their losses.
     quorum
-        Share of the devices that closes an iteration; 1 waits for all. The batch of one that is late is not lost: it counts in
+        Share of the devices that closes an iteration; 1 waits for all. The batch of one that is late counts in
         the iteration in which it arrives.
     straggler_timeout_s
         Seconds that the others have once the quorum is there.
@@ -111,7 +112,7 @@ class SCCT(Strategy):
     stop
         Ends the run early.
     fraction_train, fraction_evaluate
-        Share of the connected nodes that takes part in a round, and that evaluates after it.
+        Share of the connected nodes that takes part in a round, and that evaluates after it; drawn anew for each.
     min_train_nodes, min_evaluate_nodes, min_available_nodes, weighted_by_key, configrecord_key
         As in Flower's FedAvg.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn
@@ -295,7 +296,9 @@ class SCCT(Strategy):
             lambda width: self._open_cloud(access, width, initial_arrays), ticket_lifetime_s=timeout
         )
         self._roster = Roster(None, self._edge.layout.num_blocks)
-        rounds = ChainRounds(self, self._edge, self.setup.settings, grid, result, folder, callbacks, timeout)
+        rounds = ChainRounds(
+            self, self._edge, self.setup.settings, grid, result, folder, callbacks, timeout, progress.steps
+        )
         error: BaseException | None = None
         try:
             callbacks.tell("on_start", folder, config)
@@ -395,7 +398,9 @@ class SCCT(Strategy):
         names = _unique(roster.names(online) if roster is not None else {}, online)
         places = self._progress.place(names.values())
         by_place = sorted(online, key=lambda node_id: places[names[node_id]])
-        nodes = by_place[: min(max(int(len(online) * fraction), minimum), len(online))]
+        count = min(max(int(len(online) * fraction), minimum), len(online))
+        seed = self.setup.settings.seed
+        nodes = sample_nodes(by_place, count, seed=seed, server_round=server_round, evaluating=mode == "evaluate")
         log(INFO, "configure_%s: %s devices at once, %s nodes connected", mode, len(nodes), len(online))
         made = []
         for node_id in nodes:

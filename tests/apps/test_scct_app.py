@@ -14,6 +14,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
 from flower_harness import federation, newest
+from flwr_splitkd.store import CommitLog
+from flwr_splitkd.strategies.chain.progress import ChainProgress
 from import_graph import ROOT
 
 APP = ROOT / "apps" / "scct"
@@ -90,13 +92,56 @@ def test_a_run_of_three_devices(models: dict[str, str], tmp_path: Path, monkeypa
 
 def _ask(run: Path, cache: Path) -> None:
     """What the run leaves behind is enough to ask it a question."""
-    device = sorted(path.name for path in (cache / "encoders").iterdir())[0]
     context = ["--context", "def dumps(obj, indent=None): ...", "--split-point", "3"]
     command = [sys.executable, "-m", "flwr_splitkd", "ask", "What is indent?", *context, "--run", str(run), "--json"]
-    done = subprocess.run([*command, "--device", device], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--device", "0"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["device"]["encoder_round"] == 2 and said["cloud"]["started_here"] and said["tokens"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit, though every device has another node id: the module in the cloud, and every encoder."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    settings = {**SETTINGS, **models, "fraction-evaluate": 0.0, "min-available-nodes": 3}
+    with federation("simulation", tmp_path / "logs", supernodes=3, cpus=3) as running:
+        ends = {}
+        for runs, changes in (
+            (whole, {}),
+            (parted, {"num-server-rounds": 1}),
+            (parted, {"resume": lambda: str(newest(parted.glob("*/config.json")).parent)}),
+        ):
+            given = {key: value() if callable(value) else value for key, value in changes.items()}
+            outcome = running.run(APP, {**settings, "run-dir": str(runs), **given}, timeout_s=280.0)
+            assert outcome.completed, outcome.tail()
+            assert "comes with an encoder of" not in outcome.log
+            ends[runs] = newest(runs.glob("*/config.json")).parent
+    modules, encoders = [], []
+    for folder in ends.values():
+        steps = CommitLog(folder / "cloud" / "questions" / "steps", reads_only=True)
+        modules.append(steps.read("module"))
+        run = ChainProgress.load(folder).run
+        devices = {path.name: path for path in (tmp_path / "cache" / "encoders" / run).glob("*/*")}
+        assert sorted(devices) == ["0", "1", "2"]
+        logs = {name: CommitLog(path, reads_only=True) for name, path in devices.items()}
+        encoders.append(
+            {
+                f"{name}/{unit}/{key}": tensor
+                for name, log in logs.items()
+                if log.latest
+                for unit in log.latest.units
+                for key, tensor in log.read(unit).items()
+            }
+        )
+    for first, second in (modules, encoders):
+        assert first.keys() == second.keys() and len(first) > 10
+        assert [name for name, tensor in first.items() if not torch.equal(tensor, second[name])] == []
+    assert int(modules[0]["next_step"]) == 8
 
 
 @pytest.mark.slow

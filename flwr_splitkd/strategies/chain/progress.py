@@ -27,11 +27,14 @@ class ChainProgress:
         The last round that is over, evaluation included; 0 before the first.
     positions
         Of every device that has been called, by its name: orders sums and seeds dropout.
+    steps
+        Of each device's encoder, by its name, as of the last round that it was in.
     """
 
     run: str
     server_round: int = 0
     positions: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
 
     def place(self, names: Iterable[str]) -> dict[str, int]:
         """Positions of some devices; those who are new come after all others, in the order of their names."""
@@ -64,6 +67,7 @@ class ChainProgress:
                 run=str(content["run"]),
                 server_round=int(content["server_round"]),
                 positions={str(name): int(position) for name, position in content["positions"].items()},
+                steps={str(name): int(number) for name, number in content.get("steps", {}).items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(

@@ -85,6 +85,8 @@ class ChainRounds:
         Told of epochs, and of devices when their round is over.
     timeout_s
         Bound on the wait for Flower's replies at a round's end.
+    steps
+        Of each device's encoder by its name, as of the last round that it was in; written here.
     """
 
     def __init__(
@@ -97,12 +99,16 @@ class ChainRounds:
         folder: RunFolder,
         callbacks: Callbacks,
         timeout_s: float,
+        steps: dict[str, int],
     ) -> None:
         self._strategy, self._edge, self._settings, self._grid = strategy, edge, settings, grid
         self._result, self._folder, self._callbacks = result, folder, callbacks
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
         self._views: dict[int, DeviceView] = {}
-        self._lock = threading.Lock()  # guards views, records and files
+        self._steps = steps
+        self._round: Sequence[Called] = ()
+        self._lock = threading.Lock()  # guards views, steps, records and files
+        self._sharing = threading.Lock()  # a policy is asked by one thread at a time
 
     def train(self, server_round: int, config: ConfigRecord) -> list[Message]:
         """Serve a round; return Flower's replies.
@@ -167,6 +173,7 @@ class ChainRounds:
 
     def _begin(self, called: Sequence[Called], server_round: int, iterations: Iterations | None) -> None:
         """Call the devices, each with a thread that serves it."""
+        self._round = called
         pushed = list(self._grid.push_messages([one.message for one in called]))
         for one, message_id in zip(called, pushed, strict=False):
             one.message_id = message_id or ""
@@ -183,7 +190,7 @@ class ChainRounds:
         """Close the round's iterations; how many there were (R, T and J of the paper, section III.A)."""
         num_closed = 0
         for epoch in range(1, self._settings.num_epochs + 1):
-            self._share(called)
+            self._share()
             closed: list[Closed] = []
             for _ in range(self._settings.num_iterations):
                 one = iterations.close_next()
@@ -199,13 +206,15 @@ class ChainRounds:
                 break
         return num_closed
 
-    def _share(self, called: Sequence[Called]) -> None:
-        """Share the edge's compute between the devices that are known (SCCT: at the beginning of each epoch)."""
-        with self._lock:
-            known = [(one.position, self._views[one.position]) for one in called if one.position in self._views]
-        if known:
-            shares = self._strategy.shares([view for _, view in known])
-            self._edge.set_shares({position: share for (position, _), share in zip(known, shares, strict=True)})
+    def _share(self) -> None:
+        """Share the edge's compute between the devices that are there: at each epoch's start, and when one has come."""
+        with self._sharing:
+            with self._lock:
+                there = [one.position for one in self._round if one.session.connected and one.position in self._views]
+                known = {position: self._views[position] for position in there}
+            if known:
+                shares = self._strategy.shares(list(known.values()))
+                self._edge.set_shares(dict(zip(known, shares, strict=True)))
 
     def _record_epoch(self, server_round: int, epoch: int, closed: Sequence[Closed]) -> None:
         answers = [answer for one in closed for answer in one.answers.values()]
@@ -285,13 +294,19 @@ class ChainRounds:
         try:
             self._wait_connected(one, iterations)
             self._meet(one, server_round)
+            if iterations is not None:
+                self._share()
             plan = DevicePlan(
                 position=one.position,
                 server_round=server_round,
                 split_point=one.split_point,
                 training=iterations is not None,
             )
-            one.record = record(outcome=self._edge.serve(one.session, plan, iterations))
+            outcome = self._edge.serve(one.session, plan, iterations)
+            one.record = record(outcome=outcome)
+            if iterations is not None and one.session.hello is not None:
+                with self._lock:
+                    self._steps[one.name] = one.session.hello.next_step + outcome.num_steps
         except BaseException as error:
             known = isinstance(error, SplitKDError)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
@@ -322,18 +337,19 @@ class ChainRounds:
                 raise NoDeviceError(_why(one.reply))
             if not one.message_id:
                 raise NoDeviceError("Flower did not take the message for it; the node may have left")
-            over = iterations is None or iterations.over
-            if time.monotonic() > deadline_s and waited_for:
+            if waited_for and time.monotonic() > deadline_s:
                 waited_for = False
                 self._check_actors(one)
                 log(WARNING, "\tdevice %s has not connected yet; the others go on", one.name)
                 if iterations is not None:
                     iterations.leave(one.position)
-            if not waited_for and over:
+            over = not waited_for if iterations is None else iterations.over
+            if over:
+                when = "before the round was over" if waited_for else f"within {self._strategy.connect_timeout_s:g} s"
                 raise NoDeviceError(
-                    f"it did not connect within {self._strategy.connect_timeout_s:g} s. All devices of a round work at the "
-                    "same time: in a simulation each needs an actor, so lower `client-resources.num-cpus` or raise the "
-                    "backend's CPUs; in a deployment check its SuperNode and `advertised_address`"
+                    f"it did not connect {when}. All devices of a round work at the same time: in a simulation each needs an "
+                    "actor, so lower `client-resources.num-cpus` or raise the backend's CPUs; in a deployment check its "
+                    "SuperNode and `advertised_address`"
                 )
         if not waited_for and iterations is not None:
             iterations.join(one.position)
@@ -372,6 +388,16 @@ class ChainRounds:
         )
         with self._lock:
             self._views[one.position] = view
+            known = self._steps.get(one.name)
+        if known is not None and hello.next_step != known:
+            log(
+                WARNING,
+                "\tdevice %s comes with an encoder of %d steps; in this run it has taken %d. Was its folder deleted, or does "
+                "another device have its name?",
+                one.name,
+                hello.next_step,
+                known,
+            )
 
     def _record(self, record: DeviceRecord) -> None:
         with self._lock:

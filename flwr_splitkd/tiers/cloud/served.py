@@ -74,8 +74,17 @@ class ServedTask:
         """
         if start.start == pb.TASK_START_CONTINUE and not start.run:
             return
+        before = self.task.state(), {"iterations": self.iterations, "answers": self.answers}
+        try:
+            self._begin(start, edge, tensors)
+            self.commit(edge, "" if start.start == pb.TASK_START_ROUND else start.run)
+        except BaseException:
+            self._load(*before)
+            raise
+
+    def _begin(self, start: pb.OpenTask, edge: str, tensors: Mapping[str, Tensor]) -> None:
         if start.start == pb.TASK_START_ROUND:
-            self._load(*self.store.at_round(edge, start.run, start.server_round))
+            self._load(*self.store.go_back(edge, start.run, start.server_round))
         elif start.start == pb.TASK_START_FRESH:
             self._load(self.initial, {})
         elif start.start == pb.TASK_START_GIVEN:
@@ -83,7 +92,6 @@ class ServedTask:
             self._load({**weights, **tensors}, {})
         elif start.start != pb.TASK_START_CONTINUE:
             raise ProtocolError(f"Edge {edge} opens its task with the start {start.start}; expected 1 to 4.")
-        self.commit(edge, "" if start.start == pb.TASK_START_ROUND else start.run)
 
     def commit(self, edge: str, run: str = "", server_round: int = 0) -> Durable:
         """Make the task's state durable; as that of a round's end, if one is named."""

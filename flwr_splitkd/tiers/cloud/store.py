@@ -91,6 +91,19 @@ class TaskStore:
             "from its newest state, or afresh."
         )
 
+    def go_back(self, edge: str, run: str, server_round: int) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+        """As `at_round`, for a run that goes on from there: later rounds of this edge's are dropped, since they take place again.
+
+        Raises
+        ------
+        StoreError
+            As `at_round`.
+        """
+        found = self.at_round(edge, run, server_round)
+        log = self._log_of(edge)
+        log.go_back(next(one for one in log.kept() if one.info == found[1]))
+        return found
+
     def _log_of(self, edge: str) -> CommitLog:
         if edge not in self._rounds:
             self._rounds[edge] = CommitLog(self._folder / "rounds" / edge)

@@ -63,6 +63,7 @@ def take_part(job: dict[str, Any]) -> dict[str, Any]:
     skeleton = inner_model(build_skeleton(lambda: tiny_encoder(encoder), ENCODER_LORA if adapters else None))
     layout = find_layout(skeleton)
     own = OwnEncoder(Path(job["folder"]), skeleton, layout, lambda: first_weights(encoder, position, adapters=adapters))
+    went_back = own.begin(job.get("run", "run"), job["server_round"] + (not job["training"]))
     made = batches(position)
     if job.get("labels"):
         made[0]["labels"].fill_(job["labels"])
@@ -96,6 +97,7 @@ def take_part(job: dict[str, Any]) -> dict[str, Any]:
         )
     over = report.over
     return {
+        "went_back": went_back,
         "loss": over.loss,
         "reference_loss": over.reference_loss if over.HasField("reference_loss") else None,
         **{key: value for key, value in asdict(report).items() if key != "over"},
@@ -116,6 +118,8 @@ def meddle(link: Link, job: dict[str, Any]) -> None:
                 body = pb.GradientNorms(step=body.step, norms=[float("nan")] * len(body.norms))
             elif how == "missing":
                 tensors = {name: tensor for name, tensor in tensors.items() if name != "labels"}
+            elif how == "labels":
+                tensors = {**tensors, "labels": encode(torch.tensor(5))}
             elif how in SPOILT:
                 smashed = torch.ones(3, 9, 32)
                 tensors = {**tensors, "smashed": encode(SPOILT[how](smashed))}

@@ -232,6 +232,7 @@ class Chain:
                 {
                     "encoder": self.encoder,
                     "adapters": self.adapters,
+                    "training": training,
                     "position": position,
                     "address": (addresses or {}).get(position, self.edge.server.address),
                     "session_id": ticket.session_id,
@@ -301,9 +302,13 @@ def opened_chain(
     address: str | None = None,
     grace_period_s: float = 2.0,
     adapters: bool = False,
+    start: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Iterator[Chain]:
-    """An edge whose task starts afresh; `adapters` train in the encoders in place of all their weights."""
+    """An edge whose task starts afresh; `adapters` train in the encoders in place of all their weights.
+
+    `start` says where the task begins, if not afresh.
+    """
     settings = chain_settings(**changes)
     built_on: list[str] = []
 
@@ -324,7 +329,7 @@ def opened_chain(
     )
 
     def open_cloud(width: int) -> CloudLink:
-        return cloud_link(address or cloud.address, task, width)
+        return cloud_link(address or cloud.address, task, width, **start or {})
 
     edge = setup.open(open_cloud, ticket_lifetime_s=600)
     try:
@@ -333,11 +338,13 @@ def opened_chain(
         edge.close()
 
 
-def cloud_link(address: str, task: str, width: int) -> CloudLink:
-    """The edge's stream to a cloud, whose task starts afresh."""
+def cloud_link(
+    address: str, task: str, width: int, start: pb.TaskStart = pb.TASK_START_FRESH, **where: Any
+) -> CloudLink:
+    """The edge's stream to a cloud, whose task starts afresh unless told otherwise."""
     access = CloudAccess(address=address, edge="here", token=TOKEN.encode(), task=task, patience_s=60.0)
     link = CloudLink(access, encoder_width=width)
-    link.open(pb.TASK_START_FRESH)
+    link.open(start, **where)
     return link
 
 

@@ -27,6 +27,7 @@ from relay import relayed
 from flwr_splitkd.models import build_skeleton
 from flwr_splitkd.split import encoder_units, find_layout
 from flwr_splitkd.store import CommitLog
+from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 # peft 0.18 says so of any model
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
@@ -227,7 +228,10 @@ def test_only_layers_that_changed_travel(chain: Chain, devices: dict[int, Device
         ),
         pytest.param("dtype", "Smashed data of device d1 are torch.float64", marks=pytest.mark.slow),
         pytest.param("integers", "Smashed data of device d1 are torch.int64", marks=pytest.mark.slow),
-        pytest.param("batch", "device d1 in step 2 do not go through the edge's half", marks=pytest.mark.slow),
+        pytest.param(
+            "batch", "What device d1 sent for step 2 cannot be computed by the edge's half", marks=pytest.mark.slow
+        ),
+        pytest.param("labels", r"Labels of device d1 are torch.int64 of shape ()", marks=pytest.mark.slow),
         pytest.param("missing", "expected 'labels' as well", marks=pytest.mark.slow),
     ],
 )
@@ -236,7 +240,7 @@ def test_a_device_that_sends_garbage_is_cut_off_and_the_others_go_on(
 ) -> None:
     done = chain.round(devices, POINTS, jobs={1: {"spoil_at": ["Forward", 2], "how": how}})
     assert list(done.errors) == [1] and words in done.errors[1]
-    assert "NaN or infinite" in done.said[1]["error"] or "Error" in done.said[1]["error"]
+    assert words in done.said[1]["error"]
     assert done.losses == follow(composite, ALL, ALL, OTHERS, OTHERS)
     for n in OTHERS:
         assert_encoder(devices[n], n, composite)
@@ -311,3 +315,31 @@ def test_a_cloud_that_dies_and_comes_back_within_a_round_has_lost_nothing(
     for n in ALL:
         assert_encoder(devices[n], n, composite)
     assert_module(site, chain, composite)
+
+
+def test_a_round_that_takes_place_again(
+    site: Site, devices: dict[int, Device], composite: Composite, tmp_path: Path
+) -> None:
+    """The edge dies when devices and cloud have ended a round, and before it has noted so itself; twice."""
+    for attempt in range(3):
+        start = {} if attempt == 0 else {"start": pb.TASK_START_ROUND, "run": "run", "server_round": 1}
+        with opened_chain(site.cloud, TASK, ENCODER, num_iterations=STEPS, start=start) as chain:
+            if attempt == 0:
+                chain.round(devices, POINTS)
+            chain.server_round = 1
+            # A device less in the attempts that come to nothing: their sums are others.
+            members = {n: devices[n] for n in (ALL if attempt == 2 else OTHERS)}
+            done = chain.round(members, POINTS)
+            assert not done.errors
+            assert {n: one["went_back"] for n, one in done.said.items()} == {n: attempt > 0 and n != 1 for n in members}
+    for _ in range(2):
+        composite.begin_round()
+        for _ in range(STEPS):
+            composite.iterate(ALL)
+    for n in ALL:
+        weights, _, info = encoder_on_disk(tmp_path / f"device-{n}")
+        assert_same(f"encoder of device {n}", weights, composite.weights(n))
+        assert (info["next_step"], info["server_round"], info["run"]) == (2 * STEPS, 2, "run")
+    module, _, steps = module_on_disk(site.cloud, TASK, 2)
+    assert steps == 2 * STEPS
+    assert_same("module", module, {name: p.detach() for name, p in composite.module.items()})

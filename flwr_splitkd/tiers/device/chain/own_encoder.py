@@ -47,13 +47,14 @@ class OwnEncoder:
     def __init__(
         self, folder: Path, skeleton: nn.Module, layout: Layout, build: Callable[[], nn.Module] | None
     ) -> None:
+        self._run = ""
         self._names = versioned_units(skeleton, layout)
         self._log = CommitLog(folder, reads_only=build is None)
         if self._log.latest is None:
             if build is None:
                 raise StoreError(
                     f"{folder} holds no encoder; expected the folder of one that a device has trained, such as "
-                    "~/.cache/flwr_splitkd/encoders/<node>/<encoder>/<run>. Check the path, or train first."
+                    "~/.cache/flwr_splitkd/encoders/<run>/<encoder>/<device>. Check the path, or train first."
                 )
             self._log.commit(self._first(build), {"next_step": 0, "server_round": 0})
         held = self._log.latest
@@ -71,7 +72,7 @@ class OwnEncoder:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the last commit remembers: ``next_step`` and ``server_round``."""
+        """What the last commit remembers: ``next_step``, and the ``run`` and ``server_round`` that it is of."""
         return self._log.latest.info if self._log.latest else {}
 
     def read(self, unit: str) -> dict[str, Tensor]:
@@ -84,6 +85,38 @@ class OwnEncoder:
         """
         return self._log.read(unit)
 
+    def begin(self, run: str, server_round: int) -> bool:
+        """Drop what a round of a run has made of the encoder, if it is to take place again; whether there was something.
+
+        A run that is resumed goes on after its last whole round. A device may have committed the round after it.
+
+        Parameters
+        ----------
+        run, server_round
+            The round that is about to begin, and to which `refresh` belongs. Rounds of other runs lie before it.
+
+        Raises
+        ------
+        StoreError
+            If no commit from before it is kept.
+        """
+        self._run = run
+        if self._is_before(self.info, run, server_round):
+            return False
+        for manifest in self._log.kept():
+            if self._is_before(manifest.info, run, server_round):
+                self._log.go_back(manifest)
+                return True
+        raise StoreError(
+            f"This device's encoder is that of round {self.info.get('server_round')} of run {run!r}; expected one from before "
+            f"round {server_round}, which is to begin. Was the run resumed from an older copy of its folder? Resume the newest "
+            "one, or delete this device's encoder, which then begins anew."
+        )
+
+    @staticmethod
+    def _is_before(info: Mapping[str, Any], run: str, server_round: int) -> bool:
+        return info.get("run", "") != run or int(info.get("server_round", 0)) < server_round
+
     def refresh(self, units: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any]) -> None:
         """Make the encoder's new state durable; units that are not named stay.
 
@@ -92,7 +125,7 @@ class OwnEncoder:
         StoreError
             If the disk is full; the state before stays.
         """
-        self._log.commit(units, info)
+        self._log.commit(units, {**info, "run": self._run})
 
     def _first(self, build: Callable[[], nn.Module]) -> dict[str, dict[str, Tensor]]:
         load_part = getattr(build, "load_part", None)

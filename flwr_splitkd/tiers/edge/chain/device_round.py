@@ -115,6 +115,8 @@ class _DeviceRound:
         self._references = self._num_examples = 0
         self._uplink_handover = self._downlink_handover = 0
         self._edge_s = self._cloud_s = 0.0
+        # Who evaluates takes no step: moments would be two thirds of what travels.
+        self._moments_travel = stage.settings.moments_travel and plan.training
 
     def run(self, kept: KeptUnits) -> DeviceOutcome:
         self._link.admit()
@@ -165,7 +167,7 @@ class _DeviceRound:
                 uplink_codec=codec_code(settings.uplink_codec),
                 downlink_codec=codec_code(settings.downlink_codec),
                 optimizer=settings.optimizer.to_wire(),
-                optimizer_handover=_HANDOVERS[settings.moments_travel],
+                optimizer_handover=_HANDOVERS[self._moments_travel],
                 clip_gradients=settings.max_grad_norm is not None,
                 wanted_units=wanted,
                 reference_loss=plan.training and stage.cloud.opened.reference_loss,
@@ -182,7 +184,7 @@ class _DeviceRound:
             received[unit][rest] = tensor
         units = {unit: received[unit] if unit in received else kept[unit][1] for unit in needed}
         kept.clear()  # the half takes the tensors over
-        return self._compute(
+        return self._guarded(
             partial(
                 ServerHalf,
                 skeleton,
@@ -190,7 +192,7 @@ class _DeviceRound:
                 plan.split_point,
                 units,
                 optimizer=settings.optimizer,
-                moments_travel=settings.moments_travel,
+                moments_travel=self._moments_travel,
                 seed=seed,
                 compute_device=stage.compute_device,
             )
@@ -212,7 +214,7 @@ class _DeviceRound:
 
     def _train(self, message: WireMessage, half: ServerHalf) -> bool:
         stage, step, position = self._stage, self._step, self._plan.position
-        inputs, labels = decode_all(message.tensors, "inputs/"), decode_one(message, "labels")
+        inputs, labels = decode_all(message.tensors, "inputs/"), self._labels(message)
         hidden = self._forward(message, half, inputs)
         reference = {
             name.removeprefix("reference/"): tensor
@@ -231,7 +233,7 @@ class _DeviceRound:
         return True
 
     def _evaluate(self, message: WireMessage, half: ServerHalf) -> bool:
-        inputs, labels = decode_all(message.tensors, "inputs/"), decode_one(message, "labels")
+        inputs, labels = decode_all(message.tensors, "inputs/"), self._labels(message)
         hidden = self._forward(message, half, inputs)
         answered = labels if bool((labels >= 0).any()) else None  # a question whose answer nobody knows has no loss
         answer = self._stage.cloud.evaluate(
@@ -254,17 +256,18 @@ class _DeviceRound:
                 f"of shape [batch, positions, {width}]."
             )
         require_finite(smashed, f"The smashed data of step {self._step} of {self._link.peer}", _REMEDY)
+        shapes = {name: tuple(tensor.shape) for name, tensor in message.tensors.items()}
         job = partial(half.forward, self._step, smashed, inputs, training=self._plan.training)
-        try:
-            return self._timed(job)
-        except SplitKDError:
-            raise
-        except Exception as error:  # torch's own words for shapes and kinds that do not go together
-            shapes = {name: tensor.shape for name, tensor in message.tensors.items()}
-            raise ProtocolError(
-                f"The tensors {shapes} of {self._link.peer} in step {self._step} do not go through the edge's half: "
-                f"{type(error).__name__}: {error}. Check the batches of this device."
-            ) from error
+        return self._timed(job, f"The tensors were {shapes}.")
+
+    def _labels(self, message: WireMessage) -> Tensor:
+        labels = decode_one(message, "labels")
+        if labels.dtype != torch.int64 or labels.dim() != 2:
+            raise TensorError(
+                f"Labels of {self._link.peer} are {labels.dtype} of shape {tuple(labels.shape)}; expected torch.int64 of shape "
+                "[batch, tokens]."
+            )
+        return labels
 
     def _go_back(self, half: ServerHalf, answer: CloudAnswer) -> None:
         """Backward pass, gradient to the device, and the optimiser step of both halves."""
@@ -292,7 +295,19 @@ class _DeviceRound:
             self._link.send(update)
         self._timed(partial(half.step, update.learning_rate))
 
-    def _timed(self, job: Callable[[], Result]) -> Result:
+    def _guarded(self, job: Callable[[], Result], about: str = "") -> Result:
+        """Compute what a device has sent: whatever torch says to it is this device's failure, and not the run's."""
+        try:
+            return self._compute(job)
+        except SplitKDError:
+            raise
+        except Exception as error:
+            raise ProtocolError(
+                f"What {self._link.peer} sent for step {self._step} cannot be computed by the edge's half: "
+                f"{type(error).__name__}: {error}. {about} Check the batches of this device, and the edge's memory."
+            ) from error
+
+    def _timed(self, job: Callable[[], Result], about: str = "") -> Result:
         def counted() -> Result:
             started_s = time.monotonic()
             try:
@@ -300,7 +315,7 @@ class _DeviceRound:
             finally:
                 self._edge_s += time.monotonic() - started_s
 
-        return self._compute(counted)
+        return self._guarded(counted, about)
 
     def _sum(self, answer: CloudAnswer) -> None:
         self._cloud_s += answer.compute_s

@@ -193,13 +193,10 @@ class ServerHalf:
             )
         for name, entries in moments.items():
             fits = name in expected and name in parameters and set(entries) == optimizer.moment_keys
-            if not fits or any(
-                tensor.shape != (torch.Size([]) if key == "step" else parameters[name].shape)
-                for key, tensor in entries.items()
-            ):
+            if not fits or any(not _is_moment(key, tensor, parameters[name]) for key, tensor in entries.items()):
                 raise ProtocolError(
-                    f"The device's layers bring the moments {sorted(entries)} of {name!r} with other names or shapes than the "
-                    f"optimiser's, {sorted(optimizer.moment_keys)}. Install the same torch on the device and on the edge."
+                    f"The device's layers bring the moments {sorted(entries)} of {name!r}; expected names, shapes and dtypes of "
+                    f"the optimiser's, {sorted(optimizer.moment_keys)}. Install the same torch on the device and on the edge."
                 )
         for name, tensor in weights.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -207,3 +204,9 @@ class ServerHalf:
                     f"{name!r} of the device's layers is not finite; expected numbers. Restore its backup."
                 )
         return weights, moments
+
+
+def _is_moment(key: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
+    if key == "step":
+        return tensor.shape == torch.Size([]) and tensor.is_floating_point()
+    return tensor.shape == parameter.shape and tensor.dtype == parameter.dtype

@@ -2,8 +2,8 @@
 
 The devices of an iteration work at the same time, each on a thread of its own. A device takes part in an iteration once; its
 next batch goes to the cloud when that iteration is closed. Without a quorum an iteration waits for everybody. With one, it
-waits for that share of the devices, then a little longer, and closes. The batch of a straggler is not lost then: it counts in
-the iteration in which it arrives, with a gradient by the module as it was when it arrived.
+waits for that share of the devices, then a little longer, and closes. The batch of a straggler then counts in the iteration in
+which it arrives, if the round has another one, with a gradient by the module as it was when it arrived.
 """
 
 from __future__ import annotations

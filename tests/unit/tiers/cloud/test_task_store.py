@@ -54,6 +54,20 @@ def test_rounds_stay_when_steps_have_gone_on(tmp_path: Path) -> None:
         assert value(one.latest()) == 23
 
 
+def test_a_round_that_takes_place_again_and_again(tmp_path: Path) -> None:
+    """What it gave the first time, and the second time, is undone; where it begins stays."""
+    store = TaskStore(tmp_path)
+    for server_round in (1, 2):
+        store.commit_round(state(10 * server_round), info(server_round))
+    for attempt in range(3):
+        store = TaskStore(tmp_path)
+        assert value(store.go_back("edge", "run", 1)) == 10
+        with pytest.raises(StoreError, match="no state of round 2"):
+            store.at_round("edge", "run", 2)
+        store.commit_round(state(30 + attempt), info(2))
+    assert [value(TaskStore(tmp_path).at_round("edge", "run", number)) for number in (1, 2)] == [10, 32]
+
+
 def test_a_round_that_is_ended_again_pushes_none_out(tmp_path: Path) -> None:
     """An edge that has not heard the answer asks again, as often as it takes."""
     store = TaskStore(tmp_path)
