@@ -1,0 +1,233 @@
+"""Split points of a round: the large timescale.
+
+Wang et al. (SCCT), section IV.B, search (29) by adaptive large neighbourhoods (`AlnsSplitPoints`). Where layers are alike, the share of
+the edge that a device needs to keep to V only rises or only falls with its split point (`RoundObjective.alike`): in each epoch all
+but a few devices are best at the lowest or the highest split point, the fast ones at the highest. So the k fastest devices go to their
+highest split point and the others to their lowest, for every k; then the best of these is changed device by device and pair by pair
+for as long as that helps. A lower bound says how much may be left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits, check_split_points
+from flwr_splitkd.costs.shape import Float
+from flwr_splitkd.errors import InfeasibleError
+from flwr_splitkd.schedulers.chain.bound import lower_bound_s
+from flwr_splitkd.schedulers.chain.objective import RoundObjective
+from flwr_splitkd.schedulers.chain.policy import AllocationPolicy, SplitDecision
+
+__all__ = ["FixedSplitPoints", "OptimalSplitPoints", "optimize_split_points"]
+
+# Changes that are worked out in full at a time, the most promising first, and how many of them may fail in a row.
+_AT_A_TIME, _PATIENCE = 16, 64
+# Up to so many devices times layers every pair of changes is tried.
+_SMALL = 64
+# Devices of about the same speed that one may swap split points with.
+_NEIGHBOURS = 4
+# An objective that is lower by less is not.
+_RELATIVE = 1e-10
+
+
+def optimize_split_points(
+    workload: ChainWorkload,
+    draws: ChainResources,
+    *,
+    limits: MemoryLimits | None = None,
+    handover_s: Float | None = None,
+    allocation: AllocationPolicy | None = None,
+    bound: bool = True,
+) -> SplitDecision:
+    """Choose split points for a round.
+
+    Parameters
+    ----------
+    workload
+        What an iteration takes.
+    draws
+        Resources of Q epochs, from the run's own records.
+    limits
+        Memory of devices and edge.
+    handover_s
+        What each device's change to each split point takes, see `handover_table_s`. Shape ``[N, L]``.
+    allocation
+        Who divides the edge in an epoch; the exact solution when not given.
+    bound
+        Whether the lower bound is worked out; it holds for every allocation.
+
+    Raises
+    ------
+    InfeasibleError
+        If memory or subcarriers are not enough for any split points.
+    """
+    objective = RoundObjective(workload, draws, limits=limits, handover_s=handover_s, allocation=allocation)
+    order = _fastest_first(objective)
+    candidates = _scan(objective, order)
+    values, subcarriers = objective.evaluate(candidates)
+    best = int(values.argmin())
+    points, value = candidates[best], float(values[best])
+    history = [value]
+    while True:
+        moved = _improve(objective, points, value, subcarriers, order)
+        if moved is None:
+            break
+        points, value, subcarriers = moved
+        history.append(value)
+    return _decision(objective, points, value, "k fastest", tuple(history), bound=bound)
+
+
+class OptimalSplitPoints:
+    """`optimize_split_points`, as a `SplitPointPolicy`.
+
+    Parameters
+    ----------
+    allocation
+        Who divides the edge in an epoch; the exact solution when not given.
+    """
+
+    def __init__(self, allocation: AllocationPolicy | None = None) -> None:
+        self.allocation = allocation
+
+    def choose(
+        self, workload: ChainWorkload, draws: ChainResources, limits: MemoryLimits, handover_s: Float | None = None
+    ) -> SplitDecision:
+        """Solve the round."""
+        return optimize_split_points(
+            workload, draws, limits=limits, handover_s=handover_s, allocation=self.allocation
+        )
+
+
+class FixedSplitPoints:
+    """The same split points in every round: what the paper's SCCTS does on the large timescale.
+
+    Parameters
+    ----------
+    split_points
+        One for all devices, or one for each.
+    """
+
+    def __init__(self, split_points: int | Ints) -> None:
+        self.split_points = split_points
+
+    def choose(
+        self, workload: ChainWorkload, draws: ChainResources, limits: MemoryLimits, handover_s: Float | None = None
+    ) -> SplitDecision:
+        """Work out what they take.
+
+        Raises
+        ------
+        InfeasibleError
+            If they do not fit in memory.
+        """
+        objective = RoundObjective(workload, draws, limits=limits, handover_s=handover_s)
+        points = np.array(np.broadcast_to(self.split_points, (draws.num_devices,)))
+        points = check_split_points(points, workload.num_layers, draws.num_devices)
+        if not objective.fits(points[None])[0]:
+            raise InfeasibleError(
+                f"`split_points` is {self.split_points}; expected at most {objective.highest.min()}, what the smallest device holds, and "
+                f"no more on the edge than {objective.edge_bytes:g} bytes. Let `optimize_split_points` choose."
+            )
+        values, _ = objective.evaluate(points[None])
+        return _decision(objective, points, float(values[0]), "fixed", (), bound=False)
+
+
+def _decision(
+    objective: RoundObjective, points: Ints, value: float, method: str, history: tuple[float, ...], *, bound: bool
+) -> SplitDecision:
+    return SplitDecision(
+        split_points=points,
+        objective_s=value,
+        handover_s=float(objective.handover(points[None])[0]),
+        cloud_link_s=objective.cloud_link_s,
+        lower_bound_s=lower_bound_s(objective, objective.latencies(points)) if bound else 0.0,
+        evaluations=objective.evaluations,
+        method=method,
+        history_s=history,
+    )
+
+
+def _fastest_first(objective: RoundObjective) -> Ints:
+    """Devices by the mean of their speed."""
+    return np.argsort(-objective.problem.resources.device_flops.mean(axis=0), kind="stable")
+
+
+def _scan(objective: RoundObjective, order: Ints) -> Ints:
+    """The k fastest at their highest split point, the others at their lowest; more of them if the edge is too small for that."""
+    sets = []
+    for count in range(len(order) + 1):
+        points = objective.lowest.copy()
+        points[order[:count]] = objective.highest[order[:count]]
+        sets.append(fitted(objective, points, order[count:]))
+    return np.unique(np.stack(sets), axis=0)
+
+
+def fitted(objective: RoundObjective, points: Ints, order: Ints) -> Ints:
+    """Raise split points, device by device, until the others fit in the edge's memory; the last one only as far as it takes."""
+    memory = objective.workload.edge_memory_bytes
+    points = points.copy()
+    for device in order:
+        over = memory[points - 1].sum() - objective.edge_bytes
+        if over <= 0:
+            break
+        layers = 1 + np.flatnonzero(objective.allowed[device])
+        enough = layers[memory[layers - 1] <= memory[points[device] - 1] - over]
+        points[device] = enough.min() if enough.size else layers[memory[layers - 1].argmin()]
+    return points
+
+
+def _improve(
+    objective: RoundObjective, points: Ints, value: float, subcarriers: Ints, order: Ints
+) -> tuple[Ints, float, Ints] | None:
+    """The best of the first changes that help, or None."""
+    changed = _changes(objective, points, order)
+    changed = changed[objective.fits(changed)]
+    if not len(changed):
+        return None
+    if objective.allocation is None:
+        changed = changed[objective.evaluate_with(changed, subcarriers).argsort(kind="stable")]
+    patience = len(changed) if points.size * objective.workload.num_layers <= _SMALL else _PATIENCE
+    for first in range(0, min(len(changed), patience), _AT_A_TIME):
+        some = changed[first : first + _AT_A_TIME]
+        values, used = objective.evaluate(some, subcarriers if objective.allocation is None else None)
+        if values.min() < value * (1 - _RELATIVE):
+            best = int(values.argmin())
+            return some[best], float(values[best]), used
+    return None
+
+
+def _changes(objective: RoundObjective, points: Ints, order: Ints) -> Ints:
+    """One device to another split point, and two devices at once."""
+    devices = len(points)
+    single = []
+    for device in range(devices):
+        layers = 1 + np.flatnonzero(objective.allowed[device])
+        if objective.alike and devices * objective.workload.num_layers > _SMALL:
+            near = abs(layers - points[device]) <= 1
+            layers = layers[near | (layers == objective.lowest[device]) | (layers == objective.highest[device])]
+        single += [(device, int(layer)) for layer in layers if layer != points[device]]
+    if devices * objective.workload.num_layers <= _SMALL:
+        pairs = [(a, b) for a in single for b in single if a[0] < b[0]]
+    else:
+        pairs = _swaps(objective, points, order)
+    sets = np.tile(points, (len(single) + len(pairs), 1))
+    for row, (device, layer) in enumerate(single):
+        sets[row, device] = layer
+    for row, pair in enumerate(pairs, len(single)):
+        for device, layer in pair:
+            sets[row, device] = layer
+    return sets
+
+
+def _swaps(
+    objective: RoundObjective, points: Ints, order: Ints
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Split points change between devices of about the same speed, each as far as the other's memory goes."""
+    swaps = []
+    for position, one in enumerate(order):
+        others = [other for other in order[position + 1 :] if points[other] != points[one]][:_NEIGHBOURS]
+        for other in others:
+            to_one = int(np.clip(points[other], objective.lowest[one], objective.highest[one]))
+            to_other = int(np.clip(points[one], objective.lowest[other], objective.highest[other]))
+            swaps.append(((int(one), to_one), (int(other), to_other)))
+    return swaps
