@@ -15,7 +15,7 @@ For device n at split point s, with a share alpha of the edge's compute and beta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ __all__ = [
     "handover_s",
     "handover_table_s",
     "link_rates_bps",
-    "rate_table_bps",
+    "rates_bps",
 ]
 
 
@@ -186,13 +186,25 @@ def link_rates_bps(resources: ChainResources, subcarriers: ArrayLike) -> tuple[F
     beta = np.asarray(subcarriers, dtype=np.float64)
     if not (np.isfinite(beta).all() and (beta >= 0).all()):
         raise ConfigError(f"`subcarriers` is {beta}; expected finite numbers of at least 0.")
-    return _rates(resources, *_snr(resources), beta)
-
-
-def rate_table_bps(resources: ChainResources, width: int) -> tuple[Float, Float]:
-    """Both rates for ``1 .. width`` subcarriers. Shape ``[..., N, width]`` each."""
     up, down = _snr(resources)
-    return _rates(resources, up[..., None], down[..., None], np.arange(1, width + 1, dtype=np.float64))
+    return _rates(resources, up, down, beta)
+
+
+def rates_bps(resources: ChainResources) -> Callable[[Ints, Ints], tuple[Float, Float]]:
+    """(13) and (14) for many numbers of subcarriers at once.
+
+    Parameters
+    ----------
+    resources
+        With an axis of draws.
+
+    Returns
+    -------
+    Callable
+        From draws, shape ``[I]``, and subcarriers of at least 1, shape ``[I, N, any]``, to bits a second up and down.
+    """
+    up_snr, down_snr = (snr[:, :, None] for snr in _snr(resources))
+    return lambda draws, subcarriers: _rates(resources, up_snr[draws], down_snr[draws], subcarriers)
 
 
 def handover_s(
@@ -246,10 +258,13 @@ def _snr(resources: ChainResources) -> tuple[Float, Float]:
     )
 
 
-def _rates(resources: ChainResources, up_snr: Float, down_snr: Float, beta: Float) -> tuple[Float, Float]:
+def _rates(
+    resources: ChainResources, up_snr: Float, down_snr: Float, subcarriers: Float | Ints
+) -> tuple[Float, Float]:
     # Of 0 subcarriers the rate is 0, whatever is divided by.
-    spread = np.maximum(beta, 1.0)
+    spread = np.maximum(subcarriers, 1.0)
     bits = resources.subcarrier_hz / np.log(2.0)
-    up = beta * bits * np.log1p(up_snr / spread)
+    up = subcarriers * bits * np.log1p(up_snr / spread)
+    # With the edge's power spread evenly each subcarrier carries the same, and one logarithm will do.
     over = resources.num_subcarriers if resources.shared_edge_power else spread
-    return up, np.asarray(beta * bits * np.log1p(down_snr / over))
+    return up, np.asarray(subcarriers * (bits * np.log1p(down_snr / over)))

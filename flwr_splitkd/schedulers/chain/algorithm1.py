@@ -58,13 +58,14 @@ class Algorithm1:
         points = check_split_points(split_points, workload.num_layers, resources.num_devices)
         problem = EpochProblem(workload, resources)
         work = problem.work_s(points[None])
-        table = problem.table(points[None])
+        seconds = problem.times(points[None])
         spare = resources.num_subcarriers - resources.num_devices
         most = 1 + spare * (1 if self.reset_subcarriers else self.iterations)
+        columns = np.arange(1, most + 1)[None, None]
         shares, beta = np.empty_like(work), np.empty(work.shape, dtype=np.int64)
         histories = []
         for draw in range(len(work)):
-            times = table(np.array([draw]), most)[0]
+            times = seconds(np.array([draw]), columns)[0]
             shares[draw], beta[draw], history = self._one(work[draw], times, spare)
             histories.append(history)
         if resources.device_flops.ndim == 1:

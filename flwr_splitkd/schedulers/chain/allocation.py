@@ -39,11 +39,10 @@ def allocate_resources(workload: ChainWorkload, resources: ChainResources, split
     points = check_split_points(split_points, workload.num_layers, resources.num_devices)
     problem = EpochProblem(workload, resources)
     work = problem.work_s(points[None])
-    table = problem.table(points[None])
-    solution = least_latency(work, table, resources.num_subcarriers)
+    times = problem.times(points[None])
+    solution = least_latency(work, times, resources.num_subcarriers)
     beta = solution.subcarriers
-    times = table(np.arange(len(work)), int(beta.max()))
-    other = np.take_along_axis(times, beta[:, :, None] - 1, axis=2)[:, :, 0]
+    other = times(np.arange(len(work)), beta[:, :, None])[:, :, 0]
     alpha = shares_for(work, other, solution.latency_s)
     if resources.device_flops.ndim == 1:
         alpha, beta = alpha[0], beta[0]

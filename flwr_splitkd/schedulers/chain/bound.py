@@ -54,11 +54,9 @@ def lower_bound_s(objective: RoundObjective, reached_s: Float) -> float:
 
 def _seconds(objective: RoundObjective, points: Ints, width: int, full: int) -> Float:
     """Seconds without the edge, for ``1 .. width`` subcarriers; the last column has those of `full`. ``[Q, N, width]``."""
-    problem = objective.problem
-    columns = np.append(np.arange(width - 1), full - 1)
-    up, down = (table[:, :, columns] for table in problem.inverse_rates(full))
-    smashed, gradient = (bits[points - 1][:, None] for bits in (problem.workload.smashed_bits, problem.workload.gradient_bits))
-    return np.asarray(problem.device_s[:, np.arange(len(points)), points - 1][:, :, None] + smashed * up + gradient * down)
+    draws = np.arange(objective.problem.num_draws)
+    columns = np.append(np.arange(1, width), full)[None, None]
+    return objective.problem.times(points[None])(draws, columns)
 
 
 def _out_of_reach(choices: list[tuple[Float, Float]], latency_s: Float, num_subcarriers: int) -> NDArray[np.bool_]:

@@ -28,7 +28,7 @@ __all__ = ["Solution", "least_latency", "least_latency_for", "shares_for"]
 # V is beaten if there is a solution this much below it.
 _RELATIVE = 1e-12
 # Halving goes on until this much is left of V.
-_CLOSE = 1e-3
+_CLOSE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,21 +70,18 @@ def least_latency_for(work_s: Float, other_s: Float) -> Float:
     return np.maximum(latency, np.where(works, 0.0, other_s).max(axis=1))
 
 
-def least_latency(
-    work_s: Float,
-    table: Callable[[Ints, int], Float],
-    num_subcarriers: int,
-    *,
-    start: Ints | None = None,
-) -> Solution:
+Times = Callable[[Ints, Ints], Float]
+
+
+def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: Ints | None = None) -> Solution:
     """Solve every instance.
 
     Parameters
     ----------
     work_s
         w. Shape ``[I, N]``.
-    table
-        ``table(instances, width)`` gives t of these instances for ``1 .. width`` subcarriers. Shape ``[len(instances), N, width]``.
+    times
+        ``times(instances, beta)`` gives t of these instances for whole subcarriers. Shape ``[len(instances), N, any]`` in and out.
     num_subcarriers
         K, at least N.
     start
@@ -93,41 +90,111 @@ def least_latency(
     instances, devices = work_s.shape
     most = num_subcarriers - devices + 1
     beta = _equal(instances, devices, num_subcarriers) if start is None else start.copy()
-    width = min(most, max(4 * -(-num_subcarriers // devices) + 4, int(beta.max())))
+    other = times(np.arange(instances), beta[:, :, None])[:, :, 0]
+    state = _State(
+        beta=beta,
+        high=np.zeros(instances),
+        low=np.zeros(instances),
+        stride=np.zeros(instances),
+        fewest=np.ones_like(beta),
+        enough=np.full_like(beta, most),
+    )
+    state.keep(np.arange(instances), work_s, other, least_latency_for(work_s, other))
+    width = min(most, 2 * -(-num_subcarriers // devices) + 4)
     active = np.arange(instances)
-    times = table(active, width)
-    first = _picked(times, beta)
-    high = least_latency_for(work_s, first)
-    low = np.zeros(instances)
-    halve = _set_by_idle(work_s, first, high)
     while active.size:
-        work, top, bottom = work_s[active], high[active], low[active]
-        middle = halve[active] & (top - bottom > _CLOSE * top)
-        probe = np.where(middle, (top + bottom) / 2, top * (1 - _RELATIVE))
-        while True:
-            chosen, kept = _select(work, times, probe, num_subcarriers - devices)
-            if width == most or not (chosen == width).any():
-                break
-            width = min(most, 2 * width)
-            times = table(active, width)
-        other = _picked(times, chosen)
-        reached = least_latency_for(work, other)
-        # What was chosen for a V that cannot be kept may still be better than what there was.
-        better = reached < top
-        took = active[better]
-        high[took], beta[took] = reached[better], chosen[better]
-        halve[took] = _set_by_idle(work[better], other[better], reached[better])
-        low[active[~kept]] = probe[~kept]
-        going = middle | (reached < top * (1 - _RELATIVE / 2))
-        if not going.all():
-            active, times = active[going], times[going]
-    return Solution(latency_s=high, subcarriers=beta)
+        active = _solve(work_s, times, num_subcarriers, state, active, width, most)
+        width = min(most, 4 * width)
+    return Solution(latency_s=state.high, subcarriers=state.beta)
 
 
-def _select(work_s: Float, times: Float, latency_s: Float, spare: int) -> tuple[Ints, np.ndarray]:
-    """Subcarriers of least ``F(V)``, and whether V may be kept with them."""
-    instances, devices, width = times.shape
-    left = latency_s[:, None, None] - times
+@dataclass(slots=True, eq=False)
+class _State:
+    """What is known of each instance: the best subcarriers, V with them, a V that cannot be kept, how far below to look next.
+
+    For whatever lies between both V, a device needs at least `fewest` subcarriers, and `enough` will do.
+    """
+
+    beta: Ints
+    high: Float
+    low: Float
+    stride: Float
+    fewest: Ints
+    enough: Ints
+
+    def keep(self, which: Ints, work_s: Float, other_s: Float, latency_s: Float) -> None:
+        """Note what was reached. Where a device without work sets V, the next look is further and further below."""
+        self.high[which] = latency_s
+        idle = np.where(work_s > 0, 0.0, other_s).max(axis=1, initial=0.0)
+        stride = np.clip(16 * self.stride[which], 1e-3, 0.5)
+        self.stride[which] = np.where((idle >= latency_s) & (latency_s > 0), stride, 0.0)
+
+
+def _solve(
+    work_s: Float, times: Times, num_subcarriers: int, state: _State, active: Ints, width: int, most: int
+) -> Ints:
+    """Solve instances, looking at `width` numbers of subcarriers for each device; return those that need more."""
+    wider = [active[:0]]
+    while active.size:
+        top, bottom, stride = state.high[active], state.low[active], state.stride[active]
+        coarse = (stride > 0) & (top - bottom > _CLOSE * top)
+        below = np.where(bottom > 0, (top - bottom) / 2, stride * top)
+        probe = np.where(coarse, top - below, top * (1 - _RELATIVE))
+        base = _needed(times, active, probe, state.fewest[active], state.enough[active])
+        # Where not even everyone alone keeps to V there is no need to look closer.
+        open_ = base.sum(axis=1) <= num_subcarriers
+        state.low[active[~open_]], state.enough[active[~open_]] = probe[~open_], base[~open_]
+        going, short = coarse.copy(), np.zeros(len(active), dtype=bool)
+        if open_.any():
+            going[open_], short[open_] = _probe(
+                work_s, times, num_subcarriers, state, active[open_], base[open_], probe[open_], width, most
+            )
+        wider.append(active[short])
+        active = active[(coarse | going) & ~short]
+    return np.concatenate(wider)
+
+
+def _probe(
+    work_s: Float,
+    times: Times,
+    num_subcarriers: int,
+    state: _State,
+    which: Ints,
+    base: Ints,
+    latency_s: Float,
+    width: int,
+    most: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Try to keep to a latency. Returns where something less than before was found, and where the columns were too few."""
+    work, top = work_s[which], state.high[which]
+    table = times(which, base[:, :, None] + np.arange(width))
+    more, kept = _select(work, table, latency_s, num_subcarriers - base.sum(axis=1))
+    short = (more == width - 1).any(axis=1) & (width < most)
+    other = np.take_along_axis(table, more[:, :, None], axis=2)[:, :, 0]
+    reached = least_latency_for(work, other)
+    # What was chosen for a V that cannot be kept may still be better than what there was.
+    better = reached < top
+    state.beta[which[better]] = (base + more)[better]
+    state.keep(which[better], work[better], other[better], reached[better])
+    failed = ~kept & ~short
+    state.low[which[failed]], state.enough[which[failed]] = latency_s[failed], base[failed]
+    state.fewest[which[kept]] = base[kept]
+    return reached < top * (1 - _RELATIVE / 2), short
+
+
+def _needed(times: Times, instances: Ints, latency_s: Float, low: Ints, high: Ints) -> Ints:
+    """The fewest subcarriers of ``low .. high`` with which each device alone keeps to V without the edge. Shape ``[I, N]``."""
+    while (low < high).any():
+        middle = (low + high) // 2
+        late = times(instances, middle[:, :, None])[:, :, 0] > latency_s[:, None]
+        low, high = np.where(late, np.minimum(middle + 1, high), low), np.where(late, high, middle)
+    return low
+
+
+def _select(work_s: Float, table: Float, latency_s: Float, spare: Ints) -> tuple[Ints, np.ndarray]:
+    """Columns of least ``F(V)`` that sum to at most `spare`, and whether V may be kept with them."""
+    instances, devices, width = table.shape
+    left = latency_s[:, None, None] - table
     works = (work_s > 0)[:, :, None]
     late = (left < 0) | ((left == 0) & works)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -136,28 +203,19 @@ def _select(work_s: Float, times: Float, latency_s: Float, spare: int) -> tuple[
         gains = shares[:, :, :-1] - shares[:, :, 1:]
     gains[late[:, :, :-1]] = np.inf
     flat = gains.reshape(instances, -1)
-    if spare >= flat.shape[1]:
-        chosen = np.full((instances, devices), width, dtype=np.int64)
-    elif spare == 0:
-        chosen = np.ones((instances, devices), dtype=np.int64)
+    # The largest of everyone's, which fall from one subcarrier to the next: so they are each one's first ones.
+    most = int(min(spare.max(), flat.shape[1]))
+    if most < flat.shape[1]:
+        order = np.argpartition(-flat, most, axis=1)[:, :most]
     else:
-        # The largest of everyone's, which fall from one subcarrier to the next: so they are each one's first ones.
-        best = np.argpartition(flat, flat.shape[1] - spare, axis=1)[:, -spare:] // (width - 1)
-        best += devices * np.arange(instances)[:, None]
-        chosen = 1 + np.bincount(best.ravel(), minlength=instances * devices).reshape(instances, devices)
-    needs = 1 + late[:, :, :-1].sum(axis=2)
-    enough = ~late[:, :, -1].any(axis=1) & (needs.sum(axis=1) <= spare + devices)
-    total = np.take_along_axis(shares, chosen[:, :, None] - 1, axis=2)[:, :, 0].sum(axis=1)
-    return chosen, enough & (total <= 1)
-
-
-def _picked(times: Float, beta: Ints) -> Float:
-    return np.asarray(np.take_along_axis(times, beta[:, :, None] - 1, axis=2)[:, :, 0])
-
-
-def _set_by_idle(work_s: Float, other_s: Float, latency_s: Float) -> np.ndarray:
-    """Whether a device without work for the server is what keeps V from being less."""
-    return np.asarray((np.where(work_s > 0, 0.0, other_s).max(axis=1) >= latency_s) & (latency_s > 0))
+        order = np.broadcast_to(np.arange(most), flat.shape)
+    falling = np.argsort(-np.take_along_axis(flat, order, axis=1), axis=1, kind="stable")
+    owner = np.take_along_axis(order, falling, axis=1) // max(width - 1, 1) + devices * np.arange(instances)[:, None]
+    taken = owner[np.arange(most) < spare[:, None]]
+    more = np.bincount(taken, minlength=instances * devices).reshape(instances, devices)
+    enough = ~late[:, :, -1].any(axis=1) & (late.sum(axis=(1, 2)) <= spare)
+    total = np.take_along_axis(shares, more[:, :, None], axis=2)[:, :, 0].sum(axis=1)
+    return more, enough & (total <= 1)
 
 
 def _equal(instances: int, devices: int, num_subcarriers: int) -> Ints:

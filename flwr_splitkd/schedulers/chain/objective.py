@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits
+from flwr_splitkd.costs.chain_latency import link_rates_bps
 from flwr_splitkd.costs.shape import Float
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers.chain.minimax import least_latency, least_latency_for
@@ -102,7 +103,7 @@ class RoundObjective:
     def latencies(self, points: Ints) -> Float:
         """The slowest device's seconds of an iteration in each draw, with the exact allocation. Shape ``[N]`` in, ``[Q]`` out."""
         carriers = self.problem.resources.num_subcarriers
-        return least_latency(self.problem.work_s(points[None]), self.problem.table(points[None]), carriers).latency_s
+        return least_latency(self.problem.work_s(points[None]), self.problem.times(points[None]), carriers).latency_s
 
     def fits(self, points: Ints) -> NDArray[np.bool_]:
         """Whether split points respect memory on both sides. Shape ``[M, N]`` in, ``[M]`` out."""
@@ -134,7 +135,7 @@ class RoundObjective:
         if self.allocation is not None:
             return self._by_policy(points, self.allocation)
         carriers, draws = self.problem.resources.num_subcarriers, self.problem.num_draws
-        width = min(carriers - devices + 1, 6 * -(-carriers // devices))
+        width = 2 * -(-carriers // devices) + 4
         step = max(1, _MOST_NUMBERS // (draws * devices * width))
         objective, best = np.empty(sets), np.empty((draws, devices), dtype=np.int64)
         least = np.inf
@@ -142,7 +143,7 @@ class RoundObjective:
             some = points[first : first + step]
             solution = least_latency(
                 self.problem.work_s(some),
-                self.problem.table(some),
+                self.problem.times(some),
                 carriers,
                 start=None if start is None else np.tile(start, (len(some), 1)),
             )
@@ -165,11 +166,8 @@ class RoundObjective:
             Shape ``[Q, N]``.
         """
         problem, workload = self.problem, self.workload
-        up, down = (
-            np.take_along_axis(table, subcarriers[:, :, None] - 1, axis=2)
-            for table in problem.inverse_rates(int(subcarriers.max()))
-        )
-        local = problem.device_s + workload.smashed_bits * up + workload.gradient_bits * down
+        up, down = link_rates_bps(problem.resources, subcarriers)
+        local = problem.device_s + workload.smashed_bits / up[:, :, None] + workload.gradient_bits / down[:, :, None]
         sets, devices = points.shape
         step = max(1, _MOST_NUMBERS // (8 * problem.num_draws * devices))
         objective = np.empty(sets)
