@@ -132,11 +132,15 @@ class ChainWorkload:
         ConfigError
             If a number is out of range.
         """
-        for name, value in (("batch_size", batch_size), ("positions", positions)):
-            check_number(name, value, minimum=1)
-        for name, value in (("value_bytes", value_bytes), ("weight_bytes", weight_bytes)):
-            check_number(name, value, above=0)
-        for name, value in (("answer_positions", answer_positions), ("moments", moments), ("kept_moments", kept_moments)):
+        check_number("batch_size", batch_size, minimum=1)
+        check_number("positions", positions, minimum=1)
+        check_number("value_bytes", value_bytes, above=0)
+        check_number("weight_bytes", weight_bytes, above=0)
+        for name, value in (
+            ("answer_positions", answer_positions),
+            ("moments", moments),
+            ("kept_moments", kept_moments),
+        ):
             check_number(name, value, minimum=0)
         activations = 8 * value_bytes * batch_size * positions * shape.hidden_size
         labels = 8 * _ID_BYTES * batch_size * answer_positions
@@ -150,9 +154,9 @@ class ChainWorkload:
         below = np.cumsum(shape.block_parameters)
         above = below[-1] - below
         count = np.arange(1, shape.num_blocks + 1)
-        kept = 0.0 if literal else KEPT_VALUES * batch_size * positions * shape.hidden_size * value_bytes
-        copies = 1.0 if literal else 2.0 + kept_moments
-        embedding = 0.0 if literal else float(shape.embedding_parameters)
+        kept, copies, embedding = KEPT_VALUES * activations / 8, 2.0 + kept_moments, float(shape.embedding_parameters)
+        if literal:
+            kept, copies, embedding = 0.0, 1.0, 0.0
         return cls(
             forward_flops=batch_size * shape.block_flops(positions),
             smashed_bits=np.full(shape.num_blocks, smashed),

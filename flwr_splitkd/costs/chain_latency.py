@@ -258,9 +258,7 @@ def _snr(resources: ChainResources) -> tuple[Float, Float]:
     )
 
 
-def _rates(
-    resources: ChainResources, up_snr: Float, down_snr: Float, subcarriers: Float | Ints
-) -> tuple[Float, Float]:
+def _rates(resources: ChainResources, up_snr: Float, down_snr: Float, subcarriers: Float | Ints) -> tuple[Float, Float]:
     # Of 0 subcarriers the rate is 0, whatever is divided by.
     spread = np.maximum(subcarriers, 1.0)
     bits = resources.subcarrier_hz / np.log(2.0)

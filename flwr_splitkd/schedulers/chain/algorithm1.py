@@ -5,9 +5,9 @@ Wang et al. (SCCT), section IV.A. What it leaves open, and what is wrong with it
 - The shares that the first pass over subcarriers starts from are not given: everyone has one Nth here.
 - Line 1 sets beta to ones before the outer loop, not in it. As printed, every further pass hands out K - N subcarriers *more*, and
   (21-4) is broken from the second one on. What is meant is that each pass starts from ones; `reset_subcarriers=False` is the print.
-- The greedy pass counts the decrease of the *slowest* device's latency, which is 0 for everyone but the slowest, and for the slowest
-  too once two are equally slow; the first device then gets the subcarrier. It does not see that a subcarrier for one device frees
-  shares of the edge for another, so that the turns may settle above the optimum.
+- The greedy pass counts the decrease of the *slowest* device's latency. That is 0 for everyone else, and for the slowest too once
+  two are equally slow; the first device then gets the subcarrier. Nor does the pass see that a subcarrier for one device frees
+  shares of the edge for another. So the turns may settle above the optimum.
 - Lines 15 to 19 solve the conditions of (25) by Newton's method. (25) has M where V is minimised, and ``mu_n (alpha_n - 1)`` where
   ``-mu_n alpha_n`` belongs to (24-2); with both put right, its solution is the root that `least_latency_for` finds.
 """

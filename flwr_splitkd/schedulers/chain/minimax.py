@@ -6,11 +6,11 @@ convex and falling in its subcarriers. With a share alpha it takes ``t_n(beta_n)
 
     F(V) = min over beta of sum_n w_n / (V - t_n(beta_n)) <= 1,    beta_n >= 1, sum_n beta_n <= K
 
-Each term is convex and falling in beta_n once ``t_n < V``. So the minimum is reached by first giving everyone as many subcarriers as
-it takes to get below V, then the others one by one to whom they help most: the K - N largest decreases. F is a minimum of falling
-functions, so its root is found from above in a few steps: find the best beta for a V that can be kept, then the least V for that
+Each term is convex and falling in beta_n once ``t_n < V``. So the minimum is reached by first giving everyone as many subcarriers
+as it takes to get below V, then the others one by one to whom they help most: the largest decreases of all. F is a minimum of
+falling functions, so its root is found from above in a few steps: the best beta for a V that can be kept, then the least V for that
 beta, which is less, and so on until V cannot be beaten. Where a device without work for the server sets V, steps halve the
-interval between what can be kept and what cannot, until few candidates are left.
+interval between what can be kept and what cannot, until few numbers of subcarriers are left in between.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flwr_splitkd.costs.chain import Ints
 from flwr_splitkd.costs.shape import Float
 
 __all__ = ["Solution", "least_latency", "least_latency_for", "shares_for"]
 
+Times = Callable[[Ints, Ints], Float]
+Flags = NDArray[np.bool_]
+
 # V is beaten if there is a solution this much below it.
 _RELATIVE = 1e-12
 # Halving goes on until this much is left of V.
 _CLOSE = 1e-5
+_FIRST_STRIDE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,10 +72,7 @@ def least_latency_for(work_s: Float, other_s: Float) -> Float:
         if not moving.any():
             break
         active, work, other = active[moving], work[moving], other[moving]
-    return np.maximum(latency, np.where(works, 0.0, other_s).max(axis=1))
-
-
-Times = Callable[[Ints, Ints], Float]
+    return np.asarray(np.maximum(latency, np.where(works, 0.0, other_s).max(axis=1)))
 
 
 def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: Ints | None = None) -> Solution:
@@ -90,8 +92,10 @@ def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: I
     instances, devices = work_s.shape
     most = num_subcarriers - devices + 1
     beta = _equal(instances, devices, num_subcarriers) if start is None else start.copy()
-    other = times(np.arange(instances), beta[:, :, None])[:, :, 0]
-    state = _State(
+    search = _Search(
+        work_s=work_s,
+        times=times,
+        num_subcarriers=num_subcarriers,
         beta=beta,
         high=np.zeros(instances),
         low=np.zeros(instances),
@@ -99,22 +103,37 @@ def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: I
         fewest=np.ones_like(beta),
         enough=np.full_like(beta, most),
     )
-    state.keep(np.arange(instances), work_s, other, least_latency_for(work_s, other))
-    width = min(most, 2 * -(-num_subcarriers // devices) + 4)
     active = np.arange(instances)
+    other = times(active, beta[:, :, None])[:, :, 0]
+    search.keep(active, other, least_latency_for(work_s, other))
+    width = min(most, 2 * -(-num_subcarriers // devices) + 4)
     while active.size:
-        active = _solve(work_s, times, num_subcarriers, state, active, width, most)
+        active = search.solve(active, width)
         width = min(most, 4 * width)
-    return Solution(latency_s=state.high, subcarriers=state.beta)
+    return Solution(latency_s=search.high, subcarriers=search.beta)
 
 
-@dataclass(slots=True, eq=False)
-class _State:
-    """What is known of each instance: the best subcarriers, V with them, a V that cannot be kept, how far below to look next.
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Search:
+    """All instances, and what is known of each.
 
-    For whatever lies between both V, a device needs at least `fewest` subcarriers, and `enough` will do.
+    Parameters
+    ----------
+    work_s, times, num_subcarriers
+        The instances.
+    beta, high
+        The best subcarriers so far, and V with them.
+    low
+        A V that cannot be kept.
+    stride
+        How far below `high` to look while nothing is known of what is there, as a share of it; 0 for just below.
+    fewest, enough
+        For whatever lies between both V, a device needs at least `fewest` subcarriers, and `enough` will do for it alone.
     """
 
+    work_s: Float
+    times: Times
+    num_subcarriers: int
     beta: Ints
     high: Float
     low: Float
@@ -122,76 +141,64 @@ class _State:
     fewest: Ints
     enough: Ints
 
-    def keep(self, which: Ints, work_s: Float, other_s: Float, latency_s: Float) -> None:
+    def solve(self, active: Ints, width: int) -> Ints:
+        """Solve instances, looking at `width` numbers of subcarriers for each device; return those that need more."""
+        wider = [active[:0]]
+        while active.size:
+            top, bottom, stride = self.high[active], self.low[active], self.stride[active]
+            coarse = (stride > 0) & (top - bottom > _CLOSE * top)
+            below = np.where(bottom > 0, (top - bottom) / 2, stride * top)
+            probe = np.where(coarse, top - below, top * (1 - _RELATIVE))
+            base = self._needed(active, probe)
+            # Where not even everyone alone keeps to V there is no need to look closer.
+            possible = base.sum(axis=1) <= self.num_subcarriers
+            self._fail(active[~possible], base[~possible], probe[~possible])
+            going, short = coarse.copy(), np.zeros(len(active), dtype=bool)
+            if possible.any():
+                less, short[possible] = self._probe(active[possible], base[possible], probe[possible], width)
+                going[possible] |= less
+            wider.append(active[short])
+            active = active[going & ~short]
+        return np.concatenate(wider)
+
+    def keep(self, which: Ints, other_s: Float, latency_s: Float) -> None:
         """Note what was reached. Where a device without work sets V, the next look is further and further below."""
         self.high[which] = latency_s
-        idle = np.where(work_s > 0, 0.0, other_s).max(axis=1, initial=0.0)
-        stride = np.clip(16 * self.stride[which], 1e-3, 0.5)
+        idle = np.where(self.work_s[which] > 0, 0.0, other_s).max(axis=1, initial=0.0)
+        stride = np.clip(16 * self.stride[which], _FIRST_STRIDE, 0.5)
         self.stride[which] = np.where((idle >= latency_s) & (latency_s > 0), stride, 0.0)
 
+    def _fail(self, which: Ints, base: Ints, latency_s: Float) -> None:
+        self.low[which], self.enough[which] = latency_s, base
 
-def _solve(
-    work_s: Float, times: Times, num_subcarriers: int, state: _State, active: Ints, width: int, most: int
-) -> Ints:
-    """Solve instances, looking at `width` numbers of subcarriers for each device; return those that need more."""
-    wider = [active[:0]]
-    while active.size:
-        top, bottom, stride = state.high[active], state.low[active], state.stride[active]
-        coarse = (stride > 0) & (top - bottom > _CLOSE * top)
-        below = np.where(bottom > 0, (top - bottom) / 2, stride * top)
-        probe = np.where(coarse, top - below, top * (1 - _RELATIVE))
-        base = _needed(times, active, probe, state.fewest[active], state.enough[active])
-        # Where not even everyone alone keeps to V there is no need to look closer.
-        open_ = base.sum(axis=1) <= num_subcarriers
-        state.low[active[~open_]], state.enough[active[~open_]] = probe[~open_], base[~open_]
-        going, short = coarse.copy(), np.zeros(len(active), dtype=bool)
-        if open_.any():
-            going[open_], short[open_] = _probe(
-                work_s, times, num_subcarriers, state, active[open_], base[open_], probe[open_], width, most
-            )
-        wider.append(active[short])
-        active = active[(coarse | going) & ~short]
-    return np.concatenate(wider)
+    def _probe(self, which: Ints, base: Ints, latency_s: Float, width: int) -> tuple[Flags, Flags]:
+        """Try to keep to a latency. Returns where less than before was found, and where the columns were too few."""
+        work, top = self.work_s[which], self.high[which]
+        table = self.times(which, base[:, :, None] + np.arange(width))
+        more, kept = _select(work, table, latency_s, self.num_subcarriers - base.sum(axis=1))
+        short = (more == width - 1).any(axis=1) & (width < self.num_subcarriers - work.shape[1] + 1)
+        other = np.take_along_axis(table, more[:, :, None], axis=2)[:, :, 0]
+        reached = least_latency_for(work, other)
+        # What was chosen for a V that cannot be kept may still be better than what there was.
+        better = reached < top
+        self.beta[which[better]] = (base + more)[better]
+        self.keep(which[better], other[better], reached[better])
+        self.fewest[which[kept]] = base[kept]
+        failed = ~kept & ~short
+        self._fail(which[failed], base[failed], latency_s[failed])
+        return np.asarray(reached < top * (1 - _RELATIVE / 2)), short
 
-
-def _probe(
-    work_s: Float,
-    times: Times,
-    num_subcarriers: int,
-    state: _State,
-    which: Ints,
-    base: Ints,
-    latency_s: Float,
-    width: int,
-    most: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Try to keep to a latency. Returns where something less than before was found, and where the columns were too few."""
-    work, top = work_s[which], state.high[which]
-    table = times(which, base[:, :, None] + np.arange(width))
-    more, kept = _select(work, table, latency_s, num_subcarriers - base.sum(axis=1))
-    short = (more == width - 1).any(axis=1) & (width < most)
-    other = np.take_along_axis(table, more[:, :, None], axis=2)[:, :, 0]
-    reached = least_latency_for(work, other)
-    # What was chosen for a V that cannot be kept may still be better than what there was.
-    better = reached < top
-    state.beta[which[better]] = (base + more)[better]
-    state.keep(which[better], work[better], other[better], reached[better])
-    failed = ~kept & ~short
-    state.low[which[failed]], state.enough[which[failed]] = latency_s[failed], base[failed]
-    state.fewest[which[kept]] = base[kept]
-    return reached < top * (1 - _RELATIVE / 2), short
+    def _needed(self, which: Ints, latency_s: Float) -> Ints:
+        """The fewest subcarriers with which each device alone keeps to V without the edge. Shape ``[I, N]``."""
+        low, high = self.fewest[which], self.enough[which]
+        while (low < high).any():
+            middle = (low + high) // 2
+            late = self.times(which, middle[:, :, None])[:, :, 0] > latency_s[:, None]
+            low, high = np.where(late, np.minimum(middle + 1, high), low), np.where(late, high, middle)
+        return np.asarray(low)
 
 
-def _needed(times: Times, instances: Ints, latency_s: Float, low: Ints, high: Ints) -> Ints:
-    """The fewest subcarriers of ``low .. high`` with which each device alone keeps to V without the edge. Shape ``[I, N]``."""
-    while (low < high).any():
-        middle = (low + high) // 2
-        late = times(instances, middle[:, :, None])[:, :, 0] > latency_s[:, None]
-        low, high = np.where(late, np.minimum(middle + 1, high), low), np.where(late, high, middle)
-    return low
-
-
-def _select(work_s: Float, table: Float, latency_s: Float, spare: Ints) -> tuple[Ints, np.ndarray]:
+def _select(work_s: Float, table: Float, latency_s: Float, spare: Ints) -> tuple[Ints, Flags]:
     """Columns of least ``F(V)`` that sum to at most `spare`, and whether V may be kept with them."""
     instances, devices, width = table.shape
     left = latency_s[:, None, None] - table

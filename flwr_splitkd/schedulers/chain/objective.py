@@ -111,6 +111,19 @@ class RoundObjective:
         edge = self.workload.edge_memory_bytes[points - 1].sum(axis=1)
         return np.asarray(allowed & (edge <= self.edge_bytes))
 
+    def fitted(self, points: Ints, order: Ints) -> Ints:
+        """Raise split points, device by device, until the rest fits in the edge's memory; the last one only as far as it takes."""
+        memory = self.workload.edge_memory_bytes
+        points = points.copy()
+        for device in order:
+            over = memory[points - 1].sum() - self.edge_bytes
+            if over <= 0:
+                break
+            layers = 1 + np.flatnonzero(self.allowed[device])
+            enough = layers[memory[layers - 1] <= memory[points[device] - 1] - over]
+            points[device] = enough.min() if enough.size else layers[memory[layers - 1].argmin()]
+        return points
+
     def handover(self, points: Ints) -> Float:
         """The hand-over's seconds. Shape ``[M]``."""
         return np.asarray(self.handover_s[np.arange(points.shape[1]), points - 1].max(axis=1))
@@ -207,7 +220,7 @@ def _allowed(workload: ChainWorkload, limits: MemoryLimits, devices: int) -> NDA
         device = int(np.flatnonzero(~allowed.any(axis=1))[0])
         least = workload.device_memory_bytes.min()
         raise InfeasibleError(
-            f"`device_bytes` of device {device} is {memory[device] / _GIB:.4g} GiB; expected at least {least / _GIB:.4g} GiB, for the "
-            f"smallest part of {workload.num_layers} layers. Give it more memory, train with smaller batches, or leave it out."
+            f"`device_bytes` of device {device} is {memory[device] / _GIB:.4g} GiB; expected at least {least / _GIB:.4g} GiB, for "
+            f"the smallest part of {workload.num_layers} layers. Give it more memory, train with smaller batches, or leave it out."
         )
     return np.asarray(allowed)

@@ -51,9 +51,7 @@ class Allocation:
         history_s: tuple[float, ...] = (),
     ) -> Allocation:
         """Work out what a decision takes."""
-        latency = chain_latency(
-            workload, resources, split_points=split_points, subcarriers=subcarriers, shares=shares
-        )
+        latency = chain_latency(workload, resources, split_points=split_points, subcarriers=subcarriers, shares=shares)
         return cls(shares=shares, subcarriers=subcarriers, latency=latency, method=method, history_s=history_s)
 
     @property
@@ -64,8 +62,8 @@ class Allocation:
             return f"{self.method}: {float(latency.slowest_s.mean()):.4g} s an iteration on average over {len(self.shares)} draws"
         slowest = int(np.argmax(latency.each_s))
         return (
-            f"{self.method}: {float(latency.slowest_s):.4g} s an iteration and {latency.cloud_link_s:.4g} s of the cloud link; device "
-            f"{slowest} takes longest: {latency.device_s[slowest]:.4g} s of its own, {latency.link_s[slowest]:.4g} s with "
+            f"{self.method}: {float(latency.slowest_s):.4g} s an iteration and {latency.cloud_link_s:.4g} s of the cloud link; "
+            f"device {slowest} takes longest: {latency.device_s[slowest]:.4g} s of its own, {latency.link_s[slowest]:.4g} s with "
             f"{self.subcarriers[slowest]} subcarriers, {latency.edge_s[slowest]:.4g} s with {self.shares[slowest]:.3g} of the edge"
         )
 
@@ -132,8 +130,8 @@ class SplitDecision:
         """The decision in a line."""
         low, high = int(self.split_points.min()), int(self.split_points.max())
         text = (
-            f"{self.method}: split points {low}..{high}, {self.objective_s:.4g} s a round, of them {self.handover_s:.4g} s of hand-over "
-            f"and {self.cloud_link_s:.4g} s of the cloud link"
+            f"{self.method}: split points {low}..{high}, {self.objective_s:.4g} s a round, of them {self.handover_s:.4g} s of "
+            f"hand-over and {self.cloud_link_s:.4g} s of the cloud link"
         )
         return text + (f"; at most {100 * self.gap:.2g} % above the best" if np.isfinite(self.gap) else "")
 

@@ -1,24 +1,23 @@
 """Split points of a round: the large timescale.
 
-Wang et al. (SCCT), section IV.B, search (29) by adaptive large neighbourhoods (`AlnsSplitPoints`). Where layers are alike, the share of
-the edge that a device needs to keep to V only rises or only falls with its split point (`RoundObjective.alike`): in each epoch all
-but a few devices are best at the lowest or the highest split point, the fast ones at the highest. So the k fastest devices go to their
-highest split point and the others to their lowest, for every k; then the best of these is changed device by device and pair by pair
-for as long as that helps. A lower bound says how much may be left.
+Wang et al. (SCCT), section IV.B, search (29) by adaptive large neighbourhoods (`AlnsSplitPoints`). Where layers are alike, the
+share of the edge that a device needs to keep to V only rises or only falls with its split point (`RoundObjective.alike`). So in one
+epoch every device is best at its lowest or its highest split point, the fast ones at the highest. That is where the search
+begins: the k fastest devices at their highest, the others at their lowest, for every k. The best of these is then changed device
+by device and pair by pair for as long as that helps. A lower bound says how much may be left.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits, check_split_points
+from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits
 from flwr_splitkd.costs.shape import Float
-from flwr_splitkd.errors import InfeasibleError
-from flwr_splitkd.schedulers.chain.bound import lower_bound_s
+from flwr_splitkd.schedulers.chain.bound import decision
 from flwr_splitkd.schedulers.chain.objective import RoundObjective
 from flwr_splitkd.schedulers.chain.policy import AllocationPolicy, SplitDecision
 
-__all__ = ["FixedSplitPoints", "OptimalSplitPoints", "optimize_split_points"]
+__all__ = ["OptimalSplitPoints", "optimize_split_points"]
 
 # Changes that are worked out in full at a time, the most promising first, and how many of them may fail in a row.
 _AT_A_TIME, _PATIENCE = 16, 64
@@ -74,7 +73,7 @@ def optimize_split_points(
             break
         points, value, subcarriers = moved
         history.append(value)
-    return _decision(objective, points, value, "k fastest", tuple(history), bound=bound)
+    return decision(objective, points, value, "k fastest", tuple(history), bound=bound)
 
 
 class OptimalSplitPoints:
@@ -93,58 +92,7 @@ class OptimalSplitPoints:
         self, workload: ChainWorkload, draws: ChainResources, limits: MemoryLimits, handover_s: Float | None = None
     ) -> SplitDecision:
         """Solve the round."""
-        return optimize_split_points(
-            workload, draws, limits=limits, handover_s=handover_s, allocation=self.allocation
-        )
-
-
-class FixedSplitPoints:
-    """The same split points in every round: what the paper's SCCTS does on the large timescale.
-
-    Parameters
-    ----------
-    split_points
-        One for all devices, or one for each.
-    """
-
-    def __init__(self, split_points: int | Ints) -> None:
-        self.split_points = split_points
-
-    def choose(
-        self, workload: ChainWorkload, draws: ChainResources, limits: MemoryLimits, handover_s: Float | None = None
-    ) -> SplitDecision:
-        """Work out what they take.
-
-        Raises
-        ------
-        InfeasibleError
-            If they do not fit in memory.
-        """
-        objective = RoundObjective(workload, draws, limits=limits, handover_s=handover_s)
-        points = np.array(np.broadcast_to(self.split_points, (draws.num_devices,)))
-        points = check_split_points(points, workload.num_layers, draws.num_devices)
-        if not objective.fits(points[None])[0]:
-            raise InfeasibleError(
-                f"`split_points` is {self.split_points}; expected at most {objective.highest.min()}, what the smallest device holds, and "
-                f"no more on the edge than {objective.edge_bytes:g} bytes. Let `optimize_split_points` choose."
-            )
-        values, _ = objective.evaluate(points[None])
-        return _decision(objective, points, float(values[0]), "fixed", (), bound=False)
-
-
-def _decision(
-    objective: RoundObjective, points: Ints, value: float, method: str, history: tuple[float, ...], *, bound: bool
-) -> SplitDecision:
-    return SplitDecision(
-        split_points=points,
-        objective_s=value,
-        handover_s=float(objective.handover(points[None])[0]),
-        cloud_link_s=objective.cloud_link_s,
-        lower_bound_s=lower_bound_s(objective, objective.latencies(points)) if bound else 0.0,
-        evaluations=objective.evaluations,
-        method=method,
-        history_s=history,
-    )
+        return optimize_split_points(workload, draws, limits=limits, handover_s=handover_s, allocation=self.allocation)
 
 
 def _fastest_first(objective: RoundObjective) -> Ints:
@@ -158,22 +106,8 @@ def _scan(objective: RoundObjective, order: Ints) -> Ints:
     for count in range(len(order) + 1):
         points = objective.lowest.copy()
         points[order[:count]] = objective.highest[order[:count]]
-        sets.append(fitted(objective, points, order[count:]))
+        sets.append(objective.fitted(points, order[count:]))
     return np.unique(np.stack(sets), axis=0)
-
-
-def fitted(objective: RoundObjective, points: Ints, order: Ints) -> Ints:
-    """Raise split points, device by device, until the others fit in the edge's memory; the last one only as far as it takes."""
-    memory = objective.workload.edge_memory_bytes
-    points = points.copy()
-    for device in order:
-        over = memory[points - 1].sum() - objective.edge_bytes
-        if over <= 0:
-            break
-        layers = 1 + np.flatnonzero(objective.allowed[device])
-        enough = layers[memory[layers - 1] <= memory[points[device] - 1] - over]
-        points[device] = enough.min() if enough.size else layers[memory[layers - 1].argmin()]
-    return points
 
 
 def _improve(
@@ -219,9 +153,7 @@ def _changes(objective: RoundObjective, points: Ints, order: Ints) -> Ints:
     return sets
 
 
-def _swaps(
-    objective: RoundObjective, points: Ints, order: Ints
-) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _swaps(objective: RoundObjective, points: Ints, order: Ints) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Split points change between devices of about the same speed, each as far as the other's memory goes."""
     swaps = []
     for position, one in enumerate(order):
