@@ -320,7 +320,7 @@ def check_split_points(split_points: ArrayLike, num_layers: int, num_devices: in
         If there is not.
     """
     points = np.asarray(split_points)
-    if points.shape[-1:] != (num_devices,):
+    if points.shape != (num_devices,):
         raise ConfigError(f"`split_points` has shape {points.shape}; expected one for each of {num_devices} devices.")
     whole = points.astype(np.int64)
     wrong = (whole != points) | (whole < 1) | (whole > num_layers)

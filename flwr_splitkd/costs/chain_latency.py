@@ -132,11 +132,11 @@ def chain_latency(
     workload, resources
         What is to be done, and with what.
     split_points
-        s, ``1 .. L``. Shape ``[N]``, or ``[Q, N]``.
+        s, ``1 .. L``. Shape ``[N]``.
     subcarriers
-        beta; without one a device's latency is infinite, see `link_rates_bps`. Same shape.
+        beta; without one a device's latency is infinite, see `link_rates_bps`. Shape ``[N]``, or ``[Q, N]``.
     shares
-        alpha, 0 to 1; 0 is infinite too, unless the edge has no layer of the device. Same shape.
+        alpha, 0 to 1; 0 is infinite too, unless the edge has no layer of the device. Shape ``[N]``, or ``[Q, N]``.
 
     Raises
     ------
