@@ -25,6 +25,10 @@ _AT_A_TIME, _PATIENCE = 16, 64
 _SMALL = 64
 # Devices of about the same speed that one may swap split points with.
 _NEIGHBOURS = 4
+# How many of the first sets are improved, where every pair is tried.
+_STARTS = 6
+# Lengths of the hand-over that are looked at.
+_LENGTHS = 6
 # An objective that is lower by less is not.
 _RELATIVE = 1e-10
 
@@ -63,16 +67,14 @@ def optimize_split_points(
     objective = RoundObjective(workload, draws, limits=limits, handover_s=handover_s, allocation=allocation)
     order = _fastest_first(objective)
     candidates = _scan(objective, order)
-    values, subcarriers = objective.evaluate(candidates)
-    best = int(values.argmin())
-    points, value = candidates[best], float(values[best])
-    history = [value]
-    while True:
-        moved = _improve(objective, points, value, subcarriers, order)
-        if moved is None:
-            break
-        points, value, subcarriers = moved
-        history.append(value)
+    values, _ = objective.evaluate(candidates)
+    small = draws.num_devices * workload.num_layers <= _SMALL
+    value, history = np.inf, [float(values.min())]
+    for start in values.argsort(kind="stable")[: _STARTS if small else 1]:
+        found, seconds = _polish(objective, candidates[start], order)
+        if seconds < value * (1 - _RELATIVE):
+            points, value = found, seconds
+            history.append(value)
     return decision(objective, points, value, "k fastest", tuple(history), bound=bound)
 
 
@@ -101,13 +103,41 @@ def _fastest_first(objective: RoundObjective) -> Ints:
 
 
 def _scan(objective: RoundObjective, order: Ints) -> Ints:
-    """The k fastest at their highest split point, the others at their lowest; more of them if the edge is too small for that."""
+    """The k fastest at their highest split point, the others at their lowest; more of them if the edge is too small for that.
+
+    The hand-over takes as long as the slowest device's. Up to that everyone may move for nothing, so that the ends are also those
+    that can be reached within a few lengths of it.
+    """
     sets = []
-    for count in range(len(order) + 1):
-        points = objective.lowest.copy()
-        points[order[:count]] = objective.highest[order[:count]]
-        sets.append(objective.fitted(points, order[count:]))
+    for low, high in _ends(objective):
+        for count in range(len(order) + 1):
+            points = low.copy()
+            points[order[:count]] = high[order[:count]]
+            sets.append(objective.fitted(points, order[count:]))
     return np.unique(np.stack(sets), axis=0)
+
+
+def _ends(objective: RoundObjective) -> list[tuple[Ints, Ints]]:
+    """Lowest and highest split points, of all and within lengths of the hand-over."""
+    ends = [(objective.lowest, objective.highest)]
+    allowed = np.where(objective.allowed, objective.handover_s, np.inf)
+    least, most = allowed.min(axis=1).max(), objective.handover_s[objective.allowed].max()
+    if most > least:
+        layers = np.arange(1, objective.workload.num_layers + 1)
+        lengths = np.sort(allowed[(allowed >= least) & (allowed < most)])
+        for length in np.unique(lengths[np.linspace(0, len(lengths) - 1, _LENGTHS).astype(int)]):
+            within = allowed <= length
+            ends.append((np.where(within, layers, layers[-1]).min(axis=1), np.where(within, layers, 0).max(axis=1)))
+    return ends
+
+
+def _polish(objective: RoundObjective, points: Ints, order: Ints) -> tuple[Ints, float]:
+    """Change split points for as long as that helps."""
+    values, subcarriers = objective.evaluate(points[None])
+    value = float(values[0])
+    while (better := _improve(objective, points, value, subcarriers, order)) is not None:
+        points, value, subcarriers = better
+    return points, value
 
 
 def _improve(
