@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from flwr_splitkd.costs.architectures import shape_from_config
 from flwr_splitkd.costs.catalog import load_shape, named_shape
+from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, MemoryLimits
+from flwr_splitkd.costs.chain_latency import ChainLatency, RoundLatency, chain_latency, handover_s, handover_table_s
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.fleet_io import fleet_from_json, load_device, load_server, table_ii_fleet
@@ -35,6 +37,9 @@ __all__ = [
     "TABLE_II_DEVICES",
     "TABLE_II_SERVER",
     "BlockTimes",
+    "ChainLatency",
+    "ChainResources",
+    "ChainWorkload",
     "CutTerms",
     "DeviceEstimate",
     "DeviceProfile",
@@ -43,20 +48,25 @@ __all__ = [
     "Link",
     "LinkState",
     "MeasuredTurn",
+    "MemoryLimits",
     "ModelShape",
     "RadioLink",
     "RadioSettings",
     "RadioState",
+    "RoundLatency",
     "ServerProfile",
     "TraceLink",
     "Trajectory",
     "TurnCost",
     "WiredLink",
     "Workload",
+    "chain_latency",
     "correct",
     "cut_terms",
     "device_from_json",
     "fleet_from_json",
+    "handover_s",
+    "handover_table_s",
     "link_from_json",
     "load_device",
     "load_server",

@@ -33,7 +33,7 @@ CODEC_BYTES = {"float16": 2.0, "bfloat16": 2.0, "int8": 1.0 + 4 / 128}
 
 # Values that a block keeps for its backward pass, per token and unit of width, without attention maps: Korthikanti et al.,
 # "Reducing Activation Recomputation in Large Transformer Models", 2022, section 4.1 (34 bytes at 2 bytes a value).
-_KEPT_VALUES = 17
+KEPT_VALUES = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,7 +368,7 @@ def _server_flops(student: ModelShape, teacher: ModelShape | None, workload: Wor
 
 def _kept(student: ModelShape, workload: Workload) -> float:
     """Bytes that one block keeps of a batch for its backward pass."""
-    return _KEPT_VALUES * workload.batch_tokens * student.hidden_size * workload.activation_bytes
+    return KEPT_VALUES * workload.batch_tokens * student.hidden_size * workload.activation_bytes
 
 
 def _device_memory(student: ModelShape, teacher: ModelShape | None, workload: Workload) -> Float:

@@ -61,6 +61,7 @@ FIGURES_OF_STUDIES = {f"{PACKAGE}.case_studies.figures"}
 NEVER = {
     "apps",
     "benchmarks",
+    "chain_fleets",
     "flower_harness",
     "flower_run",
     "import_graph",

@@ -1,0 +1,48 @@
+"""Split points that stay: what the paper's SCCTS does on the large timescale."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits, check_split_points
+from flwr_splitkd.costs.shape import Float
+from flwr_splitkd.errors import InfeasibleError
+from flwr_splitkd.schedulers.chain.bound import decision
+from flwr_splitkd.schedulers.chain.objective import RoundObjective
+from flwr_splitkd.schedulers.chain.policy import SplitDecision
+
+__all__ = ["FixedSplitPoints"]
+
+
+class FixedSplitPoints:
+    """The same split points in every round: what the paper's SCCTS does on the large timescale.
+
+    Parameters
+    ----------
+    split_points
+        One for all devices, or one for each.
+    """
+
+    def __init__(self, split_points: int | Ints) -> None:
+        self.split_points = split_points
+
+    def choose(
+        self, workload: ChainWorkload, draws: ChainResources, limits: MemoryLimits, handover_s: Float | None = None
+    ) -> SplitDecision:
+        """Work out what they take.
+
+        Raises
+        ------
+        InfeasibleError
+            If they do not fit in memory.
+        """
+        objective = RoundObjective(workload, draws, limits=limits, handover_s=handover_s)
+        points = np.array(np.broadcast_to(self.split_points, (draws.num_devices,)))
+        points = check_split_points(points, workload.num_layers, draws.num_devices)
+        if not objective.fits(points[None])[0]:
+            raise InfeasibleError(
+                f"`split_points` is {self.split_points}; expected at most {objective.highest.min()}, what the smallest device "
+                f"holds, and no more on the edge than {objective.edge_bytes:g} bytes. Let `optimize_split_points` choose."
+            )
+        values, _ = objective.evaluate(points[None])
+        return decision(objective, points, float(values[0]), "fixed", (), bound=False)

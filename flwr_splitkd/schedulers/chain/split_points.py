@@ -1,0 +1,195 @@
+"""Split points of a round: the large timescale.
+
+Wang et al. (SCCT), section IV.B, search (29) by adaptive large neighbourhoods (`AlnsSplitPoints`). Where layers are alike, the
+share of the edge that a device needs to keep to V only rises or only falls with its split point (`RoundObjective.alike`). So in one
+epoch every device is best at its lowest or its highest split point, the fast ones at the highest. That is where the search
+begins: the k fastest devices at their highest, the others at their lowest, for every k. The best of these is then changed device
+by device and pair by pair for as long as that helps. A lower bound says how much may be left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits
+from flwr_splitkd.costs.shape import Float
+from flwr_splitkd.schedulers.chain.bound import decision
+from flwr_splitkd.schedulers.chain.objective import RoundObjective
+from flwr_splitkd.schedulers.chain.policy import AllocationPolicy, SplitDecision
+
+__all__ = ["OptimalSplitPoints", "optimize_split_points"]
+
+# Changes that are worked out in full at a time, the most promising first, and how many of them may fail in a row.
+_AT_A_TIME, _PATIENCE = 16, 64
+# Up to so many devices times layers every pair of changes is tried.
+_SMALL = 64
+# Devices of about the same speed that one may swap split points with.
+_NEIGHBOURS = 4
+# How many of the first sets are improved, where every pair is tried.
+_STARTS = 6
+# Lengths of the hand-over that are looked at.
+_LENGTHS = 6
+# An objective that is lower by less is not.
+_RELATIVE = 1e-10
+
+
+def optimize_split_points(
+    workload: ChainWorkload,
+    draws: ChainResources,
+    *,
+    limits: MemoryLimits | None = None,
+    handover_s: Float | None = None,
+    allocation: AllocationPolicy | None = None,
+    bound: bool = True,
+) -> SplitDecision:
+    """Choose split points for a round.
+
+    Parameters
+    ----------
+    workload
+        What an iteration takes.
+    draws
+        Resources of Q epochs, from the run's own records.
+    limits
+        Memory of devices and edge.
+    handover_s
+        What each device's change to each split point takes, see `handover_table_s`. Shape ``[N, L]``.
+    allocation
+        Who divides the edge in an epoch; the exact solution when not given.
+    bound
+        Whether the lower bound is worked out; it holds for every allocation.
+
+    Raises
+    ------
+    InfeasibleError
+        If memory or subcarriers are not enough for any split points.
+    """
+    objective = RoundObjective(workload, draws, limits=limits, handover_s=handover_s, allocation=allocation)
+    order = _fastest_first(objective)
+    candidates = _scan(objective, order)
+    values, _ = objective.evaluate(candidates)
+    small = draws.num_devices * workload.num_layers <= _SMALL
+    value, history = np.inf, [float(values.min())]
+    for start in values.argsort(kind="stable")[: _STARTS if small else 1]:
+        found, seconds = _polish(objective, candidates[start], order)
+        if seconds < value * (1 - _RELATIVE):
+            points, value = found, seconds
+            history.append(value)
+    return decision(objective, points, value, "k fastest", tuple(history), bound=bound)
+
+
+class OptimalSplitPoints:
+    """`optimize_split_points`, as a `SplitPointPolicy`.
+
+    Parameters
+    ----------
+    allocation
+        Who divides the edge in an epoch; the exact solution when not given.
+    """
+
+    def __init__(self, allocation: AllocationPolicy | None = None) -> None:
+        self.allocation = allocation
+
+    def choose(
+        self, workload: ChainWorkload, draws: ChainResources, limits: MemoryLimits, handover_s: Float | None = None
+    ) -> SplitDecision:
+        """Solve the round."""
+        return optimize_split_points(workload, draws, limits=limits, handover_s=handover_s, allocation=self.allocation)
+
+
+def _fastest_first(objective: RoundObjective) -> Ints:
+    """Devices by the mean of their speed."""
+    return np.argsort(-objective.problem.resources.device_flops.mean(axis=0), kind="stable")
+
+
+def _scan(objective: RoundObjective, order: Ints) -> Ints:
+    """The k fastest at their highest split point, the others at their lowest; more of them if the edge is too small for that.
+
+    The hand-over takes as long as the slowest device's. Up to that everyone may move for nothing, so that the ends are also those
+    that can be reached within a few lengths of it.
+    """
+    sets = []
+    for low, high in _ends(objective):
+        for count in range(len(order) + 1):
+            points = low.copy()
+            points[order[:count]] = high[order[:count]]
+            sets.append(objective.fitted(points, order[count:]))
+    return np.unique(np.stack(sets), axis=0)
+
+
+def _ends(objective: RoundObjective) -> list[tuple[Ints, Ints]]:
+    """Lowest and highest split points, of all and within lengths of the hand-over."""
+    ends = [(objective.lowest, objective.highest)]
+    allowed = np.where(objective.allowed, objective.handover_s, np.inf)
+    least, most = allowed.min(axis=1).max(), objective.handover_s[objective.allowed].max()
+    if most > least:
+        layers = np.arange(1, objective.workload.num_layers + 1)
+        lengths = np.sort(allowed[(allowed >= least) & (allowed < most)])
+        for length in np.unique(lengths[np.linspace(0, len(lengths) - 1, _LENGTHS).astype(int)]):
+            within = allowed <= length
+            ends.append((np.where(within, layers, layers[-1]).min(axis=1), np.where(within, layers, 0).max(axis=1)))
+    return ends
+
+
+def _polish(objective: RoundObjective, points: Ints, order: Ints) -> tuple[Ints, float]:
+    """Change split points for as long as that helps."""
+    values, subcarriers = objective.evaluate(points[None])
+    value = float(values[0])
+    while (better := _improve(objective, points, value, subcarriers, order)) is not None:
+        points, value, subcarriers = better
+    return points, value
+
+
+def _improve(
+    objective: RoundObjective, points: Ints, value: float, subcarriers: Ints, order: Ints
+) -> tuple[Ints, float, Ints] | None:
+    """The best of the first changes that help, or None."""
+    changed = _changes(objective, points, order)
+    changed = changed[objective.fits(changed)]
+    if not len(changed):
+        return None
+    if objective.allocation is None:
+        changed = changed[objective.evaluate_with(changed, subcarriers).argsort(kind="stable")]
+    patience = len(changed) if points.size * objective.workload.num_layers <= _SMALL else _PATIENCE
+    for first in range(0, min(len(changed), patience), _AT_A_TIME):
+        some = changed[first : first + _AT_A_TIME]
+        values, used = objective.evaluate(some, subcarriers if objective.allocation is None else None)
+        if values.min() < value * (1 - _RELATIVE):
+            best = int(values.argmin())
+            return some[best], float(values[best]), used
+    return None
+
+
+def _changes(objective: RoundObjective, points: Ints, order: Ints) -> Ints:
+    """One device to another split point, and two devices at once."""
+    devices = len(points)
+    single = []
+    for device in range(devices):
+        layers = 1 + np.flatnonzero(objective.allowed[device])
+        if objective.alike and devices * objective.workload.num_layers > _SMALL:
+            near = abs(layers - points[device]) <= 1
+            layers = layers[near | (layers == objective.lowest[device]) | (layers == objective.highest[device])]
+        single += [(device, int(layer)) for layer in layers if layer != points[device]]
+    if devices * objective.workload.num_layers <= _SMALL:
+        pairs = [(a, b) for a in single for b in single if a[0] < b[0]]
+    else:
+        pairs = _swaps(objective, points, order)
+    sets = np.tile(points, (len(single) + len(pairs), 1))
+    for row, (device, layer) in enumerate(single):
+        sets[row, device] = layer
+    for row, pair in enumerate(pairs, len(single)):
+        for device, layer in pair:
+            sets[row, device] = layer
+    return sets
+
+
+def _swaps(objective: RoundObjective, points: Ints, order: Ints) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Split points change between devices of about the same speed, each as far as the other's memory goes."""
+    swaps = []
+    for position, one in enumerate(order):
+        others = [other for other in order[position + 1 :] if points[other] != points[one]][:_NEIGHBOURS]
+        for other in others:
+            to_one = int(np.clip(points[other], objective.lowest[one], objective.highest[one]))
+            to_other = int(np.clip(points[one], objective.lowest[other], objective.highest[other]))
+            swaps.append(((int(one), to_one), (int(other), to_other)))
+    return swaps

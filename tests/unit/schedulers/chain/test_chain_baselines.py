@@ -1,0 +1,81 @@
+"""The paper's Algorithm 1, and equal shares."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from chain_fleets import chain_resources, chain_workload
+from flwr_splitkd.costs import ChainResources, ChainWorkload, chain_latency
+from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.schedulers.chain import Algorithm1, AllocationPolicy, EqualAllocation, ExactAllocation
+
+
+def _as_printed(work: ChainWorkload, resources: ChainResources, points: list[int]) -> list[int]:
+    """Lines 4 to 13 by the letter: every candidate's D is worked out in full."""
+    devices = resources.num_devices
+    beta, shares = np.ones(devices, dtype=np.int64), np.full(devices, 1 / devices)
+
+    def slowest(subcarriers: np.ndarray) -> float:
+        latency = chain_latency(work, resources, split_points=points, subcarriers=subcarriers, shares=shares)
+        return float(latency.slowest_s)
+
+    for _ in range(resources.num_subcarriers - devices):
+        gains = [slowest(beta) - slowest(beta + np.eye(devices, dtype=np.int64)[n]) for n in range(devices)]
+        beta[int(np.argmax(gains))] += 1
+    return [int(one) for one in beta]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_greedy_pass_is_the_papers(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    work, resources = chain_workload(), chain_resources(rng, 5, 24)
+    points = [int(point) for point in rng.integers(1, 7, 5)]
+    allocation = Algorithm1(1).allocate(work, resources, np.array(points))
+    assert allocation.subcarriers.tolist() == _as_printed(work, resources, points)
+
+
+def test_shares_are_the_best_for_its_subcarriers() -> None:
+    resources = chain_resources(np.random.default_rng(1), 6, 24, edge_flops=3e12)
+    allocation = Algorithm1(3).allocate(chain_workload(), resources, np.array([1, 2, 3, 4, 5, 1]))
+    assert np.ptp(allocation.latency.each_s) <= 1e-9 * allocation.latency.slowest_s
+    assert allocation.shares.sum() == pytest.approx(1)
+    assert len(allocation.history_s) == 3
+    assert allocation.history_s[-1] == pytest.approx(float(allocation.latency.slowest_s))
+
+
+def test_as_printed_it_hands_out_more_subcarriers_than_there_are() -> None:
+    resources = chain_resources(np.random.default_rng(2), 6, 24)
+    points = np.array([1, 2, 3, 4, 5, 6])
+    for iterations in (1, 2, 3):
+        printed = Algorithm1(iterations, reset_subcarriers=False).allocate(chain_workload(), resources, points)
+        meant = Algorithm1(iterations).allocate(chain_workload(), resources, points)
+        assert printed.subcarriers.sum() == 6 + iterations * (24 - 6)
+        assert meant.subcarriers.sum() == 24
+
+
+def test_draws_one_by_one() -> None:
+    draws = chain_resources(np.random.default_rng(3), 4, 16, num_draws=3)
+    points = np.array([1, 2, 6, 4])
+    for policy in (Algorithm1(2), EqualAllocation()):
+        together = policy.allocate(chain_workload(), draws, points)
+        assert together.shares.shape == (3, 4)
+        for index in range(3):
+            alone = policy.allocate(chain_workload(), draws.draw(index), points)
+            assert together.latency.slowest_s[index] == pytest.approx(float(alone.latency.slowest_s))
+
+
+def test_equal_shares() -> None:
+    resources = chain_resources(np.random.default_rng(4), 4, 18)
+    allocation = EqualAllocation().allocate(chain_workload(), resources, np.array([1, 2, 6, 4]))
+    assert allocation.shares.tolist() == [0.25] * 4
+    assert allocation.subcarriers.tolist() == [5, 5, 4, 4]
+    assert allocation.method == "equal"
+
+
+def test_policies_are_what_the_protocol_asks_for() -> None:
+    assert all(isinstance(policy, AllocationPolicy) for policy in (Algorithm1(), EqualAllocation(), ExactAllocation()))
+    with pytest.raises(ConfigError, match=re.escape("`iterations` is 0; expected a finite number of at least 1")):
+        Algorithm1(0)
