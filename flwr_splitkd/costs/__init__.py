@@ -5,6 +5,7 @@ from __future__ import annotations
 from flwr_splitkd.costs.architectures import shape_from_config
 from flwr_splitkd.costs.catalog import load_shape, named_shape
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, MemoryLimits
+from flwr_splitkd.costs.chain_cell import ChainCell, ModelledCell
 from flwr_splitkd.costs.chain_latency import ChainLatency, RoundLatency, chain_latency, handover_s, handover_table_s
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
@@ -37,6 +38,7 @@ __all__ = [
     "TABLE_II_DEVICES",
     "TABLE_II_SERVER",
     "BlockTimes",
+    "ChainCell",
     "ChainLatency",
     "ChainResources",
     "ChainWorkload",
@@ -50,6 +52,7 @@ __all__ = [
     "MeasuredTurn",
     "MemoryLimits",
     "ModelShape",
+    "ModelledCell",
     "RadioLink",
     "RadioSettings",
     "RadioState",

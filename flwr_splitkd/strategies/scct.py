@@ -38,6 +38,7 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
+from flwr_splitkd.strategies.chain.planner import ChainPlan, ChainPlanner
 from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.strategies.chain.result import SCCTResult
 from flwr_splitkd.strategies.chain.rounds import Called, ChainRounds
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["SCCT"]
 
 _SETTINGS = (
-    *("split_point", "shares_policy", "stop", "cloud", "task", "module_start"),
+    *("split_point", "shares_policy", "plan", "stop", "cloud", "task", "module_start"),
     *("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes"),
     *("weighted_by_key", "configrecord_key", "connect_timeout_s", "node_timeout_s"),
 )
@@ -87,6 +88,9 @@ class SCCT(Strategy):
         Asked for each device in each round.
     shares
         How the edge's compute is shared between the devices of an epoch; equally when not given.
+    plan
+        Decides split points and shares together in a modelled cell, in place of `split_point` and `shares`: the two timescales of
+        the paper. Its seconds are in all that the run records, as ``modelled_*``.
     num_epochs, iterations_per_epoch
         Epochs in a round, and iterations in an epoch (T and J of the paper; a round is Flower's). In each iteration every
         device trains on one batch, and the cloud's module takes one step over the sum of their losses.
@@ -143,6 +147,7 @@ class SCCT(Strategy):
         module_start: Literal["cloud", "fresh"] = "cloud",
         split_point: CutPolicy | int = 1,
         shares: SharePolicy | None = None,
+        plan: ChainPlan | None = None,
         num_epochs: int = 1,
         iterations_per_epoch: int = 10,
         quorum: float = 1.0,
@@ -196,6 +201,12 @@ class SCCT(Strategy):
         self.module_start = module_start
         self.split_point_policy = FixedCut(split_point) if isinstance(split_point, int) else split_point
         self.shares_policy = shares or EqualShares()
+        if plan is not None and (shares is not None or split_point != 1):
+            raise ConfigError(
+                "`plan` decides split points and shares; expected neither `split_point` nor `shares` beside it."
+            )
+        self.plan = plan
+        self.planner: ChainPlanner | None = None
         self.stop = stop or NeverStop()
         self.fraction_train, self.fraction_evaluate = fraction_train, fraction_evaluate
         self.min_train_nodes, self.min_evaluate_nodes = min_train_nodes, min_evaluate_nodes
@@ -296,6 +307,10 @@ class SCCT(Strategy):
             lambda width: self._open_cloud(access, width, initial_arrays), ticket_lifetime_s=timeout
         )
         self._roster = Roster(None, self._edge.layout.num_blocks)
+        if self.plan is not None:
+            self.planner = ChainPlanner(self.plan, self._edge.layout.num_blocks)
+            if progress.planner:
+                self.planner.load_state_dict(progress.planner)
         rounds = ChainRounds(
             self, self._edge, self.setup.settings, grid, result, folder, callbacks, timeout, progress.steps
         )
@@ -323,6 +338,8 @@ class SCCT(Strategy):
                 folder.append_metrics({"kind": "round", "server_round": server_round, **metrics})
                 callbacks.tell("on_round", server_round, metrics)
                 progress.server_round = server_round
+                if self.planner is not None:
+                    progress.planner = self.planner.state_dict()
                 progress.save(folder.path)
                 result.stopped = self.stop.reason(metrics) or ""
                 if result.stopped:
@@ -372,6 +389,8 @@ class SCCT(Strategy):
                 log(INFO, "Global evaluation\n\t└──> MetricRecord: %s", metrics)
                 result.evaluate_metrics_serverapp[server_round] = metrics
                 found |= scalar_metrics(metrics)
+        if found and self.planner is not None:
+            found["modelled_clock_s"] = self.planner.clock_s
         if found:
             folder.append_metrics({"kind": "evaluation", "server_round": server_round, **found})
             callbacks.tell("on_evaluation", server_round, found)

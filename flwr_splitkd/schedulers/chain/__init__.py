@@ -10,10 +10,12 @@ from flwr_splitkd.schedulers.chain.allocation import ExactAllocation, allocate_r
 from flwr_splitkd.schedulers.chain.alns import AlnsSettings, AlnsSplitPoints
 from flwr_splitkd.schedulers.chain.equal import EqualAllocation
 from flwr_splitkd.schedulers.chain.fixed import FixedSplitPoints
+from flwr_splitkd.schedulers.chain.named import MECHANISMS, Mechanism, mechanism
 from flwr_splitkd.schedulers.chain.policy import Allocation, AllocationPolicy, SplitDecision, SplitPointPolicy
 from flwr_splitkd.schedulers.chain.split_points import OptimalSplitPoints, optimize_split_points
 
 __all__ = [
+    "MECHANISMS",
     "Algorithm1",
     "Allocation",
     "AllocationPolicy",
@@ -22,9 +24,11 @@ __all__ = [
     "EqualAllocation",
     "ExactAllocation",
     "FixedSplitPoints",
+    "Mechanism",
     "OptimalSplitPoints",
     "SplitDecision",
     "SplitPointPolicy",
     "allocate_resources",
+    "mechanism",
     "optimize_split_points",
 ]

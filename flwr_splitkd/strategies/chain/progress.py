@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flwr_splitkd.errors import StoreError
 from flwr_splitkd.store.tensor_file import write_atomically
@@ -29,12 +30,15 @@ class ChainProgress:
         Of every device that has been called, by its name: orders sums and seeds dropout.
     steps
         Of each device's encoder, by its name, as of the last round that it was in.
+    planner
+        State of the planner, if there is one.
     """
 
     run: str
     server_round: int = 0
     positions: dict[str, int] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
+    planner: dict[str, Any] = field(default_factory=dict)
 
     def place(self, names: Iterable[str]) -> dict[str, int]:
         """Positions of some devices; those who are new come after all others, in the order of their names."""
@@ -68,6 +72,7 @@ class ChainProgress:
                 server_round=int(content["server_round"]),
                 positions={str(name): int(position) for name, position in content["positions"].items()},
                 steps={str(name): int(number) for name, number in content.get("steps", {}).items()},
+                planner=dict(content.get("planner", {})),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.serverapp.strategy import Result
 
+from flwr_splitkd.strategies.chain.planner import ModelledEpoch
 from flwr_splitkd.tiers.edge.chain import DeviceOutcome
 
 __all__ = ["DeviceRecord", "EpochRecord", "SCCTResult"]
@@ -70,6 +71,8 @@ class EpochRecord:
         Steps of the cloud's module so far.
     learning_rate, grad_norm
         Of its last step; the norm before clipping.
+    modelled
+        What it took in the modelled cell, if there is one.
     """
 
     server_round: int
@@ -82,10 +85,13 @@ class EpochRecord:
     module_step: int
     learning_rate: float
     grad_norm: float
+    modelled: ModelledEpoch | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a line of ``metrics.jsonl``."""
-        return {"kind": "epoch", **asdict(self)}
+        line = {"kind": "epoch", **asdict(self)}
+        del line["modelled"]
+        return line if self.modelled is None else {**line, **self.modelled.to_json()}
 
 
 @dataclass

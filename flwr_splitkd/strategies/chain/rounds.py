@@ -17,6 +17,7 @@ from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDErr
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks
+from flwr_splitkd.strategies.chain.planner import ChainPlanner
 from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord, SCCTResult
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.tiers.edge.chain import ChainEdge, ChainSettings, Closed, DevicePlan, Iterations
@@ -27,6 +28,7 @@ __all__ = ["Called", "ChainDirector", "ChainRounds"]
 _POLL_S = 0.5
 _REPLY_TIMEOUT_S = 60.0
 _MIB = 1 << 20
+_LEAST_SHARE = 1e-6
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class ChainDirector(Protocol):
 
     connect_timeout_s: float
     min_train_nodes: int
+    planner: ChainPlanner | None
 
     def called(self, grid: Grid, server_round: int, config: ConfigRecord, mode: str) -> list[Called]:
         """Make the messages of a round's devices, with open sessions."""
@@ -155,6 +158,9 @@ class ChainRounds:
     def _called(self, server_round: int, config: ConfigRecord, mode: str) -> list[Called]:
         """The round's devices with their split points, decided for all of them before the first has come (section III.A)."""
         called = self._strategy.called(self._grid, server_round, config, mode)
+        if self._strategy.planner is not None:
+            self._plan_round(self._strategy.planner, called, server_round, mode)
+            return called
         for one in called:
             with self._lock:
                 known = self._views.get(one.position)
@@ -170,6 +176,28 @@ class ChainRounds:
                 )
             )
         return called
+
+    def _plan_round(self, planner: ChainPlanner, called: Sequence[Called], server_round: int, mode: str) -> None:
+        """Split points by the planner: chosen for a round, and kept for its evaluation."""
+        if mode == "train":
+            decision = planner.begin_round([one.name for one in called], server_round)
+            log(INFO, "\tround %d: %s", server_round, decision.reason)
+            self._folder.append_metrics(
+                {
+                    "kind": "decision",
+                    "server_round": server_round,
+                    "split_points": {
+                        one.name: point for one, point in zip(called, decision.split_points.tolist(), strict=True)
+                    },
+                    "modelled_objective_s": decision.objective_s,
+                    "modelled_handover_s": decision.handover_s,
+                    "modelled_lower_bound_s": decision.lower_bound_s,
+                    "modelled_clock_s": planner.clock_s,
+                    "reason": decision.reason,
+                }
+            )
+        for one in called:
+            one.split_point = planner.split_point(one.name)
 
     def _begin(self, called: Sequence[Called], server_round: int, iterations: Iterations | None) -> None:
         """Call the devices, each with a thread that serves it."""
@@ -190,7 +218,7 @@ class ChainRounds:
         """Close the round's iterations; how many there were (R, T and J of the paper, section III.A)."""
         num_closed = 0
         for epoch in range(1, self._settings.num_epochs + 1):
-            self._share()
+            self._begin_epoch(called, server_round, epoch)
             closed: list[Closed] = []
             for _ in range(self._settings.num_iterations):
                 one = iterations.close_next()
@@ -205,6 +233,32 @@ class ChainRounds:
             if len(closed) < self._settings.num_iterations:
                 break
         return num_closed
+
+    def _begin_epoch(self, called: Sequence[Called], server_round: int, epoch: int) -> None:
+        """Who gets how much of the edge until the epoch's end."""
+        planner = self._strategy.planner
+        if planner is None:
+            self._share()
+            return
+        with self._lock:
+            there = [one for one in called if one.record is None]
+        if not there:
+            return
+        allocation = planner.begin_epoch([one.name for one in there], server_round, epoch)
+        log(INFO, "\tround %d epoch %d: %s", server_round, epoch, allocation.reason)
+        # Who runs its whole encoder needs nothing of the edge; the queue wants a weight all the same.
+        shares = {one.position: max(share, _LEAST_SHARE) for one, share in zip(there, allocation.shares, strict=True)}
+        self._edge.set_shares(shares)
+        self._folder.append_metrics(
+            {
+                "kind": "allocation",
+                "server_round": server_round,
+                "epoch": epoch,
+                "shares": {one.name: float(share) for one, share in zip(there, allocation.shares, strict=True)},
+                "subcarriers": {one.name: int(beta) for one, beta in zip(there, allocation.subcarriers, strict=True)},
+                "reason": allocation.reason,
+            }
+        )
 
     def _share(self) -> None:
         """Share the edge's compute between the devices that are there: at each epoch's start, and when one has come."""
@@ -221,6 +275,7 @@ class ChainRounds:
         tokens = max(sum(answer.num_tokens for answer in answers), 1)
         references = [answer for answer in answers if answer.reference_loss is not None]
         stepped = closed[-1].stepped
+        planner = self._strategy.planner
         record = EpochRecord(
             server_round=server_round,
             epoch=epoch,
@@ -236,6 +291,7 @@ class ChainRounds:
             module_step=stepped.step + 1,
             learning_rate=stepped.learning_rate,
             grad_norm=stepped.grad_norm,
+            modelled=planner.end_epoch(len(closed)) if planner is not None else None,
         )
         with self._lock:
             self._result.epochs.append(record)
@@ -243,7 +299,7 @@ class ChainRounds:
         self._callbacks.tell("on_epoch", record)
         log(
             INFO,
-            "\tround %d epoch %d of %d: loss %.4f over %d iterations of %d devices, %.2f s an iteration%s",
+            "\tround %d epoch %d of %d: loss %.4f over %d iterations of %d devices, %.2f s an iteration%s%s",
             server_round,
             epoch,
             self._settings.num_epochs,
@@ -252,6 +308,7 @@ class ChainRounds:
             max(len(one.answers) for one in closed),
             record.seconds / record.num_iterations,
             f", {record.num_missed} missed" if record.num_missed else "",
+            f", modelled {record.modelled.iteration_s:.3g} s" if record.modelled else "",
         )
 
     def _send_away(self, called: Sequence[Called], error: BaseException) -> None:
@@ -294,7 +351,7 @@ class ChainRounds:
         try:
             self._wait_connected(one, iterations)
             self._meet(one, server_round)
-            if iterations is not None:
+            if iterations is not None and self._strategy.planner is None:
                 self._share()
             plan = DevicePlan(
                 position=one.position,
