@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ModernBertConfig, Modern
 
 from flower_harness import federation, newest
 from flwr_splitkd.data.questions import Question, QuestionConfig, split_questions
-from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.errors import ConfigError, DataError
 from flwr_splitkd.store import RunFolder
 from import_graph import ROOT
 
@@ -135,6 +135,16 @@ def test_pointing_stays_in_the_context_and_within_bounds(app: types.ModuleType) 
     first, last = torch.arange(length).float()[None], torch.arange(length).flip(0).float()[None]
     (said,) = places.answers(first, last, 1)
     assert said and said in one.context and len(tokenizer(said, add_special_tokens=False)["input_ids"]) <= 2
+
+
+def test_questions_beyond_the_language_models_window(
+    app: types.ModuleType, models: dict[str, str], tmp_path: Path
+) -> None:
+    train = importlib.import_module("scct_app.cloud_only").train_cloud_only
+    llm = LlamaForCausalLM.from_pretrained(models["llm"], max_position_embeddings=100)
+    llm.save_pretrained(tmp_path / "llm")
+    with pytest.raises(DataError, match=r"a question is \d+ tokens .*; expected at most 100 together, its window"):
+        train(config_of({**models, "llm": str(tmp_path / "llm")}), RunFolder(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("key", "value"), [("cloud-address", "cloud.example:9096"), ("resume", "runs/1")])

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from flwr.app import MetricRecord
 from torch import Tensor
 
+from flwr_splitkd.errors import DataError
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import EpochRecord, SCCTResult
-from flwr_splitkd.tiers.cloud import CloudLLM, CloudTask
+from flwr_splitkd.tiers.cloud import CloudLLM, CloudTask, build_llm
 from flwr_splitkd.tiers.device.batches import Batch
 from scct_app import task
 from scct_app.config import AppConfig
@@ -28,7 +30,10 @@ _log = logging.getLogger("flwr")
 
 def train_cloud_only(config: AppConfig, folder: RunFolder) -> SCCTResult:
     """Train for as many rounds as the chain would, with the questions of `min_available_nodes` devices."""
-    llm = CloudLLM(llm_builder(config.llm, **config.model_options)())
+    built = build_llm(llm_builder(config.llm, **config.model_options), config.cloud_compute_device or None)
+    _log.info("Cloud only: the language model is on %s", next(built.parameters()).device)
+    _check_window(built, config)
+    llm = CloudLLM(built)
     # Nothing goes through the projection: any width will do.
     one = llm.add_task(config.task, module_settings(config, slm_width=1))
     result = SCCTResult(run_folder=folder.path)
@@ -42,6 +47,24 @@ def train_cloud_only(config: AppConfig, folder: RunFolder) -> SCCTResult:
             _log.info("Round %d epoch %d, cloud only: loss %.4f", server_round, epoch, record.loss)
         _evaluate(one, config, server_round, result, folder)
     return result
+
+
+def _check_window(llm: Any, config: AppConfig) -> None:
+    """Refuse questions that the language model cannot read: left out, they would be missing here and trained on in the chain."""
+    window = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
+    loaders = [
+        task.round_batches(config, device, config.min_available_nodes, 1)
+        for device in range(config.min_available_nodes)
+    ]
+    for loader in (*loaders, task.evaluation_batches(config)):
+        data = task.dataset_of(loader)
+        longest = max(len(data[number]["reference_input_ids"]) for number in range(len(data)))
+        if window is not None and longest + config.max_answer_tokens > window:
+            raise DataError(
+                f"a question is {longest} tokens of the language model's with its context, and an answer up to "
+                f"{config.max_answer_tokens}; expected at most {window} together, its window. Lower `max-positions`, for every "
+                "training that is to be compared."
+            )
 
 
 def _epoch(
@@ -70,10 +93,11 @@ def _epoch(
 
 
 def _evaluate(one: CloudTask, config: AppConfig, server_round: int, result: SCCTResult, folder: RunFolder) -> None:
-    rate = task.scorer(load_llm_tokenizer(config.llm_tokenizer))
+    loader = task.evaluation_batches(config)
+    rate = task.scorer(load_llm_tokenizer(config.llm_tokenizer), loader)
     sums: dict[str, float] = {}
     nats, num_tokens, num_questions = 0.0, 0, 0
-    for batch in task.evaluation_batches(config):
+    for batch in loader:
         loss, count = one.evaluate_tokens(_tokens(batch), batch["labels"])
         nats, num_tokens = nats + loss, num_tokens + count
         answers = [[t for t in row if t >= 0] for row in one.generate_tokens(_tokens(batch)).tolist()]

@@ -113,7 +113,7 @@ def evaluate(msg: Message, context: Context, config: AppConfig) -> Message:
             output = own.model(**batch.inputs, start_positions=batch.first, end_positions=batch.last)
         total += float(output.loss) * len(batch)
         answers += batch.answers(output.start_logits, output.end_logits, config.max_answer_tokens)
-    scores = task.score(answers, [question.answer for question in questions])
+    scores = task.score(answers, [question.answers for question in questions])
     metrics = {"eval-loss": total / len(questions), **{f"eval-{name}": value for name, value in scores.items()}}
     return _reply(msg, metrics, len(questions))
 
