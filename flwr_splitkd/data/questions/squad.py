@@ -162,10 +162,12 @@ def _answers(where: str, row: Mapping[str, Any]) -> list[str]:
     if isinstance(found, Mapping):
         found = found.get("text")
     listed = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
-    texts = [one.get("text") if isinstance(one, Mapping) else one for one in listed]
-    for text in texts:
+    texts: list[str] = []
+    for one in listed:
+        text = one.get("text") if isinstance(one, Mapping) else one
         if not isinstance(text, str):
             raise DataError(
                 f"{where}: the answer is {text!r}; expected `answer`, a text, or `answers` as SQuAD has them."
             )
+        texts.append(text)
     return texts
