@@ -251,7 +251,8 @@ def test_device_only(app: types.ModuleType, models: dict[str, str], cache: Path,
     lines = [json.loads(line) for line in newest(runs.glob("*/metrics.jsonl")).read_text().splitlines()]
     assert [(line["kind"], line["server_round"]) for line in lines] == [("evaluation", n) for n in range(3)]
     assert all({"eval-loss", "eval-f1", "eval-exact_match"} <= set(line) for line in lines)
-    kept = [torch.load(path, weights_only=True) for path in (cache / "device-only").glob("*/*.pt")]
+    files = [path for device in "012" for path in (cache / "device-only" / device).iterdir()]
+    kept = [torch.load(path, weights_only=True) for path in files]
     assert [one["step"] for one in kept] == [8, 8, 8]
     weights = [one["model"]["classifier.weight"] for one in kept]
     assert not weights[0].equal(weights[1]) and not weights[1].equal(weights[2])
