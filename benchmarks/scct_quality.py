@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "scct"))
 
 from _report import Row, report
 from scct_app import task
+from scct_app.config import AppConfig
 from scct_app.models import llm_folder
 
 from flower_run import Federation, Value, simulation
-from flwr_splitkd.data.questions import QuestionConfig
 
 APP = Path(__file__).resolve().parents[1] / "apps" / "scct"
 ARMS = {"chain": "SCCT", "cloud-only": "CloudO", "device-only": "device-only SLM"}
@@ -86,7 +86,7 @@ def main() -> None:
                 ]
                 for arm, one in best.items()
             }
-    baselines = task.heldout_baselines(QuestionConfig(), arguments.questions)
+    baselines = task.heldout_baselines(AppConfig(heldout_questions=arguments.questions))
     report(
         "scct_quality" + (" (quick: a smoke test, these figures mean nothing)" if arguments.quick else ""),
         _rows(runs),

@@ -1,7 +1,8 @@
 """Run the SCCT app in a deployment with TLS: `make scct-demo`.
 
 The cloud, a SuperLink and three authenticated SuperNodes are processes of their own on loopback, with certificates and secrets
-made on the spot. The first run trains the built-in models; they are cached. Ends with tables of devices, epochs and answers.
+made on the spot. The first run trains the built-in models; they are cached. Ends with tables of devices, epochs and answers, and
+with the two commands that ask what was trained: the cloud's configuration, state and secret stay in ``runs/cloud``.
 Whatever happens, Ctrl-C included, no process or temporary file is left behind. Exits with 0 if the run completed, 1 if it
 failed, 128 + the signal's number if it was interrupted.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from pathlib import Path
 
 from demo_command import Interrupted, add_common_options, newest_summary, print_line, raise_on_signals
 from flower_run import FederationError, Outcome, Value, deployment
+from flwr_splitkd.store import cache_root
+from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.wire.certificates import edge_hosts, make_certificates, tls_files, write_new
 
 __all__ = ["main"]
@@ -28,6 +32,7 @@ __all__ = ["main"]
 _HOST = "127.0.0.1"
 _CLOUD_START_S = 120.0
 _END_S = 15.0
+_DAYS = 30  # for which the certificates are good, and what was trained can be asked
 
 
 def _arguments() -> argparse.Namespace:
@@ -60,24 +65,35 @@ def _models(app: Path, settings: Mapping[str, Value]) -> tuple[str, int]:
     return folder, int(width)
 
 
-@contextmanager
-def _cloud(folder: Path, llm: str, width: int, certificates: Path, logs: Path) -> Iterator[str]:
-    """Run the cloud for the ``with`` block; its address."""
-    files = tls_files(certificates)
-    (folder / "edge.token").write_text(secrets.token_hex(32), encoding="ascii")
-    config = folder / "cloud.toml"
-    config.write_text(
-        f"""\
-address = "{_HOST}:0"
+def _kept(runs: Path, made: Mapping[str, bytes]) -> Path:
+    """The cloud's folder among the runs, with its secret and certificate: there it can be started again, and asked."""
+    folder = runs / "cloud" / time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    write_new(folder, {path.name: made[path.name] for path in map(Path, _files_of_cloud(folder))})
+    token = os.open(folder / "edge.token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(token, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+    return folder
+
+
+def _files_of_cloud(folder: Path) -> tuple[str | Path, ...]:
+    files = tls_files(folder)
+    return files.certificate, files.private_key, files.root_certificate
+
+
+def _configuration(address: str, llm: str, width: int) -> str:
+    name = Path(llm).resolve() if Path(llm).is_dir() else llm
+    return f"""\
+address = "{address}"
 state-folder = "state"
 
 [tls]
-certificate = "{files.certificate}"
-private-key = "{files.private_key}"
-root-certificate = "{files.root_certificate}"
+certificate = "server.pem"
+private-key = "server.key"
+root-certificate = "ca.crt"
 
 [llm]
-name = "{llm}"
+name = "{name}"
 
 [edges.edge]
 token-file = "edge.token"
@@ -88,16 +104,23 @@ method = "serial-adapter"
 learning-rate = 3e-3
 max-grad-norm = 1.0
 max-new-tokens = 48
-""",
-        encoding="utf-8",
-    )
+"""
+
+
+@contextmanager
+def _cloud(folder: Path, llm: str, width: int, logs: Path) -> Iterator[str]:
+    """Run the cloud for the ``with`` block; its address, which is that of its next start too."""
+    config = folder / "cloud.toml"
+    config.write_text(_configuration(f"{_HOST}:0", llm, width), encoding="utf-8")
     logs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-u", "-m", "flwr_splitkd", "cloud", "--config", str(config)]
     log = logs / "cloud.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
-        yield _listening(process, log)
+        address = _listening(process, log)
+        config.write_text(_configuration(address, llm, width), encoding="utf-8")
+        yield address
     finally:
         process.terminate()
         try:
@@ -119,13 +142,18 @@ def _listening(process: subprocess.Popen[bytes], log: Path) -> str:
     raise FederationError(f"the cloud did not start: {log.read_text(encoding='utf-8')[-2000:]}")
 
 
-def _run(arguments: argparse.Namespace, runs: Path) -> Outcome:
+def _run(arguments: argparse.Namespace, runs: Path) -> tuple[Outcome, Path]:
+    """What became of the run, and the cloud's folder, which stays if it completed."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skd-scct-")))
         llm, width = _models(arguments.app, dict(arguments.set))
         certificates = folder / "certificates"
-        write_new(certificates, make_certificates(hosts=edge_hosts([_HOST]), supernodes=arguments.supernodes, days=1))
-        cloud = stack.enter_context(_cloud(folder, llm, width, certificates, runs / "logs"))
+        made = make_certificates(hosts=edge_hosts([_HOST]), supernodes=arguments.supernodes, days=_DAYS)
+        write_new(certificates, made)
+        kept = _kept(runs, made)
+        give_up = stack.enter_context(ExitStack())
+        give_up.callback(shutil.rmtree, kept, ignore_errors=True)
+        cloud = stack.enter_context(_cloud(kept, llm, width, runs / "logs"))
         federation = stack.enter_context(
             deployment(
                 runs / "logs",
@@ -136,13 +164,13 @@ def _run(arguments: argparse.Namespace, runs: Path) -> Outcome:
                 host=_HOST,
             )
         )
-        files = tls_files(certificates)
+        files, files_of_cloud = tls_files(certificates), tls_files(kept)
         overrides = {
             "run-dir": str(runs),
             "min-available-nodes": arguments.supernodes,
             "cloud-address": cloud,
-            "cloud-token-file": str(folder / "edge.token"),
-            "cloud-root-certificate": str(files.root_certificate),
+            "cloud-token-file": str(kept / "edge.token"),
+            "cloud-root-certificate": str(files_of_cloud.root_certificate),
             "data-address": f"{_HOST}:0",
             "advertised-address": _HOST,
             "tls-certificate": str(files.certificate),
@@ -150,7 +178,20 @@ def _run(arguments: argparse.Namespace, runs: Path) -> Outcome:
             "tls-root-certificate": str(files.root_certificate),
             **dict(arguments.set),
         }
-        return federation.run(arguments.app, overrides, timeout_s=arguments.timeout_s, on_line=print_line)
+        outcome = federation.run(arguments.app, overrides, timeout_s=arguments.timeout_s, on_line=print_line)
+        if outcome.completed:
+            give_up.pop_all()
+        return outcome, kept
+
+
+def _how_to_ask(run: Path, cloud: Path) -> Iterator[str]:
+    """The two commands that ask what was trained; the second one while the first one runs."""
+    program = f"{sys.executable} -m flwr_splitkd"
+    yield "To ask it, start its cloud again, and in another terminal ask:"
+    yield f"  {program} cloud --config {cloud / 'cloud.toml'}"
+    encoders = sorted((cache_root() / "encoders" / ChainProgress.load(run).run).glob("*/*"))
+    device = f" --device {encoders[0].name}" if encoders else ""
+    yield f'  {program} ask "What is the default of indent?" --context "dumps(obj, indent=None)" --run {run}{device}'
 
 
 def main() -> int:
@@ -160,7 +201,7 @@ def main() -> int:
     began_s, wall_s = time.monotonic(), time.time()
     runs = arguments.runs.resolve()
     try:
-        outcome = _run(arguments, runs)
+        outcome, cloud = _run(arguments, runs)
     except Interrupted as interrupted:
         print_line(f"interrupted by {interrupted.name}; nothing is left running")
         return interrupted.exit_code
@@ -174,6 +215,8 @@ def main() -> int:
         return 1
     summary = newest_summary(runs, wall_s)
     print(f"completed in {seconds:.0f} s; results in {summary.parent if summary else runs}")
+    if summary:
+        print("\n".join(_how_to_ask(summary.parent, cloud)))
     return 0
 
 

@@ -62,6 +62,12 @@ def ask(
         _OptionalPath,
         typer.Option(help="PEM of the authority behind the cloud's certificate; plaintext when not given."),
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Let plaintext leave this machine: no certificate, secret and text in the clear."
+        ),
+    ] = False,
     task: Annotated[_OptionalText, typer.Option(help="Task of the cloud whose module answers.")] = None,
     slm_tokenizer: Annotated[
         _OptionalText, typer.Option(help="Tokenizer of the encoder, a name or a folder; that of --slm when not given.")
@@ -98,6 +104,7 @@ def ask(
         edge=edge,
         token_file=str(token_file) if token_file else None,
         root_certificate=str(root_certificate) if root_certificate else None,
+        insecure=insecure or None,
         max_positions=max_positions,
         max_new_tokens=max_new_tokens,
     )

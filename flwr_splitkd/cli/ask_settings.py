@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 32,
     "edge": "edge",
     "root_certificate": "",
+    "insecure": False,
 }
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -54,6 +55,7 @@ class Settings:
     edge: str | None = None
     token_file: str | None = None
     root_certificate: str | None = None
+    insecure: bool | None = None
     max_positions: int | None = None
     max_new_tokens: int | None = None
     run: Path | None = None
@@ -109,6 +111,7 @@ def known_by_run(path: Path) -> Settings:
         edge=cloud.get("edge"),
         token_file=run_config.get("cloud-token-file") or None,
         root_certificate=run_config.get("cloud-root-certificate") or None,
+        insecure=run_config.get("cloud-insecure"),
         max_positions=run_config.get("max-positions"),
         max_new_tokens=(strategy.get("settings") or {}).get("max_new_tokens") or None,
         run=path,
@@ -166,6 +169,7 @@ def _cloud_of_its_own(settings: Settings) -> CloudAccess:
         token=token,
         task=settings.value("task"),
         root_certificate=certificate,
+        insecure=settings.value("insecure"),
     )
 
 

@@ -37,6 +37,11 @@ _SILENT = {
     "cloud": "Start it with `flwr-splitkd cloud`, or check its address.",
 }
 
+_NO_ANSWER = {
+    "edge": "this address is reachable from here (`advertised_address`, firewall)",
+    "cloud": "the cloud's address is reachable from here (firewall)",
+}
+
 _DRAIN_S = 5.0
 """Seconds that the last queued frames have to leave before the channel closes."""
 _ATTEMPT_S = 5.0
@@ -270,10 +275,15 @@ class _Connection:
         try:
             grpc.channel_ready_future(channel).result(timeout_s)
         except grpc.FutureTimeoutError:
+            certificate = (
+                "its certificate names this host and is signed by the root certificate that this side knows (`tls`)"
+                if self._root_certificate
+                else f"the {self._whose} has no TLS: this side was given no root certificate, and a side with TLS does not answer "
+                "one without"
+            )
             raise _Unreachable(
-                f"The {self._whose} at {self._address} did not answer for {timeout_s:g} s. Check that this address is "
-                "reachable from here (`advertised_address`, firewall), and that its certificate names this host and is "
-                "signed by the root certificate that this side knows (`tls`)."
+                f"The {self._whose} at {self._address} did not answer for {timeout_s:g} s. Check that "
+                f"{_NO_ANSWER[self._whose]}, and that {certificate}."
             ) from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
 from flower_harness import federation, newest
@@ -57,7 +58,7 @@ def test_a_run_of_three_devices(models: dict[str, str], tmp_path: Path, monkeypa
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
     runs = tmp_path / "runs"
     with federation("simulation", tmp_path / "logs", supernodes=3, cpus=3) as running:
-        outcome = running.run(APP, {**SETTINGS, **models, "run-dir": str(runs)}, timeout_s=280.0)
+        outcome = running.run(APP, {**SETTINGS, **models, "run-dir": str(runs), "cloud-codec": "int8"}, timeout_s=280.0)
     assert outcome.completed, outcome.tail()
     lines = _lines(runs)
     trained = [line for line in lines if line["kind"] == "device" and line["mode"] == "train"]
@@ -87,6 +88,10 @@ def test_a_run_of_three_devices(models: dict[str, str], tmp_path: Path, monkeypa
             b"round/eval-f1",
         )
         assert [name for name in told if name not in events] == []
+    module = load_file(newest(runs.glob("*/module.safetensors")))
+    assert module["projection.weight"].shape == (32, 32) and len(module) > 2
+    assert "Next to the edge: The language model is on c" in outcome.log
+    assert "Without effect with a cloud next to the edge: cloud-codec; set `cloud-address`" in outcome.log
     _ask(newest(runs.glob("*/config.json")).parent, tmp_path / "cache")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Context, MetricRecord, RecordDict
 from transformers import LlamaConfig, LlamaForCausalLM, ModernBertConfig, ModernBertModel
 
 from flower_harness import federation, newest
 from flwr_splitkd.data.questions import Question, QuestionConfig, split_questions
-from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.errors import ConfigError, DataError
 from flwr_splitkd.store import RunFolder
 from import_graph import ROOT
 
@@ -64,6 +66,23 @@ def config_of(models: dict[str, str], **changes: Any) -> Any:
         **models,
     )
     return replace(config, **changes)
+
+
+def few_questions(folder: Path) -> str:
+    """Little data, which is read at once."""
+    rows = [
+        {
+            "context": f"f(a={number}, b=2)",
+            "question": "What is the default of a?",
+            "answer": str(number),
+            "title": title,
+        }
+        for title in "abcdef"
+        for number in range(3)
+    ]
+    path = folder / "questions.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
 
 
 def test_cloud_only(app: types.ModuleType, models: dict[str, str], tmp_path: Path) -> None:
@@ -137,6 +156,72 @@ def test_pointing_stays_in_the_context_and_within_bounds(app: types.ModuleType) 
     assert said and said in one.context and len(tokenizer(said, add_special_tokens=False)["input_ids"]) <= 2
 
 
+def test_questions_beyond_the_language_models_window(
+    app: types.ModuleType, models: dict[str, str], tmp_path: Path
+) -> None:
+    train = importlib.import_module("scct_app.cloud_only").train_cloud_only
+    llm = LlamaForCausalLM.from_pretrained(models["llm"], max_position_embeddings=30)
+    llm.save_pretrained(tmp_path / "llm")
+    with pytest.raises(DataError, match=r"a question is \d+ tokens .*; expected at most 30 together, its window"):
+        train(
+            config_of({**models, "llm": str(tmp_path / "llm"), "data": few_questions(tmp_path)}),
+            RunFolder(tmp_path / "run"),
+        )
+
+
+def context_of(run_id: int, name: str) -> Context:
+    config = {"partition-id": 1, "num-partitions": 2, "device-name": name}
+    return Context(run_id=run_id, node_id=7, node_config=config, state=RecordDict(), run_config={})  # type: ignore[arg-type]
+
+
+def test_a_device_goes_on_with_its_own_model_of_the_run(
+    app: types.ModuleType, models: dict[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, not by Flower's id of the connection, which changes; and dropout draws the same in every run."""
+    module = importlib.import_module("scct_app.device_only")
+    slm = ModernBertModel.from_pretrained(models["slm"], mlp_dropout=0.5)
+    slm.save_pretrained(tmp_path / "slm")
+    models = {**models, "slm": str(tmp_path / "slm"), "data": few_questions(tmp_path)}
+    config = config_of(models, training="device-only", iterations=2)
+    # A message of Flower's own exists inside a run alone.
+    monkeypatch.setattr(module, "_reply", lambda *reply: reply)
+    message = types.SimpleNamespace(content={"config": {"server-round": 1}})
+
+    def trained(run_id: int, name: str, seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        module.train(message, context_of(run_id, name), config)
+        return torch.load(cache / "device-only" / name / f"{run_id}.pt", weights_only=True)
+
+    first, again, second = trained(1, "kitchen", 0), trained(2, "kitchen", 1), trained(1, "kitchen", 2)
+    assert (first["step"], again["step"], second["step"]) == (2, 2, 4)
+    assert all(torch.equal(first["model"][name], tensor) for name, tensor in again["model"].items())
+    for run_id in (3, 4):
+        trained(run_id, "kitchen", 0)
+    assert sorted(path.name for path in (cache / "device-only" / "kitchen").iterdir()) == ["1.pt", "3.pt", "4.pt"]
+    assert module.model_file(context_of(1, "../x")).parent == cache / "device-only" / "___x"
+
+
+def test_dropout_is_drawn_for_each_device_and_step(app: types.ModuleType) -> None:
+    seed = importlib.import_module("scct_app.device_only").dropout_seed
+    assert len({seed(a, b, c) for a in range(3) for b in range(3) for c in range(3)}) == 27
+
+
+def test_an_error_of_one_device_is_logged_and_no_more(
+    app: types.ModuleType, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = importlib.import_module("scct_app.device_only").DeviceOnly()
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    metrics = RecordDict({"metrics": MetricRecord({"train-loss": 2.0, "num-examples": 3})})
+    replies = [
+        types.SimpleNamespace(content=metrics, has_error=lambda: False),
+        types.SimpleNamespace(error=types.SimpleNamespace(reason="no space is left"), has_error=lambda: True),
+    ]
+    arrays, mean = strategy.aggregate_train(3, replies)
+    assert arrays is None and mean is not None and mean["train-loss"] == 2.0
+    assert "Round 3: a device replied with an error: no space is left" in caplog.text
+    assert strategy.aggregate_train(3, replies[1:]) == (None, None)
+
+
 @pytest.mark.parametrize(("key", "value"), [("cloud-address", "cloud.example:9096"), ("resume", "runs/1")])
 def test_what_a_baseline_cannot_do(app: types.ModuleType, key: str, value: str) -> None:
     read = importlib.import_module("scct_app.config").read_config
@@ -166,7 +251,8 @@ def test_device_only(app: types.ModuleType, models: dict[str, str], cache: Path,
     lines = [json.loads(line) for line in newest(runs.glob("*/metrics.jsonl")).read_text().splitlines()]
     assert [(line["kind"], line["server_round"]) for line in lines] == [("evaluation", n) for n in range(3)]
     assert all({"eval-loss", "eval-f1", "eval-exact_match"} <= set(line) for line in lines)
-    kept = [torch.load(path, weights_only=True) for path in (cache / "device-only").glob("*.pt")]
+    files = [path for device in "012" for path in (cache / "device-only" / device).iterdir()]
+    kept = [torch.load(path, weights_only=True) for path in files]
     assert [one["step"] for one in kept] == [8, 8, 8]
     weights = [one["model"]["classifier.weight"] for one in kept]
     assert not weights[0].equal(weights[1]) and not weights[1].equal(weights[2])

@@ -190,6 +190,8 @@ def test_score(task: types.ModuleType) -> None:
     pytest.importorskip("torchmetrics")
     scores = task.score(["the Path", "q b", "x"], ["path.", "b c", "y"])
     assert scores == {"f1": pytest.approx(50.0), "exact_match": pytest.approx(100 / 3)}
+    several = task.score(["the Path", "q b", "x"], [["way", "path."], "b c", ("y", "x")])
+    assert several == {"f1": pytest.approx(250 / 3), "exact_match": pytest.approx(200 / 3)}
     table = task.baselines(QUESTIONS, QUESTIONS)
     assert table["majority answer"] == {"f1": 50.0, "exact_match": 50.0}
     assert table["copy the question"]["exact_match"] == 0.0
@@ -202,3 +204,42 @@ def test_score_refuses_what_it_cannot_score(task: types.ModuleType, monkeypatch:
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.text", None)
     with pytest.raises(ConfigError, match=r"pip install 'flwr_splitkd\[metrics\]'"):
         task.score(["a"], ["a"])
+
+
+def test_answers_are_rated_by_every_right_one(task: types.ModuleType) -> None:
+    """A batch holds the first answer alone; what a question's others are, its loader knows."""
+    pytest.importorskip("torchmetrics")
+    tokenizer = task.load_llm_tokenizer()
+    questions = [
+        Question(
+            context=f"It is {word} and late.",
+            question="What is it?",
+            answer=word,
+            others=(f"{word} and late",),
+            module="m",
+        )
+        for word in ("red", "a long word", "blue")
+    ]
+    dataset = task.encode_questions(questions, tokenizer, tokenizer, EncodingConfig())
+    loader = task.make_loader(dataset, 2, collate=dataset.collate)
+    rate = task.scorer(tokenizer, loader)
+
+    def rated(*said: str, batch: int) -> float:
+        return float(
+            rate([tokenizer(text, add_special_tokens=False)["input_ids"] for text in said], list(loader)[batch])["f1"]
+        )
+
+    assert rated("red", "a long word and late", batch=0) == 100.0 and rated("blue and late", batch=1) == 100.0
+    assert rated("red", "red and late", batch=0) < 100.0
+
+
+def test_baselines_answer_the_questions_that_are_asked(task: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchmetrics")
+    config = importlib.import_module("scct_app.config").AppConfig(heldout_questions=40, max_positions=60)
+    asked = []
+    monkeypatch.setattr(task, "baselines", lambda known, questions: asked.extend(questions) or {})
+    task.heldout_baselines(config)
+    assert len(asked) == 40 and tuple(asked) == task.questions_of(task.evaluation_batches(config))
+    tokenizer = task.load_slm_tokenizer()
+    prompts = [importlib.import_module("flwr_splitkd.data.questions").reading_prompt(question) for question in asked]
+    assert max(map(len, tokenizer(prompts)["input_ids"])) <= 60

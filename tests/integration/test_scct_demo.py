@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,26 @@ def test_the_demo_runs_to_its_end_and_leaves_nothing(tmp_path: Path) -> None:
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     assert [line["server_round"] for line in evaluations] == [0, 1] and "eval-f1" in evaluations[1]
     assert traces_of(str(tmp_path / "runs")) == []
+    _ask(ended.stdout.splitlines()[-2:], tmp_path)
+
+
+def _ask(commands: list[str], folder: Path) -> None:
+    """The commands that the demo ends with: its cloud again, and one question."""
+    (kept,) = (folder / "runs" / "cloud").iterdir()
+    assert {path.name for path in kept.iterdir()} >= {"cloud.toml", "edge.token", "server.key", "ca.crt", "state"}
+    assert not any((kept / name).stat().st_mode & 0o077 for name in ("edge.token", "server.key"))
+    log = folder / "cloud.log"
+    with log.open("w") as output:
+        cloud = subprocess.Popen(shlex.split(commands[0]), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline_s = time.monotonic() + 60.0
+        while "The cloud listens at" not in log.read_text():
+            assert cloud.poll() is None and time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.2)
+        asked = subprocess.run([*shlex.split(commands[1]), "--json"], capture_output=True, text=True, timeout=120)
+    finally:
+        cloud.terminate()
+        cloud.wait(30.0)
+    assert asked.returncode == 0, asked.stderr
+    said = json.loads(asked.stdout)
+    assert said["device"]["encoder_round"] == 1 and not said["cloud"]["started_here"] and said["tokens"]

@@ -21,7 +21,10 @@ def train(msg: Message, context: Context) -> Message:
     if config.training == "device-only":
         return device_only.train(msg, context, config)
     data = task.round_batches(config, *task.partition_of(context), int(msg.content["config"]["server-round"]))
-    return SCCTClient(slm=slm_builder(config.slm, **config.model_options), data=data).train(msg, context)
+    client = SCCTClient(
+        slm=slm_builder(config.slm, **config.model_options), data=data, step_timeout_s=config.answer_timeout_s
+    )
+    return client.train(msg, context)
 
 
 @app.evaluate()
@@ -30,10 +33,12 @@ def evaluate(msg: Message, context: Context) -> Message:
     config = read_config(context.run_config)
     if config.training == "device-only":
         return device_only.evaluate(msg, context, config)
+    data = task.evaluation_batches(config)
     client = SCCTClient(
         slm=slm_builder(config.slm, **config.model_options),
-        data=task.evaluation_batches(config),
-        score=task.scorer(load_llm_tokenizer(config.llm_tokenizer)),
+        data=data,
+        score=task.scorer(load_llm_tokenizer(config.llm_tokenizer), data),
+        step_timeout_s=config.answer_timeout_s,
     )
     return client.evaluate(msg, context)
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from flwr.app import MetricRecord
 from torch import Tensor
 
+from flwr_splitkd.errors import DataError
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import EpochRecord, SCCTResult
-from flwr_splitkd.tiers.cloud import CloudLLM, CloudTask
+from flwr_splitkd.tiers.cloud import CloudLLM, CloudTask, build_llm
 from flwr_splitkd.tiers.device.batches import Batch
 from scct_app import task
 from scct_app.config import AppConfig
@@ -28,20 +31,39 @@ _log = logging.getLogger("flwr")
 
 def train_cloud_only(config: AppConfig, folder: RunFolder) -> SCCTResult:
     """Train for as many rounds as the chain would, with the questions of `min_available_nodes` devices."""
-    llm = CloudLLM(llm_builder(config.llm, **config.model_options)())
+    built: Any = build_llm(llm_builder(config.llm, **config.model_options), config.cloud_compute_device or None)
+    _log.info("Cloud only: the language model is on %s", next(built.parameters()).device)
+    window: int | None = getattr(built.config.get_text_config(), "max_position_embeddings", None)
+    llm = CloudLLM(built)
     # Nothing goes through the projection: any width will do.
     one = llm.add_task(config.task, module_settings(config, slm_width=1))
     result = SCCTResult(run_folder=folder.path)
-    _evaluate(one, config, 0, result, folder)
+    within = partial(_within, window, config)
+    _evaluate(one, config, within(task.evaluation_batches(config)), 0, result, folder)
     for server_round in range(1, config.num_server_rounds + 1):
-        batches = [_endless(config, device, server_round) for device in range(config.min_available_nodes)]
+        nodes = config.min_available_nodes
+        loaders = [within(task.round_batches(config, device, nodes, server_round)) for device in range(nodes)]
+        batches = [_endless(loader) for loader in loaders]
         for epoch in range(1, config.epochs + 1):
             record = _epoch(one, config, server_round, epoch, batches)
             result.epochs.append(record)
             folder.append_metrics(record.to_json())
             _log.info("Round %d epoch %d, cloud only: loss %.4f", server_round, epoch, record.loss)
-        _evaluate(one, config, server_round, result, folder)
+        _evaluate(one, config, within(task.evaluation_batches(config)), server_round, result, folder)
     return result
+
+
+def _within(window: int | None, config: AppConfig, loader: task.Loader) -> task.Loader:
+    """Refuse what the language model cannot read: left out, it would be missing here, and trained on in the chain."""
+    data = task.dataset_of(loader)
+    longest = max(len(data[number]["reference_input_ids"]) for number in range(len(data)))
+    if window is not None and longest + config.max_answer_tokens > window:
+        raise DataError(
+            f"a question is {longest} tokens of the language model's with its context, and an answer up to "
+            f"{config.max_answer_tokens}; expected at most {window} together, its window. Lower `max-positions`, for every "
+            "training that is to be compared."
+        )
+    return loader
 
 
 def _epoch(
@@ -69,11 +91,13 @@ def _epoch(
     )
 
 
-def _evaluate(one: CloudTask, config: AppConfig, server_round: int, result: SCCTResult, folder: RunFolder) -> None:
-    rate = task.scorer(load_llm_tokenizer(config.llm_tokenizer))
+def _evaluate(
+    one: CloudTask, config: AppConfig, loader: task.Loader, server_round: int, result: SCCTResult, folder: RunFolder
+) -> None:
+    rate = task.scorer(load_llm_tokenizer(config.llm_tokenizer), loader)
     sums: dict[str, float] = {}
     nats, num_tokens, num_questions = 0.0, 0, 0
-    for batch in task.evaluation_batches(config):
+    for batch in loader:
         loss, count = one.evaluate_tokens(_tokens(batch), batch["labels"])
         nats, num_tokens = nats + loss, num_tokens + count
         answers = [[t for t in row if t >= 0] for row in one.generate_tokens(_tokens(batch)).tolist()]
@@ -94,9 +118,8 @@ def _tokens(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[f"reference_{name}"] for name in ("input_ids", "attention_mask")}
 
 
-def _endless(config: AppConfig, device: int, server_round: int) -> Iterator[Batch]:
+def _endless(loader: task.Loader) -> Iterator[Batch]:
     """A device's batches of a round, pass after pass, as it would take them itself."""
-    loader = task.round_batches(config, device, config.min_available_nodes, server_round)
     while True:
         with torch.random.fork_rng(devices=[]):
             yield from loader

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,15 @@ from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers import CutCycle
 from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.wire.credentials import TlsFiles
+
+_OF_A_CLOUD_NEXT_TO_THE_EDGE = (
+    *("llm", "method", "bottleneck", "rank"),
+    *("module_learning_rate", "module_max_grad_norm", "cloud_compute_device"),
+)
+_OF_A_CLOUD_OF_ITS_OWN = (
+    *("cloud_edge", "cloud_token_file", "cloud_root_certificate"),
+    *("cloud_insecure", "cloud_patience", "cloud_codec"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +45,8 @@ class AppConfig:
         Devices to wait for.
     quorum, straggler_timeout
         Share of the devices that closes an iteration (1 for all), and seconds that the others then have.
+    step_timeout
+        Seconds that a device may take for one batch.
     slm, slm_tokenizer
         The encoder: ``builtin``, or a name or path that ``from_pretrained`` takes, such as FacebookAI/roberta-large.
     llm, llm_tokenizer
@@ -44,30 +55,43 @@ class AppConfig:
     dtype
         Of models by name or path.
     method, bottleneck, rank
-        The module of a cloud next to the edge: serial-adapter of this bottleneck, or lora of this rank.
+        The module of a cloud next to the edge: serial-adapter of this bottleneck, or lora of this rank. A cloud of its own has
+        this, the language model and the module's rates in its `cloud.toml`; keys of a run that are then without effect are
+        named in the log.
     slm_rank
         0 trains every weight of the encoders; above 0 only LoRA of this rank in all their linear layers.
     slm_learning_rate, weight_decay, warmup_steps, max_grad_norm
-        Of the encoders; a norm of 0 does not clip.
+        Of the encoders, for which 2e-5 is usual where every weight of a large one trains; a norm of 0 does not clip. The weight
+        decay is also that of the module of a cloud next to the edge.
     module_learning_rate, module_max_grad_norm
         Of the module of a cloud next to the edge.
     optimizer_handover
         full or reset.
     reference_loss
         Whether a cloud next to the edge also computes the loss of the language model without the encoder, for which the tokens
-        of contexts and questions leave the devices.
+        of contexts and questions leave the devices. With a `cloud_address` the cloud decides; then this must be on where its
+        task's `reference-loss` is, so that the devices have these tokens.
     task
         Which of the cloud's modules is trained.
     cloud_address, cloud_edge, cloud_token_file, cloud_root_certificate
         A cloud of its own (`flwr-splitkd cloud`): ``host:port``, this edge's name and the file of its secret, and the PEM file
         of the authority behind its certificate. Without an address the cloud's service runs next to the edge.
+    cloud_insecure
+        Whether plaintext may leave this machine on the way to the cloud: no certificate, and the secret in the clear.
+    cloud_patience
+        Seconds that a cloud of its own may be away before a round is given up.
+    cloud_codec
+        none, float16, bfloat16 or int8, for the encoders' output on the way to a cloud of its own.
+    cloud_compute_device
+        A torch device for the language model of a cloud next to the edge, and of `cloud-only`, such as cuda:1 or cpu; the first
+        GPU, if there is one, when empty.
     module_start
         Whether a run goes on with the module that the cloud has, or trains it fresh.
     data
         ``stdlib``, a path of SQuAD's JSON or of JSONL files, or ``hf:<name>``.
     batch_size, max_positions, max_answer_tokens
-        Questions in a batch, tokens of context and question, and of an answer, at most; longer ones are left out, which is
-        logged.
+        Questions in a batch, tokens of context and question, and of an answer, at most; longer ones are left out, and the log
+        says how many. An encoder has a bound of its own: 512 for roberta-large.
     heldout_questions
         Most questions that a device answers in an evaluation.
     uplink_codec, downlink_codec
@@ -92,6 +116,7 @@ class AppConfig:
     min_available_nodes: int = setting(1, minimum=1)
     quorum: float = setting(1.0, above=0.0, maximum=1.0)
     straggler_timeout: float = setting(1.0, minimum=0.0)
+    step_timeout: float = setting(300.0, above=0.0)
     slm: str = setting("builtin")
     slm_tokenizer: str = setting("builtin")
     llm: str = setting("builtin")
@@ -114,6 +139,10 @@ class AppConfig:
     cloud_edge: str = setting("edge")
     cloud_token_file: str = setting("")
     cloud_root_certificate: str = setting("")
+    cloud_insecure: bool = setting(False)
+    cloud_patience: float = setting(300.0, minimum=0.0)
+    cloud_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
+    cloud_compute_device: str = setting("")
     module_start: str = setting("cloud", choices=("cloud", "fresh"))
     data: str = setting("stdlib")
     batch_size: int = setting(8, minimum=1)
@@ -178,8 +207,27 @@ class AppConfig:
                 f"`cloud-root-certificate`) to be readable files with it: {error}."
             ) from error
         return CloudAccess(
-            address=self.cloud_address, edge=self.cloud_edge, token=token, task=self.task, root_certificate=root
+            address=self.cloud_address,
+            edge=self.cloud_edge,
+            token=token,
+            task=self.task,
+            root_certificate=root,
+            insecure=self.cloud_insecure,
+            patience_s=self.cloud_patience,
+            codec=self.cloud_codec,  # type: ignore[arg-type]  # one of the allowed choices
         )
+
+    @property
+    def answer_timeout_s(self) -> float:
+        """Seconds that a device waits for an answer: the edge, which waits for the others and the cloud, gives up first."""
+        return max(3600.0, 2 * self.step_timeout + self.cloud_patience)
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Keys that were changed, and that nothing reads: those of the other kind of cloud."""
+        names = _OF_A_CLOUD_NEXT_TO_THE_EDGE if self.cloud_address else _OF_A_CLOUD_OF_ITS_OWN
+        defaults = {field.name: field.default for field in fields(self)}
+        return [name.replace("_", "-") for name in names if getattr(self, name) != defaults[name]]
 
     @property
     def tls(self) -> TlsFiles | None:

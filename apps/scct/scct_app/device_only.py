@@ -6,7 +6,10 @@ device trains on the batches that it would have in the chain, in the same order.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain, islice, repeat
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from flwr_splitkd import OptimizerSettings
+from flwr_splitkd.clients.enrolment import device_name
 from flwr_splitkd.data import make_loader
 from flwr_splitkd.data.questions import Question, reading_prompt
 from flwr_splitkd.errors import StoreError
@@ -32,6 +36,11 @@ from scct_app import task
 from scct_app.config import AppConfig
 from scct_app.models import BUILTIN, load_slm_tokenizer, slm_folder
 
+_log = logging.getLogger("flwr")
+
+_OTHER_RUNS = 2
+"""Runs besides the present one whose models a device keeps, as `SCCTClient` does its encoders."""
+
 # ---- on the server
 
 
@@ -42,8 +51,12 @@ class DeviceOnly(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the mean of the metrics."""
-        valid, _ = self._check_and_log_replies(replies, is_train=True)
-        contents = [reply.content for reply in valid]
+        contents = []
+        for reply in replies:
+            if reply.has_error():
+                _log.warning("Round %d: a device replied with an error: %s", server_round, reply.error.reason)
+            else:
+                contents.append(reply.content)
         return None, self.train_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
 
@@ -53,8 +66,8 @@ def run_device_only(grid: Grid, config: AppConfig, folder: RunFolder) -> SCCTRes
     strategy = DeviceOnly(
         fraction_train=config.fraction_train,
         fraction_evaluate=config.fraction_evaluate,
-        min_train_nodes=min(nodes, 1),
-        min_evaluate_nodes=min(nodes, 1),
+        min_train_nodes=1,
+        min_evaluate_nodes=1,
         min_available_nodes=nodes,
     )
     found = SCCTResult(run_folder=folder.path)
@@ -87,8 +100,11 @@ def train(msg: Message, context: Context, config: AppConfig) -> Message:
     schedule = warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0)
     own.model.train()
     total, count = 0.0, 0
+    partition, _ = task.partition_of(context)
     for batch in islice(chain.from_iterable(repeat(loader)), config.epochs * config.iterations):
-        loss = own.model(**batch.inputs, start_positions=batch.first, end_positions=batch.last).loss
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(dropout_seed(config.seed, partition, own.step))
+            loss = own.model(**batch.inputs, start_positions=batch.first, end_positions=batch.last).loss
         loss.backward()
         if config.max_grad_norm:
             nn.utils.clip_grad_norm_(own.model.parameters(), config.max_grad_norm)
@@ -113,9 +129,21 @@ def evaluate(msg: Message, context: Context, config: AppConfig) -> Message:
             output = own.model(**batch.inputs, start_positions=batch.first, end_positions=batch.last)
         total += float(output.loss) * len(batch)
         answers += batch.answers(output.start_logits, output.end_logits, config.max_answer_tokens)
-    scores = task.score(answers, [question.answer for question in questions])
+    scores = task.score(answers, [question.answers for question in questions])
     metrics = {"eval-loss": total / len(questions), **{f"eval-{name}": value for name, value in scores.items()}}
     return _reply(msg, metrics, len(questions))
+
+
+def dropout_seed(seed: int, partition: int, step: int) -> int:
+    """Return the seed of what dropout draws in one step: the same in every run, and of no other device or step."""
+    digest = hashlib.blake2b(f"device-only/{seed}/{partition}/{step}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+def model_file(context: Context) -> Path:
+    """Return where this device keeps its model of this run."""
+    name = re.sub(r"[^\w-]", "_", device_name(context))  # it comes from outside
+    return cache_root() / "device-only" / name / f"{context.run_id}.pt"
 
 
 class _Own:
@@ -131,27 +159,28 @@ class _Own:
         settings = OptimizerSettings(learning_rate=config.slm_learning_rate, weight_decay=config.weight_decay)
         self.optimizer = settings.build(self.model.parameters())
         self.step = 0
-        self._file = cache_root() / "device-only" / f"{context.node_id}.pt"
-        self._run = str(context.run_id)
+        self._file = model_file(context)
         self._load()
 
     def _load(self) -> None:
         if not self._file.exists():
             return
         kept = torch.load(self._file, weights_only=True)
-        if kept["run"] == self._run:
-            self.model.load_state_dict(kept["model"])
-            self.optimizer.load_state_dict(kept["optimizer"])
-            self.step = kept["step"]
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.step = kept["step"]
 
     def save(self) -> None:
-        """Keep it; the file of the round before is whole until this one is."""
+        """Keep it; the file of the round before is whole until this one is. Those of the newest three runs stay."""
         part = Path(f"{self._file}.part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save({"run": self._run, "step": self.step, **state}, part)
+            torch.save({"step": self.step, **state}, part)
             os.replace(part, self._file)
+            others = [path for path in self._file.parent.glob("*.pt") if path != self._file]
+            for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_OTHER_RUNS:]:
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self._file} cannot be written: {error}. Free some disk space.") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scct_app.config import AppConfig
 
 Loader = DataLoader[dict[str, Tensor]]
+_Asked = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def load_partition(
@@ -86,7 +87,7 @@ def heldout_loader(
 ) -> Loader:
     """Return batches of at most ``max_questions`` questions, from all over what nobody trains on.
 
-    Always in the same order; ``loader.dataset.references`` are the answers in that order, for `score`.
+    Always in the same order; ``loader.dataset.questions`` are the questions in that order, with their answers for `score`.
     """
     questions = heldout_questions(config or QuestionConfig())
     dataset = _encoded(questions, encoding, slm_tokenizer, llm_tokenizer).spread(max_questions)
@@ -112,11 +113,16 @@ def round_seed(config: AppConfig, server_round: int) -> int:
     return config.seed * 1_000_003 + server_round
 
 
-def questions_of(loader: Loader) -> tuple[Question, ...]:
-    """Return the questions behind a loader of this module, without those that were too long."""
+def dataset_of(loader: Loader) -> QuestionDataset:
+    """Return what a loader of this module draws from."""
     if not isinstance(loader.dataset, QuestionDataset):
         raise TypeError(f"{type(loader.dataset).__name__} is no QuestionDataset")
-    return loader.dataset.questions
+    return loader.dataset
+
+
+def questions_of(loader: Loader) -> tuple[Question, ...]:
+    """Return the questions behind a loader of this module, without those that were too long."""
+    return dataset_of(loader).questions
 
 
 def evaluation_batches(config: AppConfig) -> Loader:
@@ -142,15 +148,15 @@ def partition_of(context: Context) -> tuple[int, int]:
     return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
 
 
-def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return ``f1`` and ``exact_match`` as SQuAD defines them, from 0 to 100.
+def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """Return ``f1`` and ``exact_match`` as SQuAD defines them, from 0 to 100: of several right answers the nearest counts.
 
     Parameters
     ----------
     predictions
         Answers that were given.
     references
-        The right ones, in the same order.
+        The right ones, in the same order; a text, or all texts that are right.
 
     Raises
     ------
@@ -172,7 +178,8 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
         ) from error
     given = [{"id": str(number), "prediction_text": text} for number, text in enumerate(predictions)]
     wanted = [
-        {"id": str(number), "answers": {"text": [text], "answer_start": [0]}} for number, text in enumerate(references)
+        {"id": str(number), "answers": {"text": texts, "answer_start": [0] * len(texts)}}
+        for number, texts in enumerate([one] if isinstance(one, str) else list(one) for one in references)
     ]
     return {name: float(value) for name, value in squad(given, wanted).items()}
 
@@ -193,30 +200,45 @@ def baselines(known: Sequence[Question], asked: Sequence[Question]) -> dict[str,
         "copy the question": copied_questions(asked),
         "word beside the rarest word of the question": neighbour_answers(asked),
     }
-    references = [question.answer for question in asked]
+    references = [question.answers for question in asked]
     return {name: score(given, references) for name, given in answers.items()}
 
 
-def heldout_baselines(config: QuestionConfig, max_questions: int) -> dict[str, dict[str, float]]:
-    """Return the scores of `baselines` on the questions that `heldout_loader` asks; none for a Hugging Face data set."""
-    if config.hub_name is not None:
+def heldout_baselines(config: AppConfig) -> dict[str, dict[str, float]]:
+    """Return the scores of `baselines` on the questions that an evaluation asks; none for a Hugging Face data set."""
+    if config.questions.hub_name is not None:
         return {}
-    split = split_questions(config, 1)
-    asked = split.heldout
-    if len(asked) > max_questions:
-        asked = tuple(asked[place * len(asked) // max_questions] for place in range(max_questions))
-    return baselines([question for part in split.devices for question in part], asked)
+    known = [question for part in split_questions(config.questions, 1).devices for question in part]
+    return baselines(known, questions_of(evaluation_batches(config)))
 
 
-def scorer(tokenizer: PreTrainedTokenizerBase) -> Score:
-    """Return what rates a batch's generated answers on the device, which alone knows the right ones."""
+def scorer(tokenizer: PreTrainedTokenizerBase, loader: Loader) -> Score:
+    """Return what rates a batch's generated answers on the device, which alone knows the right ones.
+
+    Parameters
+    ----------
+    tokenizer
+        The language model's.
+    loader
+        Where the batches come from: its questions know all their right answers, a batch only the first.
+    """
+    data = dataset_of(loader)
+    right: dict[_Asked, tuple[str, ...]] = {}
+    for row, question in zip((data[number] for number in range(len(data))), data.questions, strict=True):
+        asked = tuple(row["input_ids"]), tuple(row["labels"])
+        right[asked] = right.get(asked, ()) + question.answers
 
     def rate(answers: list[list[int]], batch: Batch) -> dict[str, float]:
-        right = [[token for token in row if token >= 0] for row in batch["labels"].tolist()]
-        said, wanted = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (answers, right))
-        return score([text.strip() for text in said], [text.strip() for text in wanted])
+        said = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return score([text.strip() for text in said], [right[asked] for asked in _asked(batch)])
 
     return rate
+
+
+def _asked(batch: Batch) -> Iterator[_Asked]:
+    """Yield each question of a batch as its tokens, without padding."""
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        yield tuple(ids[mask > 0].tolist()), tuple(labels[labels >= 0].tolist())
 
 
 def _encoded(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +21,8 @@ __all__ = ["EncodingConfig", "QuestionDataset", "encode_questions", "encode_unan
 
 Row = dict[str, list[int]]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodingConfig:
@@ -27,14 +31,15 @@ class EncodingConfig:
     Parameters
     ----------
     max_positions
-        Most tokens of context and question, for the encoder and for the reference, at least 2.
+        Most tokens of context and question for the encoder, at least 2.
     max_answer_tokens
         Most tokens of an answer with its end token, at least 2.
     on_long
         ``"refuse"`` raises if a question or an answer is longer, ``"skip"`` leaves it out. Nothing is ever cut: what
-        is cut off may be the answer.
+        is cut off may be the answer. What is left out is logged.
     reference
-        Whether to add the language model's own tokens of context and question.
+        Whether to add the language model's own tokens of context and question. Their number decides nothing: the questions
+        are the same with them and without.
     padding_side
         ``"left"`` puts every prefix right before its answer, also for a language model that counts positions without
         looking at the mask. An encoder with absolute positions that does not derive them from the mask (BERT, unlike
@@ -92,7 +97,7 @@ class QuestionDataset(Dataset[Row]):
 
     @property
     def references(self) -> list[str]:
-        """The answers, in order."""
+        """The answers that train, in order; all that are right are `Question.answers`."""
         return [question.answer for question in self.questions]
 
     def spread(self, max_questions: int) -> QuestionDataset:
@@ -207,31 +212,53 @@ def encode_questions(
         columns["reference_input_ids"] = _ids(llm_tokenizer, prompts)
         pad_ids["reference_input_ids"] = _pad_id(llm_tokenizer)
     kept, rows = [], []
+    left_out: Counter[str] = Counter()
     for number, question in enumerate(questions):
         row = {name: column[number] for name, column in columns.items()}
-        if _fits(row, config, number, question):
+        exceeded = _exceeded(row, config, number, question)
+        if exceeded is None:
             kept.append(question)
             rows.append(row)
+        else:
+            left_out[exceeded] += 1
     if not rows:
         raise DataError(
             f"all {len(questions)} questions are longer than `max_positions` = {config.max_positions} or "
             f"`max_answer_tokens` = {config.max_answer_tokens}; expected at least 1 that fits. Raise them."
         )
+    _log_kept(len(questions), left_out, config)
     return QuestionDataset(kept, rows, pad_ids, config.padding_side)
 
 
-def _fits(row: Row, config: EncodingConfig, number: int, question: Question) -> bool:
-    for name, ids in row.items():
-        setting = "max_answer_tokens" if name == "labels" else "max_positions"
+def _exceeded(row: Row, config: EncodingConfig, number: int, question: Question) -> str | None:
+    """Return the setting that the question is too long for; none if it fits."""
+    for name, setting in (("input_ids", "max_positions"), ("labels", "max_answer_tokens")):
         limit = getattr(config, setting)
-        if len(ids) > limit:
+        if len(row[name]) > limit:
             if config.on_long == "skip":
-                return False
+                return setting
             raise DataError(
-                f"question {number} of module '{question.module}' has {len(ids)} tokens in `{name}`; expected at most "
+                f"question {number} of module '{question.module}' has {len(row[name])} tokens in `{name}`; expected at most "
                 f"{limit}. Raise `{setting}`, or set `on_long` to 'skip'."
             )
-    return True
+    return None
+
+
+def _log_kept(total: int, left_out: Counter[str], config: EncodingConfig) -> None:
+    number = left_out.total()
+    if not number:
+        _log.info("%d questions kept, none left out", total)
+        return
+    reasons = [
+        f"{count} are longer than `{name}` = {getattr(config, name)}" for name, count in sorted(left_out.items())
+    ]
+    _log.warning(
+        "%d of %d questions kept, %d left out: %s. Raise it to keep them",
+        total - number,
+        total,
+        number,
+        ", ".join(reasons),
+    )
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool = True) -> list[list[int]]:

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr_splitkd.data.questions.question import Question
 
@@ -53,9 +54,14 @@ def kept_questions(salt: int, make: Callable[[], Sequence[Question]]) -> tuple[Q
         folder = made_once("questions", {"salt": salt, **built_in_data_version()}, write)
         if not made:
             rows = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            made.append([Question(**dict(zip(_FIELDS, row, strict=True))) for row in rows])
+            made.append([_question(row) for row in rows])
     except OSError:
         # A home that cannot be written costs seconds at every start, and nothing else.
         if not made:
             made.append(make())
     return tuple(made[0])
+
+
+def _question(row: Sequence[Any]) -> Question:
+    fields = dict(zip(_FIELDS, row, strict=True))
+    return Question(**{**fields, "others": tuple(fields["others"])})  # JSON knows lists alone

@@ -30,11 +30,14 @@ class Question:
         The group that partitions keep together, as in `Document`.
     kind
         What the question is about; empty where the source does not say.
+    others
+        Other answers that are as right, such as those of SQuAD's other annotators. They are for the score: what trains is
+        ``answer``.
 
     Raises
     ------
     DataError
-        If the question or the answer is empty, or the answer is not in the context.
+        If the question or an answer is empty, or ``answer`` is not in the context.
     """
 
     context: str
@@ -42,9 +45,11 @@ class Question:
     answer: str
     module: str
     kind: str = ""
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in (("question", self.question), ("answer", self.answer)):
+        others = [("others", other) for other in self.others]
+        for name, value in (("question", self.question), ("answer", self.answer), *others):
             if not value.strip():
                 raise DataError(f"`{name}` is {value!r} in module '{self.module}'; expected text. Remove the question.")
         if self.answer not in self.context:
@@ -52,6 +57,11 @@ class Question:
                 f"`answer` is {_shortened(self.answer)}; expected a span of the context {_shortened(self.context)}. "
                 "Correct the answer, or leave out questions without one."
             )
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer; the first is the one that trains."""
+        return (self.answer, *self.others)
 
 
 def normalized(text: str) -> str:

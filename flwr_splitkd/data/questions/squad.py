@@ -21,7 +21,8 @@ def read_question_files(paths: Sequence[str | Path], *, module_field: str = "tit
     """Read files of SQuAD's form, version 1 or 2, and JSONL files with one question per line.
 
     A line has the fields ``context`` and ``question``, and either ``answer``, a text, or ``answers`` as SQuAD has
-    them: a list of objects with ``text``, or one object with a list ``text``. Of several answers the first counts.
+    them: a list of objects with ``text``, or one object with a list ``text``. Of several answers the first trains, and each
+    counts as right (`Question.others`).
     Questions that SQuAD 2 marks as impossible are left out, because their answer is not in the context.
 
     Parameters
@@ -139,8 +140,8 @@ def _squad(file: Path, text: str) -> Iterator[tuple[str, Any]]:
 def _question(where: str, row: Any, module_field: str, default: str) -> Iterable[Question]:
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: the line holds a {type(row).__name__}; expected an object. Correct the line.")
-    answer = _answer(where, row)
-    if answer is None or row.get("is_impossible"):
+    answers = _answers(where, row)
+    if not answers or row.get("is_impossible"):
         return ()
     fields = {name: row.get(name) for name in ("context", "question")}
     for name, value in fields.items():
@@ -148,20 +149,25 @@ def _question(where: str, row: Any, module_field: str, default: str) -> Iterable
             raise DataError(f"{where}: `{name}` is {value!r}; expected a text. Correct the question.")
     module = row.get(module_field, row.get("title", default))
     try:
-        return (Question(**fields, answer=answer, module=str(module), kind=str(row.get("kind", ""))),)  # type: ignore[arg-type]
+        answer, *others = dict.fromkeys(answers)  # annotators often agree
+        kind = str(row.get("kind", ""))
+        return (Question(**fields, answer=answer, others=tuple(others), module=str(module), kind=kind),)  # type: ignore[arg-type]
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
 
 
-def _answer(where: str, row: Mapping[str, Any]) -> str | None:
-    """Return the first answer; None if the list of answers is empty, as for a question of SQuAD 2 without one."""
+def _answers(where: str, row: Mapping[str, Any]) -> list[str]:
+    """Return the answers; none if their list is empty, as for a question of SQuAD 2 without one."""
     found = row.get("answer", row.get("answers"))
     if isinstance(found, Mapping):
         found = found.get("text")
-    if isinstance(found, Sequence) and not isinstance(found, str):
-        if not found:
-            return None
-        found = found[0].get("text") if isinstance(found[0], Mapping) else found[0]
-    if not isinstance(found, str):
-        raise DataError(f"{where}: the answer is {found!r}; expected `answer`, a text, or `answers` as SQuAD has them.")
-    return found
+    listed = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+    texts: list[str] = []
+    for one in listed:
+        text = one.get("text") if isinstance(one, Mapping) else one
+        if not isinstance(text, str):
+            raise DataError(
+                f"{where}: the answer is {text!r}; expected `answer`, a text, or `answers` as SQuAD has them."
+            )
+        texts.append(text)
+    return texts

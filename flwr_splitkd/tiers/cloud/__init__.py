@@ -12,6 +12,7 @@
 ``served``       a task with its commits
 ``store``        tasks on the disk
 ``setup``        from settings to an open cloud
+``placement``    where the LLM computes
 ``config``       the same from ``cloud.toml``
 ``embedded``     the service as a process next to the edge
 ===============  ==================================================================
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from flwr_splitkd.tiers.cloud.embedded import EmbeddedCloud
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
+from flwr_splitkd.tiers.cloud.placement import build_llm
 from flwr_splitkd.tiers.cloud.service import CloudService
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
 from flwr_splitkd.tiers.cloud.setup import CloudSetup, open_cloud
@@ -35,5 +37,6 @@ __all__ = [
     "EmbeddedCloud",
     "StepResult",
     "TaskSettings",
+    "build_llm",
     "open_cloud",
 ]

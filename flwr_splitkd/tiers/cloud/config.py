@@ -15,6 +15,7 @@ from flwr_splitkd.config import parse_run_config, setting
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import PretrainedModel
 from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
+from flwr_splitkd.tiers.cloud.placement import check_one_process
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
 from flwr_splitkd.tiers.cloud.setup import CloudSetup
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant, warmup_schedule
@@ -150,7 +151,7 @@ def _llm(table: Mapping[str, Any], path: Path) -> PretrainedModel:
     if not isinstance(name, str) or not name:
         raise ConfigError(
             f"[llm] of {path} has the keys {sorted(table)}; expected `name` among them: a model of the Hugging Face hub, or a "
-            "folder. Every other key goes to from_pretrained: dtype, device_map, tp_plan, ..."
+            "folder. Every other key goes to from_pretrained: dtype, device_map, attn_implementation, ..."
         )
     quantization = options.pop("quantization", None)
     if quantization is not None:
@@ -161,7 +162,12 @@ def _llm(table: Mapping[str, Any], path: Path) -> PretrainedModel:
         except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(f"[llm.quantization] of {path} cannot be used: {error}") from error
     folder = path.parent / name
-    return PretrainedModel(folder if folder.is_dir() else name, **options)
+    model = PretrainedModel(folder if folder.is_dir() else name, **options)
+    try:
+        check_one_process(model)
+    except ConfigError as error:
+        raise ConfigError(f"[llm] of {path}: {error}") from error
+    return model
 
 
 def _task(name: str, task: _Task, path: Path) -> TaskSettings:

@@ -6,6 +6,7 @@ the process that started it, in whatever way that ends.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from flwr_splitkd.tiers.cloud.setup import CloudSetup, open_cloud
 __all__ = ["EmbeddedCloud", "serve_parent"]
 
 _EDGE = "edge"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class EmbeddedCloud:
     commit_every_steps
         Steps after which they are made durable.
     compute_device
-        A torch device; where the model was built, when not given.
+        A torch device; as `build_llm` chooses it, when not given.
     num_threads
         Threads that torch computes with there; one when not given, since the edge and simulated devices need the others.
     """
@@ -67,7 +69,9 @@ class EmbeddedCloud:
         """
         token = secrets.token_bytes(32)
         with beside("The cloud", self._packed(token, state_folder)) as child:
-            yield child.receive(), _EDGE, token
+            address = child.receive()
+            _log.info("Next to the edge: %s", child.receive())
+            yield address, _EDGE, token
 
     def _packed(self, token: bytes, state_folder: Path) -> bytes:
         setup = CloudSetup(
@@ -90,7 +94,9 @@ class EmbeddedCloud:
 
 def serve_parent(parent: Parent, setup: CloudSetup) -> None:
     """Serve until the process that started this one is done, or gone."""
-    service = open_cloud(setup)
+    where: list[str] = []
+    service = open_cloud(setup, say=where.append)
     parent.say(service.address)
+    parent.say(where[0])
     parent.wait_for_end()
     service.close()

@@ -15,6 +15,7 @@ from torch import nn
 from flwr_splitkd.errors import ConfigError, ProtocolError, StoreError
 from flwr_splitkd.store import FolderLock
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
+from flwr_splitkd.tiers.cloud.placement import build_llm, check_one_process, device_words
 from flwr_splitkd.tiers.cloud.served import ServedTask
 from flwr_splitkd.tiers.cloud.service import CloudService, check_edge
 from flwr_splitkd.tiers.cloud.settings import TaskSettings
@@ -58,7 +59,7 @@ class CloudSetup:
     max_message_bytes
         Most that one message of an edge may hold.
     compute_device
-        A torch device; where the model was built, when not given.
+        A torch device; as `build_llm` chooses it, when not given.
 
     Raises
     ------
@@ -102,16 +103,22 @@ class CloudSetup:
                 )
 
 
-def open_cloud(setup: CloudSetup) -> CloudService:
+def open_cloud(setup: CloudSetup, *, say: Callable[[str], None] = _log.info) -> CloudService:
     """Bind the port, build the model with its tasks, go on from what is on the disk, and begin to listen.
+
+    Parameters
+    ----------
+    say
+        Told on which device the model is.
 
     Raises
     ------
     ConfigError
-        If the address or the model cannot be used.
+        If the address or the model cannot be used, or this is one of several processes of torchrun.
     StoreError
         If a task's state on the disk is another one's, cannot be read, or is in use by another process.
     """
+    check_one_process(setup.llm)
     tasks: dict[str, ServedTask] = {}
     # The cheap checks come first: a model may take minutes.
     server = CloudServer(
@@ -128,7 +135,8 @@ def open_cloud(setup: CloudSetup) -> CloudService:
     lock: FolderLock | None = None
     try:
         lock = _lock(setup.state_folder)
-        llm = CloudLLM(setup.llm(), torch.device(setup.compute_device) if setup.compute_device else None)
+        llm = CloudLLM(build_llm(setup.llm, setup.compute_device))
+        say(f"The language model is on {device_words(llm.llm)}")
         for name, settings in setup.tasks.items():
             tasks[name] = _served(setup, name, llm.add_task(name, settings))
             _log.info("Task %s begins at step %d", name, tasks[name].task.next_step)

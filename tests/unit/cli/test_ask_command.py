@@ -46,7 +46,16 @@ def test_the_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: py
     said = capsys.readouterr().out
     assert ended.value.code == 0
     options = ("context", "run", "device", "encoder", "slm", "split-point", "cloud", "edge", "token-file", "task")
-    more = ("root-certificate", "slm-tokenizer", "llm-tokenizer", "dtype", "max-positions", "max-new-tokens", "json")
+    more = (
+        "root-certificate",
+        "insecure",
+        "slm-tokenizer",
+        "llm-tokenizer",
+        "dtype",
+        "max-positions",
+        "max-new-tokens",
+        "json",
+    )
     assert all(f"--{name} " in said for name in options + more)
 
 
@@ -71,6 +80,9 @@ def test_what_is_refused_before_a_process_is_started(
     cloud = ["--cloud", "127.0.0.1:1", "--task", "qa"]
     assert said(*cloud).startswith("`--token-file` is missing")
     assert "expected readable files" in said(*cloud, "--token-file", str(tmp_path / "none"))
+    (tmp_path / "token").write_bytes(b"secret of the kitchen")
+    far = ["--cloud", "cloud.example:9096", "--task", "qa", "--token-file", str(tmp_path / "token")]
+    assert "without a root certificate; expected one" in said(*far)
     assert said("--llm-tokenizer", str(tmp_path)).startswith("`--llm-tokenizer` is ")
     assert said("--run", str(tmp_path)).startswith(f"`--run` is '{tmp_path}'; expected the folder of a run of SCCT")
 
@@ -94,6 +106,14 @@ def test_a_run_with_a_cloud_of_its_own(tmp_path: Path) -> None:
     ChainProgress(run="3").save(tmp_path)
     known = known_by_run(tmp_path)
     assert (known.slm, known.llm, known.run_name, known.value("max_positions")) == ("roberta", None, "3", 99)
+    with (
+        pytest.raises(ConfigError, match="`address` of the cloud is 'cloud:9096' without a root certificate"),
+        cloud_access(known),
+    ):
+        pass
+    run_config["cloud-insecure"] = True
+    run.write_config({"strategy": strategy, "run_config": run_config, "models": {"slm": "roberta", "llm": None}})
+    known = known_by_run(tmp_path)
     with cloud_access(known) as (access, started):
         assert not started
     told = (access.address, access.edge, access.token, access.task, access.root_certificate)

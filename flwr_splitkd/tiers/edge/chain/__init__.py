@@ -1,13 +1,15 @@
 """The edge of the chain device - edge - cloud (SCCT): N devices at once, each with its own half of its own encoder.
 
 Read in this order: `service` (what a strategy calls), `device_round` (one device's part in a round), `iterations` (when an
-iteration is over), `half` (forward, backward, step), `cloud_link` (the stream to the cloud).
+iteration is over), `half` (forward, backward, step), `cloud_link` (the stream to the cloud, `access`
+says which).
 `question` is an edge for one question.
 """
 
 from __future__ import annotations
 
-from flwr_splitkd.tiers.edge.chain.cloud_link import CloudAccess, CloudAnswer, CloudLink
+from flwr_splitkd.tiers.edge.chain.access import CloudAccess
+from flwr_splitkd.tiers.edge.chain.cloud_link import CloudAnswer, CloudLink
 from flwr_splitkd.tiers.edge.chain.iterations import Closed, Iterations
 from flwr_splitkd.tiers.edge.chain.plan import ChainSettings, DeviceOutcome, DevicePlan
 from flwr_splitkd.tiers.edge.chain.question import Answered, QuestionEdge

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import ConfigError, HandshakeError, PeerLostError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.tiers.edge.chain.access import CloudAccess
 from flwr_splitkd.tiers.edge.chain.journal import Journal, Request
 from flwr_splitkd.tiers.units import decode_all, decode_one, encode_all, require_finite
 from flwr_splitkd.wire.client import connect
-from flwr_splitkd.wire.codec import CodecName, codec_code, decode, encode, supported_codecs
+from flwr_splitkd.wire.codec import codec_code, decode, encode, supported_codecs
 from flwr_splitkd.wire.failures import error_from
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
@@ -41,41 +42,6 @@ _SILENCE_S = 30 * 86_400.0
 _PAUSE_S = 0.5
 _END_S = 10.0
 _REMEDY = "The iteration is undone; check the cloud's log, lower the learning rate of its task, or clip its gradients."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloudAccess:
-    """Where the cloud is, and who asks.
-
-    Parameters
-    ----------
-    address
-        ``host:port`` of the cloud.
-    edge, token
-        This edge's name and secret, as in the cloud's configuration.
-    task
-        Which module this edge trains and uses.
-    root_certificate
-        PEM of the authority that signed the cloud's certificate; plaintext when empty.
-    patience_s
-        Seconds that the cloud may be away before a round is given up.
-    connect_timeout_s
-        Seconds of one attempt to reach it.
-    codec
-        For intermediate data on the way up.
-    reads_only
-        Only asks: the session stands beside the one with which this edge trains, and cannot change the module.
-    """
-
-    address: str
-    edge: str
-    token: bytes = field(repr=False)
-    task: str
-    root_certificate: bytes = field(default=b"", repr=False)
-    patience_s: float = 300.0
-    connect_timeout_s: float = 20.0
-    codec: CodecName = "none"
-    reads_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,41 @@ def test_long_questions_are_refused_or_left_out() -> None:
         encoded(max_positions=2, on_long="skip")
 
 
+def test_what_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    length = len(reading_prompt(QUESTIONS[3]))
+    with caplog.at_level("INFO", logger="flwr_splitkd"):
+        encoded()
+        encoded(max_positions=length, max_answer_tokens=4, on_long="skip")
+    whole, part = caplog.records
+    assert (whole.levelname, whole.getMessage()) == ("INFO", "5 questions kept, none left out")
+    assert part.levelname == "WARNING"
+    assert part.getMessage() == (
+        "2 of 5 questions kept, 3 left out: 1 are longer than `max_answer_tokens` = 4, 2 are longer than "
+        f"`max_positions` = {length}. Raise it to keep them"
+    )
+
+
+def test_the_reference_decides_nothing() -> None:
+    """A language model's tokenizer may make many more tokens of a prompt than the encoder's."""
+
+    class Longer:
+        eos_token_id, pad_token_id = EOS, PAD
+
+        def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[t for t in row for _ in range(2)] for row in TOKENIZER(texts)["input_ids"]]}
+
+    longer: Any = Longer()
+    length = len(reading_prompt(QUESTIONS[1]))
+    with_it, without = (
+        encode_questions(
+            QUESTIONS, TOKENIZER, longer, EncodingConfig(max_positions=length, max_answer_tokens=20, reference=asked)
+        )
+        for asked in (True, False)
+    )
+    assert with_it.questions == without.questions == tuple(QUESTIONS)
+    assert len(with_it[1]["reference_input_ids"]) == 2 * length
+
+
 def test_no_questions_and_no_tokens() -> None:
     with pytest.raises(DataError, match="0 questions to encode"):
         encode_questions([], TOKENIZER, TOKENIZER)

@@ -10,7 +10,11 @@ from flwr_splitkd.data.questions import Question
 from flwr_splitkd.data.questions.kept import built_in_data_version, kept_questions
 
 pytest.importorskip("torch", reason="the store needs it")
-QUESTIONS = (Question(context="a = 1\nb = 2", question="What is b?", answer="2", module="m", kind="value"),)
+QUESTIONS = (
+    Question(
+        context="a = 1\nb = 2", question="What is b?", answer="2", module="m", kind="value", others=("= 2", "b = 2")
+    ),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ def test_squad_json_leaves_out_what_has_no_answer(tmp_path: Path) -> None:
         {"answer": "red"},
         {"answers": [{"text": "red"}, {"text": "is red"}]},
         {"answers": {"text": ["red", "is red"], "answer_start": [6, 3]}},
-        {"answers": ["red"]},
+        {"answers": ["red", "red", "is red"]},
     ],
 )
 def test_lines_with_every_form_of_answer(tmp_path: Path, answer: dict[str, Any]) -> None:
@@ -58,6 +58,7 @@ def test_lines_with_every_form_of_answer(tmp_path: Path, answer: dict[str, Any])
     )
     (read,) = read_question_files([tmp_path], module_field="site")
     assert (read.answer, read.module) == ("red", "s")
+    assert read.answers == (("red", "is red") if "answers" in answer else ("red",))
     assert read_question_files([path])[0].module == str(path)
 
 
@@ -68,6 +69,8 @@ def test_lines_with_every_form_of_answer(tmp_path: Path, answer: dict[str, Any])
         ([1], r"a\.jsonl:2: the line holds a list"),
         ({**LINE, "answer": "blue"}, r"a\.jsonl:2: `answer` is 'blue'; expected a span"),
         ({**LINE, "answer": 3}, r"a\.jsonl:2: the answer is 3; expected `answer`"),
+        ({**LINE, "answer": ["red", 3]}, r"a\.jsonl:2: the answer is 3; expected `answer`"),
+        ({**LINE, "answer": ["red", " "]}, r"a\.jsonl:2: `others` is ' ' in module"),
         ({**LINE, "context": None}, r"a\.jsonl:2: `context` is None; expected a text"),
     ],
 )

@@ -108,6 +108,10 @@ def test_every_mistake_of_every_table_at_once(tmp_path: Path) -> None:
             r"\[llm.quantization\] of .* cannot be used",
         ),
         (
+            ('name = "llm"', 'name = "llm"\ntp_plan = "auto"'),
+            r"\[llm\] of .*: `tp_plan` is 'auto'; expected none: .*device_map",
+        ),
+        (
             ('token-env = "NORTH"', ""),
             "names the token file '' and the variable ''; expected `token-file` or `token-env`",
         ),
