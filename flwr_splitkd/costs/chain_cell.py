@@ -40,8 +40,8 @@ class ModelledCell:
     edge_flops
         C_e, FLOPs a second.
     device_flops
-        Range of the devices' mean speeds, FLOPs a second, of which the logarithm is drawn evenly. The paper names none: the defaults
-        are what boards of the Jetson family deliver at half precision.
+        Range of the devices' mean speeds, FLOPs a second, of which the logarithm is drawn evenly. The paper names none: the
+        defaults are what boards of the Jetson family deliver at half precision.
     named_flops
         Mean speeds of devices by their names, instead.
     variation

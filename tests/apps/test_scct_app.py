@@ -106,6 +106,44 @@ def _ask(run: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_timescales(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split points at each round's start, shares at each epoch's start, and the modelled clock in all that is recorded."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
+    runs = tmp_path / "runs"
+    planned = {"mechanism": "SCCTT", "costed-slm": "roberta-large/3", "min-available-nodes": 3, "run-dir": str(runs)}
+    with federation("simulation", tmp_path / "logs", supernodes=3, cpus=3) as running:
+        outcome = running.run(APP, {**SETTINGS, **models, **planned}, timeout_s=280.0)
+    assert outcome.completed, outcome.tail()
+    lines = _lines(runs)
+    decisions = {line["server_round"]: line for line in lines if line["kind"] == "decision"}
+    assert sorted(decisions) == [1, 2] and all(
+        "k fastest: split points" in line["reason"] for line in decisions.values()
+    )
+    trained = [line for line in lines if line["kind"] == "device" and line["mode"] == "train"]
+    assert len(trained) == 6
+    assert all(
+        decisions[line["server_round"]]["split_points"][line["device"]] == line["split_point"] for line in trained
+    )
+    allocations = [line for line in lines if line["kind"] == "allocation"]
+    assert [(line["server_round"], line["epoch"]) for line in allocations] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for line in allocations:
+        assert sorted(line["shares"]) == ["0", "1", "2"] and sum(line["shares"].values()) <= 1 + 1e-9
+        assert sum(line["subcarriers"].values()) <= 200 and min(line["subcarriers"].values()) >= 1
+    clock_s = 0.0
+    for line in lines:
+        if "modelled_clock_s" in line and line["kind"] != "round":
+            assert line["modelled_clock_s"] >= clock_s
+            clock_s = line["modelled_clock_s"]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert all(line["modelled_s"] == pytest.approx(2 * line["modelled_iteration_s"]) for line in epochs)
+    moved_s = sum(line["modelled_handover_s"] for line in decisions.values())
+    assert clock_s == pytest.approx(moved_s + sum(line["modelled_s"] for line in epochs)) and clock_s > 0
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert evaluations[0]["modelled_clock_s"] == 0.0 and evaluations[-1]["modelled_clock_s"] == clock_s
+
+
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

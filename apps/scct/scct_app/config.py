@@ -11,6 +11,7 @@ from flwr_splitkd.config import parse_run_config, setting
 from flwr_splitkd.data.questions import EncodingConfig, QuestionConfig
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers import CutCycle
+from flwr_splitkd.schedulers.chain import MECHANISMS
 from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.wire.credentials import TlsFiles
 
@@ -39,6 +40,15 @@ class AppConfig:
     split_points
         Blocks of the encoder on the device, up to all of them, separated by commas: each new device gets the next entry, over
         and over, and keeps it.
+    mechanism
+        ``none`` for `split_points` and equal shares of the edge; SCCTT, SCCTL or SCCTS for the paper's mechanisms in a modelled
+        cell: who decides on split points and shares, and whose seconds the run records as ``modelled_*``.
+    mechanism_split_point, paper_algorithms
+        Of SCCTS, the split point of all; whether the paper's own algorithms decide (needs the library ``alns``).
+    costed_slm
+        The encoder that the modelled cell reckons with, by a name such as roberta-large/4: as many layers as the real one.
+    cell_edge_flops, cell_subcarriers
+        FLOPs a second of the modelled edge, and its subcarriers of 2 MHz.
     fraction_train, fraction_evaluate
         Share of the devices that takes part, and that answers held-out questions after each round.
     min_available_nodes
@@ -111,6 +121,12 @@ class AppConfig:
     epochs: int = setting(2, minimum=1)
     iterations: int = setting(20, minimum=1)
     split_points: str = setting("1,2,4")
+    mechanism: str = setting("none", choices=("none", *MECHANISMS))
+    mechanism_split_point: int = setting(1, minimum=1)
+    paper_algorithms: bool = setting(False)
+    costed_slm: str = setting("roberta-large/4")
+    cell_edge_flops: float = setting(10e12, above=0.0)
+    cell_subcarriers: int = setting(200, minimum=1)
     fraction_train: float = setting(1.0, above=0.0, maximum=1.0)
     fraction_evaluate: float = setting(1.0, minimum=0.0, maximum=1.0)
     min_available_nodes: int = setting(1, minimum=1)

@@ -24,6 +24,7 @@ from scct_app.config import AppConfig, read_config
 from scct_app.device_only import run_device_only
 from scct_app.models import llm_builder, model_sources, slm_builder
 from scct_app.module import encoder_adapters, module_settings
+from scct_app.plan import chain_plan
 
 app = ServerApp()
 
@@ -76,13 +77,15 @@ def _train(grid: Grid, config: AppConfig, folder: RunFolder, access: CloudAccess
 
 def _strategy(config: AppConfig, folder: RunFolder, access: CloudAccess | None) -> SCCT:
     slm = slm_builder(config.slm, **config.model_options)
+    plan = chain_plan(config)
     schedule = warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0)
     return SCCT(
         slm=slm,
         cloud=access or _embedded(config, build_skeleton(slm).config.hidden_size),  # type: ignore[union-attr, arg-type]  # every encoder of transformers has a config
         task=config.task,
         module_start=config.module_start,  # type: ignore[arg-type]  # one of the allowed choices
-        split_point=CutCycle(config.split_point_list),
+        split_point=1 if plan else CutCycle(config.split_point_list),
+        plan=plan,
         num_epochs=config.epochs,
         iterations_per_epoch=config.iterations,
         quorum=config.quorum,

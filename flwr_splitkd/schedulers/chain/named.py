@@ -29,8 +29,8 @@ def mechanism(
     Parameters
     ----------
     name
-        ``"SCCTT"`` optimises both, ``"SCCTL"`` the split points alone (the edge is divided equally), ``"SCCTS"`` shares and subcarriers
-        alone (the split points are all `split_point`, and stay).
+        ``"SCCTT"`` optimises both, ``"SCCTL"`` the split points alone (the edge is divided equally), ``"SCCTS"`` shares and
+        subcarriers alone (the split points are all `split_point`, and stay).
     split_point
         Of SCCTS.
     literal
@@ -53,4 +53,5 @@ def mechanism(
         allocation = EqualAllocation()
     if literal:
         return AlnsSplitPoints(np.random.default_rng(seed), allocation=allocation), allocation
-    return OptimalSplitPoints(allocation), allocation
+    # Without a policy it is the exact one, all draws and sets of split points at once.
+    return OptimalSplitPoints(None if name == "SCCTT" else allocation), allocation

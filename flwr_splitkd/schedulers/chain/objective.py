@@ -195,17 +195,13 @@ class RoundObjective:
         return np.asarray(self.handover(points) + self.cloud_link_s + self.iterations * mean)
 
     def _by_policy(self, points: Ints, policy: AllocationPolicy) -> tuple[Float, Ints]:
-        objective, best = np.empty(len(points)), []
+        objective, best = np.empty(len(points)), np.empty((0, 0), dtype=np.int64)
         for position, one in enumerate(points):
-            draws = [
-                policy.allocate(self.workload, self.problem.resources.draw(index), one)
-                for index in range(self.problem.num_draws)
-            ]
-            seconds = np.array([float(draw.latency.slowest_s) for draw in draws])
-            objective[position] = self._total(one[None], seconds)[0]
+            allocation = policy.allocate(self.workload, self.problem.resources, one)
+            objective[position] = self._total(one[None], allocation.latency.slowest_s)[0]
             if objective[position] <= objective[: position + 1].min():
-                best = [draw.subcarriers for draw in draws]
-        return objective, np.stack(best)
+                best = allocation.subcarriers
+        return objective, best
 
 
 def _allowed(workload: ChainWorkload, limits: MemoryLimits, devices: int) -> NDArray[np.bool_]:

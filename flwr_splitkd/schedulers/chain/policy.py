@@ -80,7 +80,7 @@ class AllocationPolicy(Protocol):
         workload
             What an iteration takes.
         resources
-            This epoch's.
+            This epoch's; or those of Q draws, each of which is then divided for itself.
         split_points
             This round's, ``1 .. L``. Shape ``[N]``.
         """

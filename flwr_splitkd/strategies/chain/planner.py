@@ -118,8 +118,8 @@ class ChainPlanner:
     def __init__(self, plan: ChainPlan, num_blocks: int) -> None:
         if plan.workload.num_layers != num_blocks:
             raise ConfigError(
-                f"The plan's workload has {plan.workload.num_layers} layers; expected {num_blocks}, the blocks of the encoder. Make it "
-                "of the encoder's shape."
+                f"The plan's workload has {plan.workload.num_layers} layers; expected {num_blocks}, the blocks of the encoder. "
+                "Make it of the encoder's shape."
             )
         self._plan = plan
         self.clock_s = 0.0
