@@ -165,26 +165,6 @@ def _all_of_few(objective: RoundObjective) -> Ints:
     return sets if len(sets) <= _FEW else none
 
 
-def _best(objective: RoundObjective, sets: Ints) -> tuple[Ints, float]:
-    values, _ = objective.evaluate(sets)
-    best = int(values.argmin())
-    return sets[best], float(values[best])
-
-
-def _ends(objective: RoundObjective) -> list[tuple[Ints, Ints]]:
-    """Lowest and highest split points, of all and within lengths of the hand-over."""
-    ends = [(objective.lowest, objective.highest)]
-    allowed = np.where(objective.allowed, objective.handover_s, np.inf)
-    least, most = allowed.min(axis=1).max(), objective.handover_s[objective.allowed].max()
-    if most > least:
-        layers = np.arange(1, objective.workload.num_layers + 1)
-        lengths = np.sort(allowed[(allowed >= least) & (allowed < most)])
-        for length in np.unique(lengths[np.linspace(0, len(lengths) - 1, _LENGTHS).astype(int)]):
-            within = allowed <= length
-            ends.append((np.where(within, layers, layers[-1]).min(axis=1), np.where(within, layers, 0).max(axis=1)))
-    return ends
-
-
 def _polish(objective: RoundObjective, points: Ints, order: Ints) -> tuple[Ints, float]:
     """Change split points for as long as that helps."""
     values, subcarriers = objective.evaluate(points[None])
