@@ -9,6 +9,8 @@ by device and pair by pair for as long as that helps. A lower bound says how muc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits
@@ -31,6 +33,8 @@ _LENGTHS = 6
 _LEVELS = 6
 # Up to so many sets are all tried.
 _FEW = 200
+# Layers that two devices trade while the edge's memory binds, and how many on either side are looked at.
+_TRADED, _TRADERS = (1, 2, 3, 5, 8), 24
 # An objective that is lower by less is not.
 _RELATIVE = 1e-10
 
@@ -179,6 +183,8 @@ def _improve(
 ) -> tuple[Ints, float, Ints] | None:
     """The best of the first changes that help, or None."""
     changed = _changes(objective, points, order)
+    if not objective.fits(objective.lowest[None])[0]:
+        changed = np.concatenate([changed, _trades(objective, points, subcarriers)])
     changed = changed[objective.fits(changed)]
     if not len(changed):
         return None
@@ -208,13 +214,33 @@ def _changes(objective: RoundObjective, points: Ints, order: Ints) -> Ints:
         pairs = [(a, b) for a in single for b in single if a[0] < b[0]]
     else:
         pairs = _swaps(objective, points, order)
-    sets = np.tile(points, (len(single) + len(pairs), 1))
-    for row, (device, layer) in enumerate(single):
-        sets[row, device] = layer
-    for row, pair in enumerate(pairs, len(single)):
-        for device, layer in pair:
+    return _changed(points, [*((move,) for move in single), *pairs])
+
+
+def _changed(points: Ints, changes: Sequence[tuple[tuple[int, int], ...]]) -> Ints:
+    """A set for each change, in which some devices have other split points."""
+    sets = np.tile(points, (len(changes), 1))
+    for row, change in enumerate(changes):
+        for device, layer in change:
             sets[row, device] = layer
     return sets
+
+
+def _trades(objective: RoundObjective, points: Ints, subcarriers: Ints) -> Ints:
+    """One device takes layers from the edge so that another may leave it some: those whom it helps most, or hurts least."""
+    sides: list[list[tuple[int, int]]] = []
+    for sign in (1, -1):
+        moves = [
+            (device, int(layer))
+            for device in range(len(points))
+            for layer in points[device] + sign * np.array(_TRADED)
+            if 1 <= layer <= objective.workload.num_layers and objective.allowed[device, layer - 1]
+        ]
+        ranked = objective.evaluate_with(_changed(points, [(move,) for move in moves]), subcarriers).argsort(
+            kind="stable"
+        )
+        sides.append([moves[rank] for rank in ranked[:_TRADERS]])
+    return _changed(points, [(up, down) for up in sides[0] for down in sides[1] if up[0] != down[0]])
 
 
 def _swaps(objective: RoundObjective, points: Ints, order: Ints) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -81,6 +81,26 @@ def test_close_to_the_bound(edge_flops: float, spread: float) -> None:
     assert 1 < len(set(decision.split_points.tolist()))
 
 
+def test_no_change_of_one_device_or_trade_of_two_is_better_where_the_edges_memory_binds() -> None:
+    draws = chain_resources(np.random.default_rng(11), 12, 60, num_draws=3, edge_flops=31e12, spread=0.1)
+    work = chain_workload(LAYERS)
+    limits = MemoryLimits(edge_bytes=0.4 * 12 * work.edge_memory_bytes[0])
+    decision = optimize_split_points(work, draws, limits=limits, bound=False)
+    objective = RoundObjective(work, draws, limits=limits)
+    near = [decision.split_points]
+    for up, down in itertools.permutations(range(12), 2):
+        for more, less in itertools.product(range(LAYERS), repeat=2):
+            points = decision.split_points.copy()
+            points[up] += more
+            points[down] -= less
+            if points.max() <= LAYERS and points.min() >= 1:
+                near.append(points)
+    sets = np.unique(np.stack(near), axis=0)
+    sets = sets[objective.fits(sets)]
+    assert len(sets) > 500
+    assert objective.evaluate(sets)[0].min() == pytest.approx(decision.objective_s, rel=2e-3)
+
+
 def test_layers_that_change_hands_count() -> None:
     """A hand-over that takes longer than anything it saves leaves everyone where they are."""
     draws = chain_resources(np.random.default_rng(2), 6, 24, num_draws=3)
