@@ -7,7 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 
 TORCH := torch==2.13.0
 # In a variable, because a comma would end an argument of $(call).
-PACKAGE := '.[simulation,report,metrics,dev]'
+PACKAGE := '.[simulation,report,metrics,alns,dev]'
 # Python 3.11 if there is one, which is what CI runs.
 FIND_PYTHON := scripts/find-python.sh 3.11 3.12 3.13 3.10
 

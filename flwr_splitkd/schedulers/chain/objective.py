@@ -16,8 +16,8 @@ from flwr_splitkd.schedulers.chain.problem import EpochProblem
 __all__ = ["RoundObjective"]
 
 _GIB = float(1 << 30)
-# Numbers that an array of many instances may have: some 30 MB.
-_MOST_NUMBERS = 4_000_000
+# Numbers that an array of many instances may have: 8 MB.
+_MOST_NUMBERS = 1_000_000
 
 
 class RoundObjective:

@@ -9,6 +9,8 @@ by device and pair by pair for as long as that helps. A lower bound says how muc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits
@@ -25,10 +27,14 @@ _AT_A_TIME, _PATIENCE = 16, 64
 _SMALL = 64
 # Devices of about the same speed that one may swap split points with.
 _NEIGHBOURS = 4
-# How many of the first sets are improved, where every pair is tried.
-_STARTS = 6
 # Lengths of the hand-over that are looked at.
 _LENGTHS = 6
+# Lowest split points that are looked at where the edge has not memory for the lowest of all.
+_LEVELS = 6
+# Up to so many sets are all tried.
+_FEW = 200
+# Layers that two devices trade while the edge's memory binds, and how many on either side are looked at.
+_TRADED, _TRADERS = (1, 2, 3, 5, 8), 24
 # An objective that is lower by less is not.
 _RELATIVE = 1e-10
 
@@ -66,12 +72,17 @@ def optimize_split_points(
     """
     objective = RoundObjective(workload, draws, limits=limits, handover_s=handover_s, allocation=allocation)
     order = _fastest_first(objective)
-    candidates = _scan(objective, order)
-    values, _ = objective.evaluate(candidates)
+    few = _all_of_few(objective)
+    if len(few):
+        points, value = _best(objective, few)
+        return decision(objective, points, value, "every set", (value,), bound=bound)
+    starts = [_best(objective, sets) for sets in _scan(objective, order)]
+    starts.sort(key=lambda start: start[1])
+    points, value = starts[0]
+    history = [value]
     small = draws.num_devices * workload.num_layers <= _SMALL
-    value, history = np.inf, [float(values.min())]
-    for start in values.argsort(kind="stable")[: _STARTS if small else 1]:
-        found, seconds = _polish(objective, candidates[start], order)
+    for start, _ in starts if small else starts[:1]:
+        found, seconds = _polish(objective, start, order)
         if seconds < value * (1 - _RELATIVE):
             points, value = found, seconds
             history.append(value)
@@ -102,23 +113,34 @@ def _fastest_first(objective: RoundObjective) -> Ints:
     return np.argsort(-objective.problem.resources.device_flops.mean(axis=0), kind="stable")
 
 
-def _scan(objective: RoundObjective, order: Ints) -> Ints:
+def _scan(objective: RoundObjective, order: Ints) -> list[Ints]:
     """The k fastest at their highest split point, the others at their lowest; more of them if the edge is too small for that.
 
     The hand-over takes as long as the slowest device's. Up to that everyone may move for nothing, so that the ends are also those
-    that can be reached within a few lengths of it.
+    that can be reached within a few lengths of it: for each of these an array of sets.
     """
-    sets = []
+    scans = []
     for low, high in _ends(objective):
+        sets = []
         for count in range(len(order) + 1):
             points = low.copy()
             points[order[:count]] = high[order[:count]]
             sets.append(objective.fitted(points, order[count:]))
-    return np.unique(np.stack(sets), axis=0)
+        scans.append(np.unique(np.stack(sets), axis=0))
+    # Where memory does not fall with every layer, an end may be out of bounds; this set never is.
+    memory = np.where(objective.allowed, objective.workload.edge_memory_bytes, np.inf)
+    fitting = [sets[objective.fits(sets)] for sets in [*scans, 1 + memory.argmin(axis=1)[None]]]
+    return [sets for sets in fitting if len(sets)]
+
+
+def _best(objective: RoundObjective, sets: Ints) -> tuple[Ints, float]:
+    values, _ = objective.evaluate(sets)
+    best = int(values.argmin())
+    return sets[best], float(values[best])
 
 
 def _ends(objective: RoundObjective) -> list[tuple[Ints, Ints]]:
-    """Lowest and highest split points, of all and within lengths of the hand-over."""
+    """Lowest and highest split points: of all, within lengths of the hand-over, and from levels that the edge has memory for."""
     ends = [(objective.lowest, objective.highest)]
     allowed = np.where(objective.allowed, objective.handover_s, np.inf)
     least, most = allowed.min(axis=1).max(), objective.handover_s[objective.allowed].max()
@@ -128,7 +150,23 @@ def _ends(objective: RoundObjective) -> list[tuple[Ints, Ints]]:
         for length in np.unique(lengths[np.linspace(0, len(lengths) - 1, _LENGTHS).astype(int)]):
             within = allowed <= length
             ends.append((np.where(within, layers, layers[-1]).min(axis=1), np.where(within, layers, 0).max(axis=1)))
+    if not objective.fits(objective.lowest[None])[0]:
+        levels = np.linspace(objective.lowest.min(), objective.highest.max(), _LEVELS).astype(int)
+        ends += [
+            (objective.lowest.clip(min=np.minimum(level, objective.highest)), objective.highest) for level in levels
+        ]
     return ends
+
+
+def _all_of_few(objective: RoundObjective) -> Ints:
+    """Every set that fits in memory, if they are few; else none."""
+    layers = [1 + np.flatnonzero(allowed) for allowed in objective.allowed]
+    none = np.empty((0, len(layers)), dtype=np.int64)
+    if np.prod([float(len(one)) for one in layers]) > 10 * _FEW:
+        return none
+    sets = np.stack([axis.ravel() for axis in np.meshgrid(*layers, indexing="ij")], axis=1)
+    sets = sets[objective.fits(sets)]
+    return sets if len(sets) <= _FEW else none
 
 
 def _polish(objective: RoundObjective, points: Ints, order: Ints) -> tuple[Ints, float]:
@@ -145,6 +183,8 @@ def _improve(
 ) -> tuple[Ints, float, Ints] | None:
     """The best of the first changes that help, or None."""
     changed = _changes(objective, points, order)
+    if not objective.fits(objective.lowest[None])[0]:
+        changed = np.concatenate([changed, _trades(objective, points, subcarriers)])
     changed = changed[objective.fits(changed)]
     if not len(changed):
         return None
@@ -174,13 +214,33 @@ def _changes(objective: RoundObjective, points: Ints, order: Ints) -> Ints:
         pairs = [(a, b) for a in single for b in single if a[0] < b[0]]
     else:
         pairs = _swaps(objective, points, order)
-    sets = np.tile(points, (len(single) + len(pairs), 1))
-    for row, (device, layer) in enumerate(single):
-        sets[row, device] = layer
-    for row, pair in enumerate(pairs, len(single)):
-        for device, layer in pair:
+    return _changed(points, [*((move,) for move in single), *pairs])
+
+
+def _changed(points: Ints, changes: Sequence[tuple[tuple[int, int], ...]]) -> Ints:
+    """A set for each change, in which some devices have other split points."""
+    sets = np.tile(points, (len(changes), 1))
+    for row, change in enumerate(changes):
+        for device, layer in change:
             sets[row, device] = layer
     return sets
+
+
+def _trades(objective: RoundObjective, points: Ints, subcarriers: Ints) -> Ints:
+    """One device takes layers from the edge so that another may leave it some: those whom it helps most, or hurts least."""
+    sides: list[list[tuple[int, int]]] = []
+    for sign in (1, -1):
+        moves = [
+            (device, int(layer))
+            for device in range(len(points))
+            for layer in points[device] + sign * np.array(_TRADED)
+            if 1 <= layer <= objective.workload.num_layers and objective.allowed[device, layer - 1]
+        ]
+        ranked = objective.evaluate_with(_changed(points, [(move,) for move in moves]), subcarriers).argsort(
+            kind="stable"
+        )
+        sides.append([moves[rank] for rank in ranked[:_TRADERS]])
+    return _changed(points, [(up, down) for up in sides[0] for down in sides[1] if up[0] != down[0]])
 
 
 def _swaps(objective: RoundObjective, points: Ints, order: Ints) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -157,6 +157,30 @@ def test_no_subcarrier_is_better_elsewhere() -> None:
         assert least_latency_for(seconds, other).min() >= float(allocation.latency.slowest_s) * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("edge_flops", [3e12, 3e13, 3e14])
+def test_large_fleets_by_their_certificate(edge_flops: float) -> None:
+    """At the least V no subcarrier saves more of the edge elsewhere than it does where it is; as in the module's docstring."""
+    rng = np.random.default_rng(10)
+    resources, work = chain_resources(rng, 300, 900, edge_flops=edge_flops), chain_workload(LAYERS)
+    points = rng.integers(1, LAYERS, 300)
+    allocation = allocate_resources(work, resources, points)
+    _keeps_to_what_there_is(allocation, resources)
+    latency, beta = float(allocation.latency.slowest_s), allocation.subcarriers
+    seconds = work.edge_work_flops[points - 1] / resources.edge_flops
+
+    def needed(subcarriers: np.ndarray) -> np.ndarray:
+        up, down = link_rates_bps(resources, subcarriers)
+        left = latency - allocation.latency.device_s
+        left = left - work.smashed_bits[points - 1] / up - work.gradient_bits[points - 1] / down
+        return np.where(left > 0, seconds / np.where(left > 0, left, 1), np.inf)
+
+    assert needed(beta).sum() == pytest.approx(1)
+    assert beta.sum() == 900
+    gain = (needed(beta) - needed(beta + 1)).max()
+    loss = (needed(np.maximum(beta - 1, 1)) - needed(beta))[beta > 1].min()
+    assert gain <= loss * (1 + 1e-6)
+
+
 def test_the_reason_names_who_takes_longest() -> None:
     resources = replace(
         chain_resources(np.random.default_rng(6), 3, 9, edge_flops=3e14), device_flops=np.array([1e13, 1e9, 1e13])
