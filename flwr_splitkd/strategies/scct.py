@@ -38,10 +38,11 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
+from flwr_splitkd.strategies.chain.calls import Called
 from flwr_splitkd.strategies.chain.planner import ChainPlan, ChainPlanner
 from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.strategies.chain.result import SCCTResult
-from flwr_splitkd.strategies.chain.rounds import Called, ChainRounds
+from flwr_splitkd.strategies.chain.rounds import ChainRounds
 from flwr_splitkd.strategies.chain.sampling import sample_nodes
 from flwr_splitkd.strategies.console import log, log_changes
 from flwr_splitkd.strategies.description import describe, versions

@@ -5,68 +5,36 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from logging import INFO, WARNING
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDError, StoreError
-from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks
-from flwr_splitkd.strategies.chain.planner import ChainPlanner
+from flwr_splitkd.strategies.chain.calls import POLL_S, Called, Replies, why_not
+from flwr_splitkd.strategies.chain.decisions import ChainPolicies, Decisions
 from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord, SCCTResult
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.tiers.edge.chain import ChainEdge, ChainSettings, Closed, DevicePlan, Iterations
-from flwr_splitkd.wire.server import Session
 
-__all__ = ["Called", "ChainDirector", "ChainRounds"]
+__all__ = ["ChainDirector", "ChainRounds"]
 
-_POLL_S = 0.5
 _REPLY_TIMEOUT_S = 60.0
 _MIB = 1 << 20
-_LEAST_SHARE = 1e-6
 
 
-@dataclass(slots=True)
-class Called:
-    """A device that was called: its message, the session that it will open, and its place in the run."""
-
-    message: Message
-    session: Session
-    position: int
-    name: str
-    split_point: int = 0
-    message_id: str = ""
-    reply: Message | None = None
-    record: DeviceRecord | None = None
-    thread: threading.Thread | None = None
-    fatal: BaseException | None = field(default=None, repr=False)
-
-    @property
-    def node_id(self) -> int:
-        """The node that was called."""
-        return self.session.ticket.node_id
-
-
-class ChainDirector(Protocol):
+class ChainDirector(ChainPolicies, Protocol):
     """What a round asks of its strategy."""
 
     connect_timeout_s: float
     min_train_nodes: int
-    planner: ChainPlanner | None
 
     def called(self, grid: Grid, server_round: int, config: ConfigRecord, mode: str) -> list[Called]:
         """Make the messages of a round's devices, with open sessions."""
-
-    def split_point(self, device: DeviceView) -> int:
-        """Return how many blocks the device runs in this round."""
-
-    def shares(self, devices: Sequence[DeviceView]) -> Sequence[float]:
-        """Return each device's share of the edge."""
 
 
 class ChainRounds:
@@ -107,11 +75,9 @@ class ChainRounds:
         self._strategy, self._edge, self._settings, self._grid = strategy, edge, settings, grid
         self._result, self._folder, self._callbacks = result, folder, callbacks
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
-        self._views: dict[int, DeviceView] = {}
         self._steps = steps
-        self._round: Sequence[Called] = ()
-        self._lock = threading.Lock()  # guards views, steps, records and files
-        self._sharing = threading.Lock()  # a policy is asked by one thread at a time
+        self._lock = threading.Lock()  # guards steps and files
+        self._decisions = Decisions(strategy, edge, self._note)
 
     def train(self, server_round: int, config: ConfigRecord) -> list[Message]:
         """Serve a round; return Flower's replies.
@@ -126,7 +92,7 @@ class ChainRounds:
         called = self._called(server_round, config, "train")
         iterations = self._edge.iterations([one.position for one in called])
         self._begin(called, server_round, iterations)
-        watcher = _Replies(self._grid, called)
+        watcher = Replies(self._grid, called)
         watcher.start()
         try:
             num_closed = self._run_epochs(server_round, iterations, called)
@@ -147,7 +113,7 @@ class ChainRounds:
         if not called:
             return []
         self._begin(called, server_round, None)
-        watcher = _Replies(self._grid, called)
+        watcher = Replies(self._grid, called)
         watcher.start()
         self._finish(called)
         self._raise_fatal(called)
@@ -158,50 +124,11 @@ class ChainRounds:
     def _called(self, server_round: int, config: ConfigRecord, mode: str) -> list[Called]:
         """The round's devices with their split points, decided for all of them before the first has come (section III.A)."""
         called = self._strategy.called(self._grid, server_round, config, mode)
-        if self._strategy.planner is not None:
-            self._plan_round(self._strategy.planner, called, server_round, mode)
-            return called
-        for one in called:
-            with self._lock:
-                known = self._views.get(one.position)
-            one.split_point = self._strategy.split_point(
-                DeviceView(
-                    node_id=one.node_id,
-                    name=one.name,
-                    server_round=server_round,
-                    turn=one.position,
-                    num_blocks=self._edge.layout.num_blocks,
-                    num_examples=known.num_examples if known else 0,
-                    num_batches=known.num_batches if known else 0,
-                )
-            )
+        self._decisions.begin_round(called, server_round, training=mode == "train")
         return called
-
-    def _plan_round(self, planner: ChainPlanner, called: Sequence[Called], server_round: int, mode: str) -> None:
-        """Split points by the planner: chosen for a round, and kept for its evaluation."""
-        if mode == "train":
-            decision = planner.begin_round([one.name for one in called], server_round)
-            log(INFO, "\tround %d: %s", server_round, decision.reason)
-            self._folder.append_metrics(
-                {
-                    "kind": "decision",
-                    "server_round": server_round,
-                    "split_points": {
-                        one.name: point for one, point in zip(called, decision.split_points.tolist(), strict=True)
-                    },
-                    "modelled_objective_s": decision.objective_s,
-                    "modelled_handover_s": decision.handover_s,
-                    "modelled_lower_bound_s": decision.lower_bound_s,
-                    "modelled_clock_s": planner.clock_s,
-                    "reason": decision.reason,
-                }
-            )
-        for one in called:
-            one.split_point = planner.split_point(one.name)
 
     def _begin(self, called: Sequence[Called], server_round: int, iterations: Iterations | None) -> None:
         """Call the devices, each with a thread that serves it."""
-        self._round = called
         pushed = list(self._grid.push_messages([one.message for one in called]))
         for one, message_id in zip(called, pushed, strict=False):
             one.message_id = message_id or ""
@@ -218,7 +145,7 @@ class ChainRounds:
         """Close the round's iterations; how many there were (R, T and J of the paper, section III.A)."""
         num_closed = 0
         for epoch in range(1, self._settings.num_epochs + 1):
-            self._begin_epoch(called, server_round, epoch)
+            self._decisions.begin_epoch(server_round, epoch)
             closed: list[Closed] = []
             for _ in range(self._settings.num_iterations):
                 one = iterations.close_next()
@@ -234,48 +161,11 @@ class ChainRounds:
                 break
         return num_closed
 
-    def _begin_epoch(self, called: Sequence[Called], server_round: int, epoch: int) -> None:
-        """Who gets how much of the edge until the epoch's end."""
-        planner = self._strategy.planner
-        if planner is None:
-            self._share()
-            return
-        with self._lock:
-            there = [one for one in called if one.record is None]
-        if not there:
-            return
-        allocation = planner.begin_epoch([one.name for one in there], server_round, epoch)
-        log(INFO, "\tround %d epoch %d: %s", server_round, epoch, allocation.reason)
-        # Who runs its whole encoder needs nothing of the edge; the queue wants a weight all the same.
-        shares = {one.position: max(share, _LEAST_SHARE) for one, share in zip(there, allocation.shares, strict=True)}
-        self._edge.set_shares(shares)
-        self._folder.append_metrics(
-            {
-                "kind": "allocation",
-                "server_round": server_round,
-                "epoch": epoch,
-                "shares": {one.name: float(share) for one, share in zip(there, allocation.shares, strict=True)},
-                "subcarriers": {one.name: int(beta) for one, beta in zip(there, allocation.subcarriers, strict=True)},
-                "reason": allocation.reason,
-            }
-        )
-
-    def _share(self) -> None:
-        """Share the edge's compute between the devices that are there: at each epoch's start, and when one has come."""
-        with self._sharing:
-            with self._lock:
-                there = [one.position for one in self._round if one.session.connected and one.position in self._views]
-                known = {position: self._views[position] for position in there}
-            if known:
-                shares = self._strategy.shares(list(known.values()))
-                self._edge.set_shares(dict(zip(known, shares, strict=True)))
-
     def _record_epoch(self, server_round: int, epoch: int, closed: Sequence[Closed]) -> None:
         answers = [answer for one in closed for answer in one.answers.values()]
         tokens = max(sum(answer.num_tokens for answer in answers), 1)
         references = [answer for answer in answers if answer.reference_loss is not None]
         stepped = closed[-1].stepped
-        planner = self._strategy.planner
         record = EpochRecord(
             server_round=server_round,
             epoch=epoch,
@@ -291,11 +181,10 @@ class ChainRounds:
             module_step=stepped.step + 1,
             learning_rate=stepped.learning_rate,
             grad_norm=stepped.grad_norm,
-            modelled=planner.end_epoch(len(closed)) if planner is not None else None,
+            modelled=self._decisions.end_epoch(len(closed)),
         )
-        with self._lock:
-            self._result.epochs.append(record)
-            self._folder.append_metrics(record.to_json())
+        self._result.epochs.append(record)
+        self._note(record.to_json())
         self._callbacks.tell("on_epoch", record)
         log(
             INFO,
@@ -350,9 +239,8 @@ class ChainRounds:
         record = partial(DeviceRecord, server_round=server_round, node_id=one.node_id, device=one.name, mode=mode)
         try:
             self._wait_connected(one, iterations)
-            self._meet(one, server_round)
-            if iterations is not None and self._strategy.planner is None:
-                self._share()
+            self._decisions.meet(one, server_round, training=iterations is not None)
+            self._check_encoder(one)
             plan = DevicePlan(
                 position=one.position,
                 server_round=server_round,
@@ -389,9 +277,9 @@ class ChainRounds:
         waited_for = True
         while not one.session.connected:
             with self._edge.server.changed:
-                self._edge.server.changed.wait(_POLL_S)
+                self._edge.server.changed.wait(POLL_S)
             if one.reply is not None and not one.session.connected:
-                raise NoDeviceError(_why(one.reply))
+                raise NoDeviceError(why_not(one.reply))
             if not one.message_id:
                 raise NoDeviceError("Flower did not take the message for it; the node may have left")
             if waited_for and time.monotonic() > deadline_s:
@@ -429,37 +317,28 @@ class ChainRounds:
             "aside for each (`client-resources.num-cpus`), or lower `fraction_train`."
         )
 
-    def _meet(self, one: Called, server_round: int) -> None:
-        """Remember what a device says of itself, for later decisions."""
-        hello = one.session.hello
-        if hello is None:
-            raise ValueError("Only a connected device has said who it is.")
-        view = DeviceView(
-            node_id=one.node_id,
-            name=hello.device_name,
-            server_round=server_round,
-            turn=one.position,
-            num_blocks=self._edge.layout.num_blocks,
-            num_examples=hello.num_examples,
-            num_batches=hello.num_batches,
-        )
+    def _check_encoder(self, one: Called) -> None:
+        """Warn of a device that comes with another encoder than it left with."""
         with self._lock:
-            self._views[one.position] = view
             known = self._steps.get(one.name)
-        if known is not None and hello.next_step != known:
+        steps = one.session.hello.next_step if one.session.hello is not None else 0
+        if known is not None and steps != known:
             log(
                 WARNING,
                 "\tdevice %s comes with an encoder of %d steps; in this run it has taken %d. Was its folder deleted, or does "
                 "another device have its name?",
                 one.name,
-                hello.next_step,
+                steps,
                 known,
             )
 
-    def _record(self, record: DeviceRecord) -> None:
+    def _note(self, line: Mapping[str, Any]) -> None:
         with self._lock:
-            self._result.devices.append(record)
-            self._folder.append_metrics(record.to_json())
+            self._folder.append_metrics(line)
+
+    def _record(self, record: DeviceRecord) -> None:
+        self._result.devices.append(record)
+        self._note(record.to_json())
         outcome = record.outcome
         if outcome is None:
             log(WARNING, "\tround %d: device %s was left out: %s", record.server_round, record.device, record.error)
@@ -481,47 +360,3 @@ class ChainRounds:
             f", missed {outcome.num_missed} iterations" if outcome.num_missed and not outcome.left else "",
             f", left: {outcome.left}" if outcome.left else "",
         )
-
-
-class _Replies:
-    """Pulls Flower's replies while a round goes on, on a thread of its own: an early one tells that a device failed."""
-
-    def __init__(self, grid: Grid, called: Sequence[Called]) -> None:
-        self._grid = grid
-        self._missing: Mapping[str, Called] = {one.message_id: one for one in called if one.message_id}
-        self._deadline_s = float("inf")
-        self._thread = threading.Thread(target=self._pull, name="splitkd-replies", daemon=True)
-        self._called = called
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def finish(self, timeout_s: float) -> list[Message]:
-        """Wait for the replies of those who took part; return all that came."""
-        self._deadline_s = time.monotonic() + timeout_s
-        self._thread.join()
-        replies = [one.reply for one in self._called if one.reply is not None]
-        for one in self._called:
-            if one.reply is None and one.record is not None and one.record.outcome is not None:
-                log(WARNING, "Device %s took part and sent no reply within %.0f s", one.name, timeout_s)
-        return replies
-
-    def _pull(self) -> None:
-        missing = dict(self._missing)
-        while missing and time.monotonic() < self._deadline_s:
-            for reply in self._grid.pull_messages(list(missing)):
-                one = missing.pop(reply.metadata.reply_to_message_id, None)
-                if one is not None:
-                    one.reply = reply
-            done = self._deadline_s < float("inf")
-            # Who came to nothing need not answer: of a lost device Flower says so only a minute later.
-            if done and all(one.record is None or one.record.outcome is None for one in missing.values()):
-                return
-            time.sleep(_POLL_S)
-
-
-def _why(reply: Message) -> str:
-    """What a device replied with instead of coming."""
-    if reply.has_error():
-        return f"its ClientApp failed: {reply.error.reason}"
-    return "its handler replied without taking part; does its ClientApp call SCCTClient?"
