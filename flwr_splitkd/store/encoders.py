@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 from flwr_splitkd.store.cache import cache_root
+from flwr_splitkd.store.lock import is_locked
 
 __all__ = ["encoder_folder", "encoders_of_run", "forget_old_runs"]
 
 _DIGITS = 16
+_IN_USE_S = 3600.0
 
 
 def encoder_folder(device: str, digest: str, run: str) -> Path:
@@ -36,12 +39,15 @@ def encoders_of_run(digest: str, run: str) -> dict[str, Path]:
 
 
 def forget_old_runs(run: str, others: int) -> None:
-    """Delete the encoders of all but this run and the newest others: each is as large as the model with its moments, twice."""
-    found = [
-        path for path in (cache_root() / "encoders").glob("*") if path.is_dir() and path.name != _plain(run or "run")
-    ]
+    """Delete the encoders of all but this run and the newest others: each is as large as the model with its moments, twice.
+
+    What was used within the last hour stays, and what is in use now: it may be another run's on this machine.
+    """
+    kept = _plain(run or "run")
+    found = [path for path in (cache_root() / "encoders").glob("*") if path.is_dir() and path.name != kept]
     for path in sorted(found, key=_last_use_s, reverse=True)[others:]:
-        shutil.rmtree(path, ignore_errors=True)
+        if time.time() - _last_use_s(path) > _IN_USE_S and not any(map(is_locked, path.glob("*/*"))):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _last_use_s(path: Path) -> float:

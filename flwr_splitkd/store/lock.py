@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flwr_splitkd.errors import StoreError
 
-__all__ = ["FolderLock"]
+__all__ = ["FolderLock", "is_locked"]
 
 _POLL_S = 0.1
 
@@ -61,3 +61,15 @@ class FolderLock:
     def release(self) -> None:
         """Let others in; what has been released stays so."""
         self._file.close()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody has a folder at this moment."""
+    try:
+        with (folder / FolderLock.NAME).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
