@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any
@@ -26,6 +27,8 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, Sequence | set | frozenset):
         return [describe(item) for item in value]
+    if isinstance(value, partial):  # whose own words have an address in them
+        return {"function": describe(value.func), **describe(value.keywords), "arguments": describe(value.args)}
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if "__repr__" in vars(type(value)):
