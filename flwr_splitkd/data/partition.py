@@ -116,7 +116,7 @@ def partition_by_module(
         raise DataError(
             f"`num_partitions` is {num_partitions}; expected 1..{len(rest)} for the {len(rest)} modules "
             f"left to the devices ({len(heldout_names)} held out, {len(teacher_names)} for the teacher). "
-            "Use fewer devices, add files, or set `split_by` to 'document'."
+            "Use fewer devices, add files, or set `split_by` to something smaller than modules."
         )
     owner = _balance(rest, num_partitions)
     return ModuleSplit(
