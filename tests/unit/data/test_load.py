@@ -45,7 +45,9 @@ def test_every_device_reads_its_own_modules(letters: Path) -> None:
 
 
 def test_documents_are_dealt_where_modules_are_too_few(letters: Path) -> None:
-    with pytest.raises(DataError, match=r"`num_partitions` is 6; expected 1\.\.0 for .*set `split_by` to something smaller than modules"):
+    with pytest.raises(
+        DataError, match=r"`num_partitions` is 6; expected 1\.\.0 for .*to something smaller than modules"
+    ):
         split_documents(DataConfig(source=letters), 6)
     split = split_documents(DataConfig(source=(letters,), split_by="document"), 6)
     documents = [d.text for part in (*split.devices, split.heldout) for d in part.documents]
