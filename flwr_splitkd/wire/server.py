@@ -182,7 +182,6 @@ class DataPlaneServer:
             raise SplitKDError("The data plane has not started.")
         handshake.check_model(hello.student, self._model)
         handshake.check_codecs(hello.codecs, self._codecs)
-        session.used = True
         hello.device_name = handshake.clean_name(hello.device_name) or str(hello.node_id)
         link = Link(
             peer=f"device {hello.device_name}",
@@ -197,7 +196,8 @@ class DataPlaneServer:
             resume_token=session.resume_tokens.renew(),
             grace_period_s=self._grace_period_s,
         )
-        stream.attach(link, answer=welcome)
+        stream.attach(link, answer=welcome)  # if it has ended by now, the device comes again with the same ticket
+        session.used = True
         before, session.hello, session.link = session.link, hello, link  # a link means connected
         if before is not None:
             before.abandon(PeerLostError(f"{link.peer} is lost: its process was started again"))

@@ -57,9 +57,9 @@ class Stream:
             self._changed.notify_all()
 
     def refuse(self, error: BaseException) -> None:
-        """Say why there will be no stream, if nothing was said yet, and end."""
+        """Say why there will be no stream, if nothing was said yet and it goes on, and end."""
         with self._changed:
-            if self._opening is None:
+            if self._opening is None and not self._ended:
                 self._opening = failure_from(error)
         self.end("it was refused")
 
@@ -116,10 +116,14 @@ class Stream:
         ------
         ProtocolError
             If the other side claims messages that were never sent.
+        PeerLostError
+            If it has ended in the meantime. The link is as it was: nobody would carry its messages.
         """
-        self.peer = self._assembler.peer = link.peer
-        link.attach(self, received)
-        with self._changed:
+        with self._changed:  # a link takes its own lock within a stream's, never the other way round
+            if self._ended:
+                raise PeerLostError(f"The stream of {link.peer} ended before it was let in.")
+            link.attach(self, received)
+            self.peer = self._assembler.peer = link.peer
             self._link, self._opening = link, answer or self._opening
             self._changed.notify_all()
 

@@ -15,10 +15,11 @@ import pytest
 from flwr_splitkd.errors import ConfigError, DataError, HandshakeError, PeerLostError, ProtocolError, TensorError
 from flwr_splitkd.wire.client import connect
 from flwr_splitkd.wire.credentials import Ticket, new_ticket
-from flwr_splitkd.wire.framing import Limits, to_frames
+from flwr_splitkd.wire.framing import Limits, WireMessage, to_frames
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.server import DataPlaneServer, Session
+from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
@@ -613,3 +614,21 @@ def test_stop_leaves_no_thread_of_ours_alive() -> None:
         with pytest.raises(PeerLostError):
             device.receive("Begin", WAIT_S)
     _until(lambda: not _our_threads())
+
+
+def test_a_device_whose_hello_came_as_it_lost_its_place_comes_again(server: DataPlaneServer) -> None:
+    """Between the Hello and its answer another one needed the place: the ticket is as good as before."""
+    session, displaced = server.expect(_ticket()), []
+    admit = server._server._admit
+
+    def late(stream: Stream, message: WireMessage) -> Callable[[], None]:
+        if not displaced:
+            stream.displace()
+            displaced.append(stream.displaced)
+            _until(lambda: server.num_streams == 0)
+        return admit(stream, message)
+
+    server._server._admit = late
+    with connect(server.address, _hello(session.ticket)) as device:
+        _exchange(session, device)
+    assert displaced == [True]

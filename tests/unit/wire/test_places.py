@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flwr_splitkd.errors import ProtocolError
+from flwr_splitkd.errors import PeerLostError, ProtocolError
 from flwr_splitkd.wire import places
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.places import Places
@@ -62,6 +62,15 @@ def test_a_stranger_that_was_displaced_ends_without_a_word() -> None:
     stream = _stranger()
     stream.displace()
     assert stream.displaced and list(stream.outgoing()) == []
+
+
+def test_a_stream_that_was_displaced_takes_no_link() -> None:
+    stream, link = _stranger(), Link(peer="device seven")
+    stream.displace()
+    with pytest.raises(PeerLostError, match="device seven ended before it was let in"):
+        stream.attach(link)
+    stream.refuse(ProtocolError("no"))
+    assert not link.attached and list(stream.outgoing()) == []
 
 
 @pytest.mark.parametrize("end", [Link.close, lambda link: link.fail(ProtocolError("no"))])
