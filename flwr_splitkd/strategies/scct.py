@@ -36,10 +36,10 @@ from flwr_splitkd.schedulers import (
     SharePolicy,
     StopPolicy,
 )
+from flwr_splitkd.schedulers.chain.planner import ChainPlan, ChainPlanner
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.chain.calls import Called
-from flwr_splitkd.strategies.chain.planner import ChainPlan, ChainPlanner
 from flwr_splitkd.strategies.chain.progress import ChainProgress
 from flwr_splitkd.strategies.chain.result import SCCTResult
 from flwr_splitkd.strategies.chain.rounds import ChainRounds

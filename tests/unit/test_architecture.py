@@ -56,8 +56,8 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 # The only module of the wire that may know what a torch tensor is.
 TORCH_ON_THE_WIRE = {f"{PACKAGE}.wire.codec"}
-# The only module of the studies that may draw.
-FIGURES_OF_STUDIES = {f"{PACKAGE}.case_studies.figures"}
+# The only modules of the studies that may draw.
+FIGURES_OF_STUDIES = {f"{PACKAGE}.case_studies.{study}.figures" for study in ("scct", "split_kd")}
 NEVER = {
     "apps",
     "benchmarks",

@@ -107,7 +107,7 @@ class SplitDecision:
     method
         Who decided.
     history_s
-        The best objective after each step of a method that goes step by step.
+        The objective of what was kept after each step of a method that goes step by step; it may be worse than before.
     """
 
     split_points: Ints

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from flwr_splitkd.strategies.chain.planner import ChainPlan
+from flwr_splitkd.schedulers.chain.planner import ChainPlan
 
 __all__ = ["ChainPlan"]

@@ -8,8 +8,8 @@ from logging import INFO
 from typing import Any, Protocol
 
 from flwr_splitkd.schedulers import DeviceView
+from flwr_splitkd.schedulers.chain.planner import ChainPlanner, ModelledEpoch
 from flwr_splitkd.strategies.chain.calls import Called
-from flwr_splitkd.strategies.chain.planner import ChainPlanner, ModelledEpoch
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.tiers.edge.chain import ChainEdge
 

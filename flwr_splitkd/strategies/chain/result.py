@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.serverapp.strategy import Result
 
-from flwr_splitkd.strategies.chain.planner import ModelledEpoch
+from flwr_splitkd.schedulers.chain.planner import ModelledEpoch
 from flwr_splitkd.tiers.edge.chain import DeviceOutcome
 
 __all__ = ["DeviceRecord", "EpochRecord", "SCCTResult"]

@@ -11,7 +11,7 @@ import pytest
 from flwr_splitkd.costs import ChainWorkload, ModelledCell, chain_latency, handover_s
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers.chain import EqualAllocation, FixedSplitPoints, mechanism
-from flwr_splitkd.strategies.chain.planner import ChainPlan, ChainPlanner, ModelledEpoch
+from flwr_splitkd.schedulers.chain.planner import ChainPlan, ChainPlanner, ModelledEpoch
 
 NAMES = ["a", "b", "c", "d"]
 LAYERS = 6

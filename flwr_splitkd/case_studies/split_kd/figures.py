@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from flwr_splitkd.case_studies.claims import CLAIMS, verdicts
-from flwr_splitkd.case_studies.settings import CLOCKS
-from flwr_splitkd.case_studies.split_kd import CHANNELS, METHODS, Outcome
+from flwr_splitkd.case_studies.split_kd.claims import CLAIMS, verdicts
+from flwr_splitkd.case_studies.split_kd.settings import CLOCKS
+from flwr_splitkd.case_studies.split_kd.study import CHANNELS, METHODS, Outcome
 from flwr_splitkd.costs.shape import Float
 
 __all__ = ["draw_claims", "draw_rounds"]

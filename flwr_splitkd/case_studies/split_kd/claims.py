@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flwr_splitkd.case_studies.settings import CLOCKS, Setting
-from flwr_splitkd.case_studies.split_kd import CHANNELS, METHODS, Outcome
+from flwr_splitkd.case_studies.split_kd.settings import CLOCKS, Setting
+from flwr_splitkd.case_studies.split_kd.study import CHANNELS, METHODS, Outcome
 from flwr_splitkd.costs.shape import Float
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from flwr_splitkd.case_studies.settings import CLOCKS, MODELS, REFERENCES, WORKLOAD, Setting, every_setting
+from flwr_splitkd.case_studies.split_kd.settings import CLOCKS, MODELS, REFERENCES, WORKLOAD, Setting, every_setting
 from flwr_splitkd.costs import TABLE_II_DEVICES, TABLE_II_SERVER, cut_terms, named_shape
 from flwr_splitkd.errors import ConfigError
 

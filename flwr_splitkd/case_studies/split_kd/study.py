@@ -17,7 +17,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_splitkd.case_studies.settings import MODELS, WORKLOAD, Setting
+from flwr_splitkd.case_studies.split_kd.settings import MODELS, WORKLOAD, Setting
 from flwr_splitkd.costs import (
     RADIO_PRESETS,
     CutTerms,

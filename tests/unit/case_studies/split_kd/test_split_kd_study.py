@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from flwr_splitkd.case_studies.claims import (
+from flwr_splitkd.case_studies.split_kd.claims import (
     CLAIMS,
     Claim,
     claims_csv,
@@ -18,8 +18,8 @@ from flwr_splitkd.case_studies.claims import (
     outcomes_csv,
     verdicts,
 )
-from flwr_splitkd.case_studies.settings import MODELS, WORKLOAD, Setting, every_setting
-from flwr_splitkd.case_studies.split_kd import CHANNELS, METHODS, Outcome, States, channel_states, run_study
+from flwr_splitkd.case_studies.split_kd.settings import MODELS, WORKLOAD, Setting, every_setting
+from flwr_splitkd.case_studies.split_kd.study import CHANNELS, METHODS, Outcome, States, channel_states, run_study
 from flwr_splitkd.costs import LinkState, cut_terms, named_shape
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers import device_only, plan_cut_and_frequency, server_only
@@ -207,7 +207,7 @@ def test_a_figure_s_table_has_what_the_figure_shows() -> None:
 
 
 def test_a_vehicle_without_a_link_is_named() -> None:
-    from flwr_splitkd.case_studies.split_kd import _first_link
+    from flwr_splitkd.case_studies.split_kd.study import _first_link
 
     asked: list[float] = []
 
