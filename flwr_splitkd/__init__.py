@@ -20,6 +20,7 @@ Distill a large language model into a small one on data that stays on devices to
     data/         built-in text, loaders for your own
     config        run configs, checked; records: Flower records; callbacks: who is told; errors: every error in one tree
     report/       figures of a run, and the page that shows them
+    small_chain/  an encoder and a language model made here, for the example app and a case study
     case_studies/ what the papers report, worked out again
     cli/          `flwr-splitkd`, one file a command
     testing       fakes for your own tests

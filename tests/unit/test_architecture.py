@@ -49,6 +49,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "schedulers": {*_FLOWER_AND_GRPC, *_CLOCKS_AND_LOGS, *_ABOVE_THE_MATH, "torch", "transformers"},
     "split": {*_FLOWER_AND_GRPC, *_CLOCKS_AND_LOGS, *_ABOVE_THE_MATH, "transformers"},
     "distill": {*_FLOWER_AND_GRPC, *_CLOCKS_AND_LOGS, *_ABOVE_THE_MATH, "transformers"},
+    "small_chain": {"flwr", f"{PACKAGE}.clients", f"{PACKAGE}.strategies"},
     "tiers": {"flwr", f"{PACKAGE}.clients", f"{PACKAGE}.strategies"},
     "wire": {"flwr", "transformers", f"{PACKAGE}.clients", f"{PACKAGE}.strategies", f"{PACKAGE}.tiers"},
     "strategies": {f"{PACKAGE}.clients"},

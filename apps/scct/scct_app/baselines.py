@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from flwr_splitkd.data.questions import QuestionConfig, split_questions
-from scct_app import task
+from flwr_splitkd.data.questions.score import baselines
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         print(f"| {kind} | {' | '.join(str(count[kind]) for count in counts.values())} |")
     print(f"| all | {' | '.join(str(count.total()) for count in counts.values())} |\n")
     print("| held-out questions | F1 | exact match |\n|---|---|---|")
-    for name, scores in task.baselines(known, split.heldout).items():
+    for name, scores in baselines(known, split.heldout).items():
         print(f"| {name} | {scores['f1']:.1f} | {scores['exact_match']:.1f} |")
 
 

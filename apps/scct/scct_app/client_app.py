@@ -7,6 +7,7 @@ from flwr.clientapp import ClientApp
 
 from flwr_splitkd import SCCTClient
 from flwr_splitkd.clients import enrol
+from flwr_splitkd.data.questions.score import scorer
 from scct_app import device_only, task
 from scct_app.config import read_config
 from scct_app.models import load_llm_tokenizer, slm_builder
@@ -37,7 +38,7 @@ def evaluate(msg: Message, context: Context) -> Message:
     client = SCCTClient(
         slm=slm_builder(config.slm, **config.model_options),
         data=data,
-        score=task.scorer(load_llm_tokenizer(config.llm_tokenizer), data),
+        score=scorer(load_llm_tokenizer(config.llm_tokenizer), task.dataset_of(data)),
         step_timeout_s=config.answer_timeout_s,
     )
     return client.evaluate(msg, context)

@@ -16,6 +16,7 @@ import torch
 from flwr.app import MetricRecord
 from torch import Tensor
 
+from flwr_splitkd.data.questions.score import scorer
 from flwr_splitkd.errors import DataError
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import EpochRecord, SCCTResult
@@ -94,7 +95,7 @@ def _epoch(
 def _evaluate(
     one: CloudTask, config: AppConfig, loader: task.Loader, server_round: int, result: SCCTResult, folder: RunFolder
 ) -> None:
-    rate = task.scorer(load_llm_tokenizer(config.llm_tokenizer), loader)
+    rate = scorer(load_llm_tokenizer(config.llm_tokenizer), task.dataset_of(loader))
     sums: dict[str, float] = {}
     nats, num_tokens, num_questions = 0.0, 0, 0
     for batch in loader:

@@ -27,6 +27,7 @@ from flwr_splitkd import OptimizerSettings
 from flwr_splitkd.clients.enrolment import device_name
 from flwr_splitkd.data import make_loader
 from flwr_splitkd.data.questions import Question, reading_prompt
+from flwr_splitkd.data.questions.score import score
 from flwr_splitkd.errors import StoreError
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.store.cache import cache_root
@@ -129,7 +130,7 @@ def evaluate(msg: Message, context: Context, config: AppConfig) -> Message:
             output = own.model(**batch.inputs, start_positions=batch.first, end_positions=batch.last)
         total += float(output.loss) * len(batch)
         answers += batch.answers(output.start_logits, output.end_logits, config.max_answer_tokens)
-    scores = task.score(answers, [question.answers for question in questions])
+    scores = score(answers, [question.answers for question in questions])
     metrics = {"eval-loss": total / len(questions), **{f"eval-{name}": value for name, value in scores.items()}}
     return _reply(msg, metrics, len(questions))
 

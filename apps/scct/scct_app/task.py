@@ -1,8 +1,8 @@
-"""The app's task: its questions, their batches and the score of answers."""
+"""The app's task: its questions and their batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
@@ -16,24 +16,19 @@ from flwr_splitkd.data.questions import (
     Question,
     QuestionConfig,
     QuestionDataset,
-    copied_questions,
     encode_questions,
     heldout_questions,
-    majority_answers,
-    neighbour_answers,
     partition_questions,
     split_questions,
 )
-from flwr_splitkd.errors import ConfigError, DataError
-from flwr_splitkd.tiers.device.batches import Batch
-from flwr_splitkd.tiers.device.chain import Score
+from flwr_splitkd.data.questions.score import baselines
+from flwr_splitkd.errors import DataError
 from scct_app.models import load_llm_tokenizer, load_slm_tokenizer
 
 if TYPE_CHECKING:
     from scct_app.config import AppConfig
 
 Loader = DataLoader[dict[str, Tensor]]
-_Asked = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def load_partition(
@@ -87,7 +82,7 @@ def heldout_loader(
 ) -> Loader:
     """Return batches of at most ``max_questions`` questions, from all over what nobody trains on.
 
-    Always in the same order; ``loader.dataset.questions`` are the questions in that order, with their answers for `score`.
+    Always in the same order; ``loader.dataset.questions`` are the questions in that order, with their answers.
     """
     questions = heldout_questions(config or QuestionConfig())
     dataset = _encoded(questions, encoding, slm_tokenizer, llm_tokenizer).spread(max_questions)
@@ -148,97 +143,12 @@ def partition_of(context: Context) -> tuple[int, int]:
     return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
 
 
-def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
-    """Return ``f1`` and ``exact_match`` as SQuAD defines them, from 0 to 100: of several right answers the nearest counts.
-
-    Parameters
-    ----------
-    predictions
-        Answers that were given.
-    references
-        The right ones, in the same order; a text, or all texts that are right.
-
-    Raises
-    ------
-    DataError
-        If there are none, or not as many of the ones as of the others.
-    ConfigError
-        If torchmetrics is not installed.
-    """
-    if len(predictions) != len(references) or not references:
-        raise DataError(
-            f"there are {len(predictions)} predictions for {len(references)} references; expected one for each of at "
-            "least 1. Pass both in the order of the loader."
-        )
-    try:
-        from torchmetrics.functional.text import squad
-    except ImportError as error:
-        raise ConfigError(
-            "the score needs torchmetrics, which is not installed. Run `pip install 'flwr_splitkd[metrics]'`."
-        ) from error
-    given = [{"id": str(number), "prediction_text": text} for number, text in enumerate(predictions)]
-    wanted = [
-        {"id": str(number), "answers": {"text": texts, "answer_start": [0] * len(texts)}}
-        for number, texts in enumerate([one] if isinstance(one, str) else list(one) for one in references)
-    ]
-    return {name: float(value) for name, value in squad(given, wanted).items()}
-
-
-def baselines(known: Sequence[Question], asked: Sequence[Question]) -> dict[str, dict[str, float]]:
-    """Return the score of each way to answer without a model, by name.
-
-    Parameters
-    ----------
-    known
-        What the devices train on.
-    asked
-        What is evaluated.
-    """
-    answers = {
-        "majority answer": majority_answers(known, asked),
-        "majority answer per kind": majority_answers(known, asked, by_kind=True),
-        "copy the question": copied_questions(asked),
-        "word beside the rarest word of the question": neighbour_answers(asked),
-    }
-    references = [question.answers for question in asked]
-    return {name: score(given, references) for name, given in answers.items()}
-
-
 def heldout_baselines(config: AppConfig) -> dict[str, dict[str, float]]:
     """Return the scores of `baselines` on the questions that an evaluation asks; none for a Hugging Face data set."""
     if config.questions.hub_name is not None:
         return {}
     known = [question for part in split_questions(config.questions, 1).devices for question in part]
     return baselines(known, questions_of(evaluation_batches(config)))
-
-
-def scorer(tokenizer: PreTrainedTokenizerBase, loader: Loader) -> Score:
-    """Return what rates a batch's generated answers on the device, which alone knows the right ones.
-
-    Parameters
-    ----------
-    tokenizer
-        The language model's.
-    loader
-        Where the batches come from: its questions know all their right answers, a batch only the first.
-    """
-    data = dataset_of(loader)
-    right: dict[_Asked, tuple[str, ...]] = {}
-    for row, question in zip((data[number] for number in range(len(data))), data.questions, strict=True):
-        asked = tuple(row["input_ids"]), tuple(row["labels"])
-        right[asked] = right.get(asked, ()) + question.answers
-
-    def rate(answers: list[list[int]], batch: Batch) -> dict[str, float]:
-        said = tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return score([text.strip() for text in said], [right[asked] for asked in _asked(batch)])
-
-    return rate
-
-
-def _asked(batch: Batch) -> Iterator[_Asked]:
-    """Yield each question of a batch as its tokens, without padding."""
-    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
-        yield tuple(ids[mask > 0].tolist()), tuple(labels[labels >= 0].tolist())
 
 
 def _encoded(

@@ -12,6 +12,7 @@
     squad.py       the user's own: SQuAD's JSON, JSONL, the Hugging Face hub
     load.py        QuestionConfig, and who gets which questions
     baselines.py   answers without a model
+    score.py       F1 and exact match
     encode.py      questions to tokens to batches
 
 Only ``encode.py`` needs torch and transformers, and is imported on first use.

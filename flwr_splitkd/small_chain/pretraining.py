@@ -27,8 +27,10 @@ from transformers import (
 from flwr_splitkd.data import IGNORED_LABEL
 from flwr_splitkd.data.questions import Question
 from flwr_splitkd.data.questions.kept import built_in_data_version
+from flwr_splitkd.small_chain.exercises import Batch, exercises, finding_batches, saying_batches
 from flwr_splitkd.store.made_once import made_once
-from scct_app.exercises import Batch, exercises, finding_batches, saying_batches
+
+__all__ = ["Finder", "Progress", "Reader", "Recipe", "Sayer", "log_progress", "pretrained_models"]
 
 Progress = Callable[[str, int, int, float], None]
 Questions = Callable[[], Sequence[Question]]
@@ -166,7 +168,7 @@ class Reader(nn.Module):
         ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]
         places = (mask.cumsum(-1) - 1).clamp_min(0)
         hidden = self.finder.model(input_ids=ids, attention_mask=mask, position_ids=places).last_hidden_state
-        start = embedded(torch.full((len(ids), 1), self.llm.config.bos_token_id))
+        start = embedded(torch.full((len(ids), 1), int(self.llm.config.bos_token_id or 0)))
         inputs = torch.cat([start, self.projection(hidden), embedded(labels.clamp_min(0))], 1)
         # The first token stands before the padding here; as all positions count from it, that makes no difference.
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask, (labels != IGNORED_LABEL).long()], 1)
