@@ -1,0 +1,158 @@
+"""Figures 6, 7 and 9: both algorithms step by step, and an iteration's latency by devices and mechanism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flwr_splitkd.case_studies.scct.clock import BEST_FIXED, Clock, best_fixed_split_point, run_clock
+from flwr_splitkd.case_studies.scct.settings import ALGORITHMS, LIMITS, Algorithms, Scale, cell, workload
+from flwr_splitkd.costs import ChainResources
+from flwr_splitkd.costs.shape import Float
+from flwr_splitkd.schedulers.chain import (
+    MECHANISMS,
+    Algorithm1,
+    AlnsSplitPoints,
+    allocate_resources,
+    optimize_split_points,
+)
+
+__all__ = ["Convergence", "algorithm1_steps", "algorithm2_steps", "latencies"]
+
+# An epoch in which nothing is decided yet: its split points are those that the paper's figure does not name.
+_SPLIT_POINT_RANGE = (1, 12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Convergence:
+    """What a method has reached after each step, beside the best that is known. Both without the link to the cloud.
+
+    Parameters
+    ----------
+    method, edge_flops, seed
+        Which, and where.
+    seconds
+        Of an iteration, by step.
+    best_s
+        The exact optimum in figure 6, our decision in figure 7.
+    bound_s
+        No decision does better; 0 where that is `best_s` itself.
+    """
+
+    method: str
+    edge_flops: float
+    seed: int
+    seconds: Float
+    best_s: float
+    bound_s: float = 0.0
+
+    @property
+    def best_so_far_s(self) -> Float:
+        """What the method would return after each step."""
+        return np.asarray(np.minimum.accumulate(self.seconds))
+
+    def steps_to(self, share: float = 1e-3) -> int:
+        """Steps after which nothing improves by more than this share of the last value."""
+        so_far = self.best_so_far_s
+        return int(np.argmax(so_far <= so_far[-1] * (1 + share)))
+
+    @property
+    def over_best(self) -> float:
+        """Its result over the best known, less 1."""
+        return float(self.best_so_far_s[-1] / self.best_s - 1)
+
+    @property
+    def ups(self) -> int:
+        """Steps that made it worse."""
+        return int((np.diff(self.seconds) > 1e-9 * self.seconds[:-1]).sum())
+
+
+def algorithm1_steps(scale: Scale, *, seed: int) -> list[Convergence]:
+    """Figure 6: Algorithm 1 in one epoch of the largest number of devices, for each edge."""
+    found = []
+    devices = max(scale.devices)
+    points = np.random.default_rng(seed).integers(*_SPLIT_POINT_RANGE, size=devices, endpoint=True)
+    for edge_flops in scale.edges:
+        resources = _resources(devices, edge_flops, seed)
+        allocation = Algorithm1(scale.passes).allocate(workload(), resources, points)
+        best_s = float(allocate_resources(workload(), resources, points).latency.slowest_s)
+        found.append(
+            Convergence(
+                method="Algorithm 1",
+                edge_flops=edge_flops,
+                seed=seed,
+                seconds=np.array(allocation.history_s),
+                best_s=best_s,
+            )
+        )
+    return found
+
+
+def algorithm2_steps(
+    scale: Scale, *, seed: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Convergence]:
+    """Figure 7: Algorithm 2 with Algorithm 1 in it, over the draws of a round, for each edge."""
+    devices, found = max(scale.devices), []
+    work = workload()
+    for done, edge_flops in enumerate(scale.edges, start=1):
+        rounds = [_resources(devices, edge_flops, seed, epoch) for epoch in range(1, scale.draws + 1)]
+        draws = replace(
+            rounds[0],
+            device_flops=np.stack([one.device_flops for one in rounds]),
+            channel_gain=np.stack([one.channel_gain for one in rounds]),
+            device_power_w=np.stack([one.device_power_w for one in rounds]),
+        )
+        ours = optimize_split_points(work, draws, limits=LIMITS)
+        search = AlnsSplitPoints(np.random.default_rng(seed), scale.long_search, allocation=Algorithm1())
+        theirs = search.choose(work, draws, LIMITS)
+        per_iteration = work.epochs * work.iterations_per_epoch
+        cloud_s = ours.cloud_link_s
+        found.append(
+            Convergence(
+                method="Algorithm 2",
+                edge_flops=edge_flops,
+                seed=seed,
+                seconds=(np.array(theirs.history_s) - cloud_s) / per_iteration,
+                best_s=(ours.objective_s - cloud_s) / per_iteration,
+                bound_s=max(ours.lower_bound_s - cloud_s, 0.0) / per_iteration,
+            )
+        )
+        on_progress(done, len(scale.edges))
+    return found
+
+
+def latencies(
+    scale: Scale, *, seed: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Clock]:
+    """Figure 9: each mechanism's clock, with ours and with the paper's algorithms, for each number of devices, edge and cell."""
+    cases: list[tuple[str, Algorithms, int, float, int]] = [
+        (name, algorithms, devices, edge_flops, seed + drawn)
+        for edge_flops in scale.edges
+        for devices in scale.devices
+        for drawn in range(scale.cells)
+        for algorithms in ALGORITHMS
+        for name in (*MECHANISMS, *([BEST_FIXED] if algorithms == "exact" else []))
+    ]
+    clocks = []
+    for done, (name, algorithms, devices, edge_flops, cell_seed) in enumerate(cases, start=1):
+        if name == BEST_FIXED:
+            clock = best_fixed_split_point(devices=devices, edge_flops=edge_flops, scale=scale, seed=cell_seed)
+        else:
+            clock = run_clock(
+                name,  # type: ignore[arg-type]  # one of MECHANISMS
+                algorithms,
+                devices=devices,
+                edge_flops=edge_flops,
+                scale=scale,
+                seed=cell_seed,
+            )
+        clocks.append(clock)
+        on_progress(done, len(cases))
+    return clocks
+
+
+def _resources(devices: int, edge_flops: float, seed: int, epoch: int = 1) -> ChainResources:
+    names = [str(number) for number in range(devices)]
+    return cell(edge_flops, seed=seed).resources(names, server_round=1, epoch=epoch)
