@@ -4,7 +4,7 @@
 ``new``           a Flower App that runs at once
 ``report``        one page about a run, or about two
 ``profile``       how fast this machine computes a model's blocks
-``plan``          where to cut: what every cut takes in seconds, joules and memory
+``plan``          where to cut: what every cut takes; a chain's split points and shares
 ``case-study``    a paper's figures, reproduced
 ``cloud``         the cloud of a chain: an LLM, and modules of it that edges train
 ``ask``           one question through a chain: device, edge and cloud

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Optional
 import numpy as np
 import typer
 
-from flwr_splitkd.cli.plan_output import Planned, draw_plan, plan_json, print_devices, print_options
+from flwr_splitkd.cli.plan_output import Planned, draw_plan, plan_json, print_devices, print_options, save_figure
+from flwr_splitkd.cli.plan_scct import ChainOptions, show_chain_plan
 from flwr_splitkd.costs import (
     RADIO_PRESETS,
     DeviceProfile,
@@ -29,12 +30,22 @@ from flwr_splitkd.costs import (
     load_shape,
 )
 from flwr_splitkd.costs.radio import los_probability
-from flwr_splitkd.errors import ConfigError, InfeasibleError, StoreError
+from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers import evaluate_options, plan_cut_and_frequency
 
 __all__ = ["plan"]
 
 _TYPICAL_DISTANCE_M = 50.0
+# What `--help` groups options by, and what does nothing in the other mode.
+_KD, _CHAIN = "Split knowledge distillation", "The chain (--scct)"
+_OF_KD = (
+    *("student", "teacher", "device", "server", "link", "distance", "sequence_length", "batches", "local_epochs"),
+    *("causal", "max_delay", "min_cut", "codecs", "frequency", "battery"),
+)
+_OF_CHAIN = (
+    *("slm", "positions", "iterations", "epochs", "mechanism", "split_point", "draws", "edge_memory"),
+    "paper_algorithms",
+)
 
 
 class Dtype(str, Enum):
@@ -53,64 +64,157 @@ class Frequency(str, Enum):
     nominal = "nominal"
 
 
+class Mechanisms(str, Enum):
+    """The paper's names of who decides in the chain."""
+
+    SCCTT = "SCCTT"
+    SCCTL = "SCCTL"
+    SCCTS = "SCCTS"
+
+
 def plan(
+    ctx: typer.Context,
     student: Annotated[
-        str, typer.Option(help="A model's name such as gpt2, its config.json, or a folder with one.")
+        str,
+        typer.Option(help="A model's name such as gpt2, its config.json, or a folder with one.", rich_help_panel=_KD),
     ] = "llama-3.2-1b",
-    teacher: Annotated[str, typer.Option(help="The same; 'none' without one.")] = "llama-3.1-8b",
+    teacher: Annotated[str, typer.Option(help="The same; 'none' without one.", rich_help_panel=_KD)] = "llama-3.1-8b",
     device: Annotated[
         Optional[list[str]],  # noqa: UP045  # typer reads the annotations, also on Python 3.10
         typer.Option(
-            help="1 to 10 or a name of the paper's table II, 'generic', or a profile's file; more than once for more."
+            help="1 to 10 or a name of the paper's table II, 'generic', or a profile's file; more than once for more.",
+            rich_help_panel=_KD,
         ),
     ] = None,
     server: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="'RTX 4090', 'generic', or a profile's file."),
+        typer.Option(help="'RTX 4090', 'generic', or a profile's file.", rich_help_panel=_KD),
     ] = None,
     link: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="good, normal, poor, wired-100m and the like, an object of JSON, or a file with one."),
+        typer.Option(
+            help="good, normal, poor, wired-100m and the like, an object of JSON, or a file with one.",
+            rich_help_panel=_KD,
+        ),
     ] = None,
     fleet: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="A file with server, devices and links, in place of these three options."),
+        typer.Option(
+            help="A file with server, devices and links, in place of these three options; with --scct a chain's."
+        ),
     ] = None,
     distance: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
             help="Metres of a device that stands still in a radio's cell, without shadowing and with a line of sight where that "
-            f"is likelier than not; {_TYPICAL_DISTANCE_M:g} for a radio by name when not given."
+            f"is likelier than not; {_TYPICAL_DISTANCE_M:g} for a radio by name when not given.",
+            rich_help_panel=_KD,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is random in a radio.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of what is random in a radio, and of a chain's speeds and channels.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 8,
-    sequence_length: Annotated[int, typer.Option(help="Tokens in a sample.")] = 512,
-    batches: Annotated[int, typer.Option(help="Batches in one pass over a device's data.")] = 50,
-    local_epochs: Annotated[int, typer.Option(help="Passes in a turn.")] = 1,
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and activations.")] = Dtype.bfloat16,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a sample.", rich_help_panel=_KD)] = 512,
+    batches: Annotated[int, typer.Option(help="Batches in one pass over a device's data.", rich_help_panel=_KD)] = 50,
+    local_epochs: Annotated[int, typer.Option(help="Passes in a turn.", rich_help_panel=_KD)] = 1,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of weights and activations; with --scct float32 when not given.")
+    ] = Dtype.bfloat16,
     moments: Annotated[
         int, typer.Option(help="Values that the optimiser keeps, and hands over, for each weight: 2 for AdamW.")
     ] = 0,
-    causal: Annotated[bool, typer.Option(help="Whether attention skips what is masked.")] = True,
-    max_delay: Annotated[float, typer.Option(help="Seconds that a turn may take.")] = math.inf,
-    min_cut: Annotated[int, typer.Option(help="At least so many blocks stay on the device.")] = 1,
-    codecs: Annotated[str, typer.Option(help="To choose from, with commas: none, float16, bfloat16, int8.")] = "none",
-    frequency: Annotated[Frequency, typer.Option(help="The server's clock.")] = Frequency.optimal,
+    causal: Annotated[bool, typer.Option(help="Whether attention skips what is masked.", rich_help_panel=_KD)] = True,
+    max_delay: Annotated[float, typer.Option(help="Seconds that a turn may take.", rich_help_panel=_KD)] = math.inf,
+    min_cut: Annotated[int, typer.Option(help="At least so many blocks stay on the device.", rich_help_panel=_KD)] = 1,
+    codecs: Annotated[
+        str, typer.Option(help="To choose from, with commas: none, float16, bfloat16, int8.", rich_help_panel=_KD)
+    ] = "none",
+    frequency: Annotated[Frequency, typer.Option(help="The server's clock.", rich_help_panel=_KD)] = Frequency.optimal,
     battery: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=0, help="Joules left in the device; what its profile says when not given."),
+        typer.Option(
+            min=0, help="Joules left in the device; what its profile says when not given.", rich_help_panel=_KD
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    plot: Annotated[Optional[Path], typer.Option(help="A picture of every cut, such as plan.png.")] = None,  # noqa: UP045
+    plot: Annotated[Optional[Path], typer.Option(help="A picture, such as plan.png, of every cut or device.")] = None,  # noqa: UP045
+    scct: Annotated[
+        bool,
+        typer.Option(
+            "--scct",
+            help="Plan the chain device - edge - cloud: split points for a round, shares and subcarriers for an epoch.",
+            rich_help_panel=_CHAIN,
+        ),
+    ] = False,
+    slm: Annotated[
+        str,
+        typer.Option(help="The devices' encoder: a name, a config.json, or a folder with one.", rich_help_panel=_CHAIN),
+    ] = "roberta-large/12",
+    positions: Annotated[
+        int, typer.Option(help="Tokens in a sample, as the encoder sees it.", rich_help_panel=_CHAIN)
+    ] = 384,
+    iterations: Annotated[int, typer.Option(help="Batches of a device in an epoch.", rich_help_panel=_CHAIN)] = 60,
+    epochs: Annotated[int, typer.Option(help="Epochs in a round.", rich_help_panel=_CHAIN)] = 60,
+    mechanism: Annotated[
+        Mechanisms,
+        typer.Option(
+            help="SCCTT decides on both timescales, SCCTL divides the edge equally, SCCTS has one split point for all.",
+            rich_help_panel=_CHAIN,
+        ),
+    ] = Mechanisms.SCCTT,
+    split_point: Annotated[int, typer.Option(help="Of SCCTS.", rich_help_panel=_CHAIN)] = 1,
+    draws: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Epochs that split points are decided on; what the fleet says, or 50, when not given.",
+            rich_help_panel=_CHAIN,
+        ),
+    ] = None,
+    edge_memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="GiB of the edge, in place of the fleet's.", rich_help_panel=_CHAIN),
+    ] = None,
+    paper_algorithms: Annotated[
+        bool,
+        typer.Option(
+            "--paper-algorithms",
+            help="The paper's Algorithms 1 and 2 in place of ours: minutes, fewer with fewer `--draws`.",
+            rich_help_panel=_CHAIN,
+        ),
+    ] = False,
 ) -> None:
     """Say what a turn takes with every cut, and which cut and server's clock take the least energy within the bounds.
 
     Without options it is the paper's case: Llama-3.1-8B teaches Llama-3.2-1B on device 1, in a normal channel. The exit code is
     1 if some device has no feasible cut; the message says what would help.
+
+    With --scct it plans the chain device - edge - cloud: a split point for each device, its share of the edge and its subcarriers.
+    Without a fleet these are 30 devices in the cell of the paper's table III.
     """
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    _refuse_other_mode(given, scct=scct)
     if plot is not None and find_spec("matplotlib") is None:
         raise ConfigError("matplotlib is not installed, which `--plot` needs; pip install 'flwr_splitkd[report]'.")
+    if scct:
+        options = ChainOptions(
+            fleet=fleet,
+            slm=slm,
+            batch_size=batch_size,
+            positions=positions,
+            iterations=iterations,
+            epochs=epochs,
+            value_bytes=4.0 if "dtype" not in given or dtype is Dtype.float32 else 2.0,
+            moments=moments,
+            mechanism=mechanism.value,
+            split_point=split_point,
+            literal=paper_algorithms,
+            draws=draws,
+            edge_memory=edge_memory,
+            seed=seed,
+        )
+        show_chain_plan(options, as_json=as_json, plot=plot)
+        return
     if fleet is not None and (device or server is not None or link is not None or distance is not None):
         raise ConfigError(
             "`--fleet` names devices, server and links; leave out --device, --server, --link, --distance."
@@ -140,7 +244,7 @@ def plan(
     words = [word.strip() for word in codecs.split(",") if word.strip()]
     planned = [_plan(name, everybody, models, workload, words, bounds, battery) for name in names]
     if plot is not None:
-        _write(plot, planned)
+        save_figure(draw_plan(planned), plot)
     if as_json:
         typer.echo(json.dumps(plan_json(planned), indent=2, allow_nan=False))
     elif fleet is None:
@@ -152,6 +256,18 @@ def plan(
         typer.echo(f"\n{plot}", err=as_json)
     if impossible := [one.infeasible for one in planned if one.infeasible]:
         raise InfeasibleError(" ".join(impossible))
+
+
+def _refuse_other_mode(given: set[str], *, scct: bool) -> None:
+    """Refuse options that would do nothing."""
+    for name in _OF_KD if scct else _OF_CHAIN:
+        if name in given:
+            option = f"`--{name.replace('_', '-')}`"
+            raise ConfigError(
+                f"{option} is of split knowledge distillation; expected none of its options with `--scct`. Leave it out."
+                if scct
+                else f"{option} is of the chain; expected `--scct` with it. Add that, or leave {option} out."
+            )
 
 
 def _plan(
@@ -228,10 +344,3 @@ def _json(text: str) -> Any:
         raise ConfigError(
             f"`--link` is {text!r}, which cannot be read: {error}. Expected an object of JSON."
         ) from error
-
-
-def _write(path: Path, planned: Sequence[Planned]) -> None:
-    try:
-        draw_plan(planned).savefig(path, dpi=120)
-    except (OSError, ValueError) as error:  # no such folder; no format that matplotlib writes
-        raise StoreError(f"`--plot` is {path}, which cannot be written: {error}.") from error

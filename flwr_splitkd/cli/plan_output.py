@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +21,22 @@ from flwr_splitkd.costs import (
     Workload,
     turn_cost,
 )
+from flwr_splitkd.errors import StoreError
 from flwr_splitkd.schedulers import Decision, Options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Planned", "draw_plan", "plan_json", "print_devices", "print_options"]
+__all__ = [
+    "Planned",
+    "draw_plan",
+    "finite_json",
+    "plan_json",
+    "print_devices",
+    "print_options",
+    "save_figure",
+    "short_number",
+]
 
 _GIB = float(1 << 30)
 _STAGES = ("device_s", "uplink_s", "server_s", "downlink_s", "other_s")
@@ -100,7 +111,7 @@ def print_options(planned: Planned, models: tuple[ModelShape, ModelShape | None]
         table.add_row(
             f"{'> ' if is_best else ''}{terms.cuts[k]}",
             *([terms.codecs[k]] if several else []),
-            *(_number(value) for value in seconds),
+            *(short_number(value) for value in seconds),
             f"{options.frequency_hz[k] / 1e9:.2f}",
             *(f"{value:.1f}" for value in memory),
             _why(options, k),
@@ -132,7 +143,7 @@ def print_devices(planned: Sequence[Planned], models: tuple[ModelShape, ModelSha
             table.add_row(who, *rates, *["-"] * 6, "not feasible", style="dim")
             continue
         found, cost = one.decision, one.decision.cost
-        energy = (_number(value) for value in (cost.total_s, cost.total_j, cost.device_j))
+        energy = (short_number(value) for value in (cost.total_s, cost.total_j, cost.device_j))
         table.add_row(
             who, *rates, str(found.cut), found.codec, f"{found.frequency_hz / 1e9:.2f}", *energy, found.binding
         )
@@ -142,13 +153,14 @@ def print_devices(planned: Sequence[Planned], models: tuple[ModelShape, ModelSha
     able = [one.decision for one in planned if one.decision is not None]
     total_s, total_j = sum(one.cost.total_s for one in able), sum(one.cost.total_j for one in able)
     console.print(
-        f"A round of {len(able)} turns one after another: {_number(total_s)} s, {_number(total_j)} J.", highlight=False
+        f"A round of {len(able)} turns one after another: {short_number(total_s)} s, {short_number(total_j)} J.",
+        highlight=False,
     )
 
 
 def plan_json(planned: Sequence[Planned]) -> list[dict[str, Any]]:
     """Everything that the tables show, and more; null for what takes for ever."""
-    return [_plain(_device_json(one)) for one in planned]
+    return [finite_json(_device_json(one)) for one in planned]
 
 
 def _device_json(planned: Planned) -> dict[str, Any]:
@@ -227,6 +239,20 @@ def draw_plan(planned: Sequence[Planned]) -> Figure:
     return figure
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture where `--plot` says.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:  # no such folder; no format that matplotlib writes
+        raise StoreError(f"`--plot` is {path}, which cannot be written: {error}.") from error
+
+
 def _heading(planned: Planned, models: tuple[ModelShape, ModelShape | None], workload: Workload) -> str:
     student, teacher = models
     taught = f" taught by {teacher.name} ({teacher.num_blocks} blocks)" if teacher else ""
@@ -250,16 +276,17 @@ def _why(options: Options, option: int) -> str:
     return ", ".join(names.get(name, name) for name in options.violations[option]) or options.binding[option]
 
 
-def _number(value: float) -> str:
+def short_number(value: float) -> str:
+    """Four digits, or thousands with commas; a dash for what takes for ever."""
     if not math.isfinite(value):
         return "-"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _plain(value: Any) -> Any:
-    """The same with None for what is not finite, which JSON cannot hold."""
+def finite_json(value: Any) -> Any:
+    """Return the same with None for what is not finite, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: finite_json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [finite_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,8 @@ from __future__ import annotations
 from flwr_splitkd.costs.architectures import shape_from_config
 from flwr_splitkd.costs.catalog import load_shape, named_shape
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, MemoryLimits
-from flwr_splitkd.costs.chain_cell import ChainCell, ModelledCell
+from flwr_splitkd.costs.chain_cell import CellDevice, ChainCell, ModelledCell
+from flwr_splitkd.costs.chain_io import ChainFleet, chain_fleet_from_json, table_iii_fleet
 from flwr_splitkd.costs.chain_latency import ChainLatency, RoundLatency, chain_latency, handover_s, handover_table_s
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
@@ -38,7 +39,9 @@ __all__ = [
     "TABLE_II_DEVICES",
     "TABLE_II_SERVER",
     "BlockTimes",
+    "CellDevice",
     "ChainCell",
+    "ChainFleet",
     "ChainLatency",
     "ChainResources",
     "ChainWorkload",
@@ -63,6 +66,7 @@ __all__ = [
     "TurnCost",
     "WiredLink",
     "Workload",
+    "chain_fleet_from_json",
     "chain_latency",
     "correct",
     "cut_terms",
@@ -80,6 +84,7 @@ __all__ = [
     "shape_from_config",
     "street_trajectories",
     "table_ii_fleet",
+    "table_iii_fleet",
     "to_json",
     "turn_cost",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection
 from numbers import Real
 from typing import Any
 
 from flwr_splitkd.errors import ConfigError
 
-__all__ = ["check_choice", "check_number"]
+__all__ = ["check_choice", "check_number", "gib_at_least"]
 
 
 def check_number(
@@ -43,7 +44,8 @@ def check_number(
         If it is not.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and minimum <= value <= maximum and value > above:
+    # An integer may be larger than any float, which `math.isfinite` does not take.
+    if is_number and abs(value) <= sys.float_info.max and minimum <= value <= maximum and value > above:
         return
     bounds = [
         text
@@ -68,3 +70,12 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"`{name}` is {value!r}; expected one of {', '.join(repr(choice) for choice in choices)}.")
+
+
+def gib_at_least(size_bytes: float) -> str:
+    """Write a size in GiB with four digits, rounded up: what a remedy asks for has to be enough."""
+    gib = size_bytes / (1 << 30)
+    if gib <= 0:
+        return "0 GiB"
+    unit = 10.0 ** (math.floor(math.log10(gib)) - 3)
+    return f"{math.ceil(gib / unit * (1 - 1e-12)) * unit:.4g} GiB"

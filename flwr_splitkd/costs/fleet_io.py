@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flwr_splitkd.costs.checks import check_choice
+from flwr_splitkd.costs.descriptions import as_object, check_keys, located, read_json
 from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.links import Link
 from flwr_splitkd.costs.links_io import link_from_json
@@ -27,7 +27,7 @@ from flwr_splitkd.costs.profiles import (
 )
 from flwr_splitkd.costs.radio import RADIO_PRESETS
 from flwr_splitkd.costs.radio_link import RadioLink
-from flwr_splitkd.errors import ConfigError, DataError
+from flwr_splitkd.errors import ConfigError
 
 __all__ = ["fleet_from_json", "load_device", "load_server", "table_ii_fleet"]
 
@@ -73,22 +73,22 @@ def fleet_from_json(
     if not isinstance(description, Mapping):
         file = Path(description).expanduser()
         what, folder = f"The fleet {file}", file.parent if folder is None else folder
-        description = _object(_read(file, what), what)
+        description = as_object(read_json(file, what), what)
     where = Path("." if folder is None else folder)
-    _known(what, "", description, _FLEET)
-    devices = _object(description.get("devices", {}), f"{what}: `devices`")
+    check_keys(what, "", description, _FLEET)
+    devices = as_object(description.get("devices", {}), f"{what}: `devices`")
     entries = {f"devices.{name}": _entry(what, f"devices.{name}", value) for name, value in devices.items()}
     entries["default"] = _entry(what, "default", description.get("default", {}))
     profiles: dict[str, DeviceProfile] = {}
     links: dict[str, Link] = {}
     for key, entry in entries.items():
         if "profile" in entry:
-            profiles[key] = _at(f"{what}: `{key}.profile`", partial(load_device, entry["profile"], folder=where))
+            profiles[key] = located(f"{what}: `{key}.profile`", partial(load_device, entry["profile"], folder=where))
         if "link" in entry:
-            links[key] = _at(f"{what}: `{key}.link`", partial(link_from_json, entry["link"], rng=rng, folder=where))
+            links[key] = located(f"{what}: `{key}.link`", partial(link_from_json, entry["link"], rng=rng, folder=where))
     common = Fleet()
     return Fleet(
-        server=_at(f"{what}: `server`", partial(load_server, description.get("server", _GENERIC), folder=where)),
+        server=located(f"{what}: `server`", partial(load_server, description.get("server", _GENERIC), folder=where)),
         default_device=profiles.get("default", common.default_device),
         default_link=links.get("default", common.default_link),
         devices={name: profiles[key] for name in devices if (key := f"devices.{name}") in profiles},
@@ -202,41 +202,11 @@ def _profile(
             "`flwr-splitkd profile` writes one."
         )
     what = f"The {kind}'s profile {file}"
-    data = _object(_read(file, what), what)
-    return _at(what, lambda: from_json(data))
-
-
-def _read(file: Path, what: str) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{what} cannot be read: {error}. Expected a file of JSON.") from error
-
-
-def _object(value: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{what} is {value!r}; expected an object.")
-    return value
-
-
-def _known(what: str, key: str, value: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    for name in value:
-        if name not in names:
-            path = f"{key}.{name}" if key else name
-            raise ConfigError(f"{what} has `{path}`; expected keys among {', '.join(names)}. Leave it out.")
+    data = as_object(read_json(file, what), what)
+    return located(what, lambda: from_json(data))
 
 
 def _entry(what: str, key: str, value: Any) -> Mapping[str, Any]:
-    entry = _object(value, f"{what}: `{key}`")
-    _known(what, key, entry, _ENTRY)
+    entry = as_object(value, f"{what}: `{key}`")
+    check_keys(what, key, entry, _ENTRY)
     return entry
-
-
-def _at(what: str, make: Callable[[], _T]) -> _T:
-    """Say where in the description something is wrong."""
-    try:
-        return make()
-    except (ConfigError, DataError) as error:
-        raise ConfigError(f"{what}: {error}") from error
-    except (TypeError, ValueError) as error:  # a field of another type than its reader expects
-        raise ConfigError(f"{what} holds what is no number or name: {error}.") from error

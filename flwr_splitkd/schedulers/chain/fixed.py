@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits, check_split_points
+from flwr_splitkd.costs.checks import gib_at_least
 from flwr_splitkd.costs.shape import Float
 from flwr_splitkd.errors import InfeasibleError
 from flwr_splitkd.schedulers.chain.bound import decision
@@ -12,6 +13,8 @@ from flwr_splitkd.schedulers.chain.objective import RoundObjective
 from flwr_splitkd.schedulers.chain.policy import SplitDecision
 
 __all__ = ["FixedSplitPoints"]
+
+_GIB = float(1 << 30)
 
 
 class FixedSplitPoints:
@@ -40,9 +43,17 @@ class FixedSplitPoints:
         points = np.array(np.broadcast_to(self.split_points, (draws.num_devices,)))
         points = check_split_points(points, workload.num_layers, draws.num_devices)
         if not objective.fits(points[None])[0]:
-            raise InfeasibleError(
-                f"`split_points` is {self.split_points}; expected at most {objective.highest.min()}, what the smallest device "
-                f"holds, and no more on the edge than {objective.edge_bytes:g} bytes. Let `optimize_split_points` choose."
-            )
+            raise InfeasibleError(self._too_much(objective, points))
         values, _ = objective.evaluate(points[None])
         return decision(objective, points, float(values[0]), "fixed", (), bound=False)
+
+    def _too_much(self, objective: RoundObjective, points: Ints) -> str:
+        if not objective.allowed[np.arange(len(points)), points - 1].all():
+            bound = f"; expected at most {objective.highest.min()}, what the smallest device holds. Lower it"
+        else:
+            left_bytes = objective.workload.edge_memory_bytes[points - 1].sum()
+            bound = (
+                f", which leaves {gib_at_least(left_bytes)} to the edge; expected at most {objective.edge_bytes / _GIB:.4g} GiB. "
+                "Raise it"
+            )
+        return f"`split_points` is {self.split_points}{bound}, or let `optimize_split_points` (SCCTT) choose."

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, MemoryLimits
 from flwr_splitkd.costs.chain_latency import link_rates_bps
+from flwr_splitkd.costs.checks import gib_at_least
 from flwr_splitkd.costs.shape import Float
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers.chain.minimax import least_latency, least_latency_for
@@ -67,7 +68,7 @@ class RoundObjective:
         least = np.where(self.allowed, workload.edge_memory_bytes, np.inf).min(axis=1).sum()
         if least > self.edge_bytes:
             raise InfeasibleError(
-                f"`edge_bytes` is {self.edge_bytes / _GIB:.4g} GiB; expected at least {least / _GIB:.4g} GiB, with as much of the "
+                f"`edge_bytes` is {self.edge_bytes / _GIB:.4g} GiB; expected at least {gib_at_least(least)}, with as much of the "
                 f"{draws.num_devices} encoders on the devices as their memory holds. Give the edge or the devices more memory, or "
                 "let fewer devices take part."
             )
@@ -216,7 +217,7 @@ def _allowed(workload: ChainWorkload, limits: MemoryLimits, devices: int) -> NDA
         device = int(np.flatnonzero(~allowed.any(axis=1))[0])
         least = workload.device_memory_bytes.min()
         raise InfeasibleError(
-            f"`device_bytes` of device {device} is {memory[device] / _GIB:.4g} GiB; expected at least {least / _GIB:.4g} GiB, for "
+            f"`device_bytes` of device {device} is {memory[device] / _GIB:.4g} GiB; expected at least {gib_at_least(least)}, for "
             f"the smallest part of {workload.num_layers} layers. Give it more memory, train with smaller batches, or leave it out."
         )
     return np.asarray(allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -57,13 +58,17 @@ class Allocation:
     @property
     def reason(self) -> str:
         """The decision in a line."""
+        return self.explain([f"device {position}" for position in range(self.shares.shape[-1])])
+
+    def explain(self, devices: Sequence[str]) -> str:
+        """The decision in a line, with devices called by these names."""
         latency = self.latency
         if latency.each_s.ndim > 1:
             return f"{self.method}: {float(latency.slowest_s.mean()):.4g} s an iteration on average over {len(self.shares)} draws"
         slowest = int(np.argmax(latency.each_s))
         return (
             f"{self.method}: {float(latency.slowest_s):.4g} s an iteration and {latency.cloud_link_s:.4g} s of the cloud link; "
-            f"device {slowest} takes longest: {latency.device_s[slowest]:.4g} s of its own, {latency.link_s[slowest]:.4g} s with "
+            f"{devices[slowest]} takes longest: {latency.device_s[slowest]:.4g} s of its own, {latency.link_s[slowest]:.4g} s with "
             f"{self.subcarriers[slowest]} subcarriers, {latency.edge_s[slowest]:.4g} s with {self.shares[slowest]:.3g} of the edge"
         )
 

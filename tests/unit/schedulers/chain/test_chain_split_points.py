@@ -150,6 +150,12 @@ def test_fixed_split_points() -> None:
         InfeasibleError, match=re.escape("`split_points` is 3; expected at most 2, what the smallest device holds")
     ):
         FixedSplitPoints(3).choose(work, draws, MemoryLimits(device_bytes=np.array([5e8, 2e8, 5e8, 5e8])))
+    # Four devices leave three layers of 1e8 bytes each.
+    with pytest.raises(
+        InfeasibleError,
+        match=re.escape("`split_points` is 3, which leaves 1.118 GiB to the edge; expected at most 0.5 GiB. Raise it"),
+    ):
+        FixedSplitPoints(3).choose(work, draws, MemoryLimits(edge_bytes=0.5 * (1 << 30)))
 
 
 def test_the_reason_says_how_good_it_is() -> None:
@@ -181,14 +187,15 @@ def test_a_policy_of_ones_own() -> None:
 def test_fleets_that_cannot_do_it() -> None:
     draws, work = chain_resources(np.random.default_rng(8), 3, 12, num_draws=2), chain_workload(LAYERS)
     gib = 1 << 30
-    small = work.device_memory_bytes[0] / gib
+    # 1e8 bytes, rounded up: who follows the message is not sent away a second time.
     with pytest.raises(
         InfeasibleError,
         match=re.escape(
-            f"`device_bytes` of device 1 is 0.01 GiB; expected at least {small:.4g} GiB, for the smallest part of 6 layers"
+            "`device_bytes` of device 1 is 0.01 GiB; expected at least 0.09314 GiB, for the smallest part of 6 layers"
         ),
     ):
         optimize_split_points(work, draws, limits=MemoryLimits(device_bytes=np.array([gib, 0.01 * gib, gib])))
+    optimize_split_points(work, draws, limits=MemoryLimits(device_bytes=np.array([gib, 0.09314 * gib, gib])))
     # Devices hold 2 of 6 layers, so that 4 for each of 3 devices stay on the edge.
     with pytest.raises(
         InfeasibleError,
