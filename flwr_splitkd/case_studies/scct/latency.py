@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from flwr_splitkd.case_studies.scct.clock import BEST_FIXED, Clock, best_fixed_split_point, run_clock
 from flwr_splitkd.case_studies.scct.settings import ALGORITHMS, LIMITS, Algorithms, Scale, cell, workload
-from flwr_splitkd.costs import ChainResources
 from flwr_splitkd.costs.shape import Float
 from flwr_splitkd.schedulers.chain import (
     MECHANISMS,
@@ -75,7 +74,7 @@ def algorithm1_steps(scale: Scale, *, seed: int) -> list[Convergence]:
     devices = max(scale.devices)
     points = np.random.default_rng(seed).integers(*_SPLIT_POINT_RANGE, size=devices, endpoint=True)
     for edge_flops in scale.edges:
-        resources = _resources(devices, edge_flops, seed)
+        resources = cell(edge_flops, seed=seed).resources(_names(devices), server_round=1, epoch=1)
         allocation = Algorithm1(scale.passes).allocate(workload(), resources, points)
         best_s = float(allocate_resources(workload(), resources, points).latency.slowest_s)
         found.append(
@@ -97,13 +96,7 @@ def algorithm2_steps(
     devices, found = max(scale.devices), []
     work = workload()
     for done, edge_flops in enumerate(scale.edges, start=1):
-        rounds = [_resources(devices, edge_flops, seed, epoch) for epoch in range(1, scale.draws + 1)]
-        draws = replace(
-            rounds[0],
-            device_flops=np.stack([one.device_flops for one in rounds]),
-            channel_gain=np.stack([one.channel_gain for one in rounds]),
-            device_power_w=np.stack([one.device_power_w for one in rounds]),
-        )
+        draws = cell(edge_flops, seed=seed).draws(_names(devices), scale.draws)
         ours = optimize_split_points(work, draws, limits=LIMITS)
         search = AlnsSplitPoints(np.random.default_rng(seed), scale.long_search, allocation=Algorithm1())
         theirs = search.choose(work, draws, LIMITS)
@@ -153,6 +146,5 @@ def latencies(
     return clocks
 
 
-def _resources(devices: int, edge_flops: float, seed: int, epoch: int = 1) -> ChainResources:
-    names = [str(number) for number in range(devices)]
-    return cell(edge_flops, seed=seed).resources(names, server_round=1, epoch=epoch)
+def _names(devices: int) -> list[str]:
+    return [str(number) for number in range(devices)]

@@ -72,3 +72,39 @@ def test_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert call(monkeypatch, *quick(tmp_path)) == 1
     assert "pip install 'flwr_splitkd[report]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices, and a training that is made up."""
+    pytest.importorskip("alns")
+    from flwr_splitkd.case_studies.scct.settings import Scale
+    from flwr_splitkd.schedulers.chain import AlnsSettings
+
+    short = AlnsSettings(cooling=0.5)
+    scale = Scale(
+        devices=(1, 2), edges=(10e12,), rounds=2, epochs=2, draws=2, cells=1, passes=3, search=short, long_search=short
+    )
+    monkeypatch.setattr(Scale, "quick", lambda: scale)
+
+
+def test_the_study_of_scct_without_training(
+    small_study: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "same"):
+        assert call(monkeypatch, "scct", "--quick", "--no-training", "--output", str(tmp_path / name)) == 0
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    stems = ["figure-6-algorithm-1", "figure-7-algorithm-2", "figure-9-latency"]
+    assert files == ["claims.csv", *(f"{stem}.{kind}" for stem in stems for kind in ("csv", "png"))]
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "same" / name).read_bytes(), name
+    shown = capsys.readouterr().out
+    assert "figures 8, 10 and 11 are left out" in shown and "Quick:" in shown
+
+
+def test_the_study_of_scct_names_its_extras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["flwr_splitkd.cli.case_study.scct"], "find_spec", lambda name: None)
+    assert call(monkeypatch, "scct", "--output", str(tmp_path)) == 1
+    assert "pip install 'flwr_splitkd[alns]'" in capsys.readouterr().err

@@ -57,8 +57,9 @@ def test_learns_and_repeats(folder: Path, training: Training) -> None:
 
 
 def test_the_encoders_train(folder: Path) -> None:
-    """Without their steps the module learns less."""
-    assert curve(folder, slm_learning_rate=1e-12).loss[-1] > curve(folder).loss[-1]
+    """Another rate of theirs is another training; the cloud alone has none of them."""
+    assert curve(folder, slm_learning_rate=1e-12).loss[1:] != curve(folder).loss[1:]
+    assert curve(folder, "cloud-only", slm_learning_rate=1e-12) == curve(folder, "cloud-only")
 
 
 def test_progress_is_told(folder: Path) -> None:
