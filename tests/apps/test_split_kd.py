@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,18 @@ def tiny_model(folder: Path, *, hidden_size: int, num_layers: int) -> str:
     return str(folder)
 
 
+def little_text(folder: Path) -> str:
+    """Files for five devices and more, and 40 batches for each of two; every process reads them at once."""
+    folder.mkdir()
+    draw, words = random.Random(0), "the edge waits for a device and returns what it sent before a round ends".split()
+    for number in range(16):
+        (folder / f"{number}.txt").write_text(" ".join(draw.choice(words) for _ in range(1500)))
+    return str(folder)
+
+
 def settings(tmp_path: Path) -> dict[str, Any]:
     return {
+        "data": little_text(tmp_path / "text"),
         "teacher": tiny_model(tmp_path / "teacher", hidden_size=48, num_layers=2),
         "student": tiny_model(tmp_path / "student", hidden_size=32, num_layers=4),
         "run-dir": str(tmp_path / "runs"),
