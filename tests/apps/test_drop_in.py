@@ -19,6 +19,7 @@ pytest.importorskip("torch", reason="the apps need it, in processes of their own
 APPS = ROOT / "apps" / "drop_in"
 NAMES = ("cnn", "text_classifier", "llm_lora")
 MOST_LINES = 15
+SHORTER = {"text_classifier": {"local-epochs": 1}}
 
 
 def changed_lines(diff: str) -> tuple[int, int]:
@@ -78,7 +79,7 @@ def test_after(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with federation("simulation", tmp_path / "logs", supernodes=2) as running:
         app = converted(name, tmp_path)
-        outcome = running.run(app, {"output": str(tmp_path / "output")}, timeout_s=200.0)
+        outcome = running.run(app, {"output": str(tmp_path / "output"), **SHORTER.get(name, {})}, timeout_s=200.0)
         assert outcome.completed, outcome.tail()
         # It writes below the ServerApp's working directory, which ends with the federation.
         found = newest(Path(str(running.home)).parent.rglob("metrics.jsonl"))

@@ -29,6 +29,11 @@ def test_the_made_app_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on a busy machine the threads of so small a model wait for each other
     subprocess.run([sys.executable, "-m", "flwr_splitkd", "new", "made-app"], check=True, cwd=tmp_path)
+    # A short lesson will do for the teacher, too; the test below runs the app as it is made.
+    task = tmp_path / "made-app" / "made_app" / "task.py"
+    code = task.read_text()
+    assert code.count("TEACHER_STEPS = 200\n") == 1
+    task.write_text(code.replace("TEACHER_STEPS = 200\n", "TEACHER_STEPS = 50\n"))
     with federation("simulation", tmp_path / "logs", supernodes=2) as running:
         settings = {"num-server-rounds": 1, "max-batches": 6, "run-dir": str(tmp_path / "runs")}
         outcome = running.run(tmp_path / "made-app", settings, timeout_s=240.0)

@@ -18,8 +18,10 @@ from flower_harness import federation, newest
 from flwr_splitkd.store import CommitLog
 from flwr_splitkd.strategies.chain.progress import ChainProgress
 from import_graph import ROOT
+from little_data import little_questions
 
 APP = ROOT / "apps" / "scct"
+SMALL_CHAIN = ROOT / "flwr_splitkd" / "small_chain"
 SETTINGS: dict[str, Any] = {
     "num-server-rounds": 2,
     "epochs": 2,
@@ -34,9 +36,9 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An encoder and a language model without training, for the app's own tokenizer."""
+    """An encoder and a language model without training, for the app's own tokenizer, and little data."""
     folder = tmp_path_factory.mktemp("models")
-    tokens = len(json.loads((APP / "scct_app" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
+    tokens = len(json.loads((SMALL_CHAIN / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
     sizes = {"vocab_size": tokens + 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
@@ -46,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     LlamaForCausalLM(
         LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, max_position_embeddings=512, **sizes, **special)
     ).save_pretrained(folder / "llm")
-    return {"slm": str(folder / "slm"), "llm": str(folder / "llm")}
+    return {"slm": str(folder / "slm"), "llm": str(folder / "llm"), "data": little_questions(folder)}
 
 
 def _lines(runs: Path) -> list[dict[str, Any]]:
@@ -187,12 +189,13 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
 
 @pytest.mark.slow
 def test_adapters_in_the_encoders(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little travels, and the run can be asked."""
+    """Little travels, and the run can be asked; with the data that the app brings."""
     pytest.importorskip("torchmetrics")
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
     runs = tmp_path / "runs"
     with federation("simulation", tmp_path / "logs", supernodes=3, cpus=3) as running:
-        outcome = running.run(APP, {**SETTINGS, **models, "slm-rank": 2, "run-dir": str(runs)}, timeout_s=280.0)
+        own = {"data": "stdlib", "slm-rank": 2, "run-dir": str(runs)}
+        outcome = running.run(APP, {**SETTINGS, **models, **own}, timeout_s=280.0)
     assert outcome.completed, outcome.tail()
     trained = [line for line in _lines(runs) if line["kind"] == "device" and line["mode"] == "train"]
     assert [line["num_steps"] for line in trained] == [4] * 6

@@ -17,18 +17,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, ModernBertConfig, Modern
 
 from flower_harness import federation, newest
 from flwr_splitkd.data.questions import Question, QuestionConfig, split_questions
+from flwr_splitkd.data.questions.score import score
 from flwr_splitkd.errors import ConfigError, DataError
 from flwr_splitkd.store import RunFolder
 from import_graph import ROOT
+from little_data import little_questions
 
 APP = ROOT / "apps" / "scct"
+SMALL_CHAIN = ROOT / "flwr_splitkd" / "small_chain"
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An encoder and a language model without training, for the app's own tokenizer."""
+    """An encoder and a language model without training, for the app's own tokenizer, and little data."""
     folder = tmp_path_factory.mktemp("models")
-    tokens = len(json.loads((APP / "scct_app" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
+    tokens = len(json.loads((SMALL_CHAIN / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
     sizes = {"vocab_size": tokens + 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
@@ -36,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     ModernBertModel(slm).save_pretrained(folder / "slm")
     llm = LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, max_position_embeddings=512, **sizes, **special)
     LlamaForCausalLM(llm).save_pretrained(folder / "llm")
-    return {"slm": str(folder / "slm"), "llm": str(folder / "llm")}
+    return {"slm": str(folder / "slm"), "llm": str(folder / "llm"), "data": little_questions(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +69,6 @@ def config_of(models: dict[str, str], **changes: Any) -> Any:
         **models,
     )
     return replace(config, **changes)
-
-
-def few_questions(folder: Path) -> str:
-    """Little data, which is read at once."""
-    rows = [
-        {
-            "context": f"f(a={number}, b=2)",
-            "question": "What is the default of a?",
-            "answer": str(number),
-            "title": title,
-        }
-        for title in "abcdef"
-        for number in range(3)
-    ]
-    path = folder / "questions.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
 
 
 def test_cloud_only(app: types.ModuleType, models: dict[str, str], tmp_path: Path) -> None:
@@ -140,8 +126,7 @@ def test_pointing_at_the_answer_says_it(app: types.ModuleType) -> None:
     last = torch.nn.functional.one_hot(places.last, places.inputs["input_ids"].shape[1]).float()
     said = places.answers(first, last, 48)
     # A token may begin before the answer does or end behind it; what the score sees is the same.
-    strip = importlib.import_module("scct_app.task").score
-    assert strip(said, [question.answer for question in questions])["f1"] > 99.0
+    assert score(said, [question.answer for question in questions])["f1"] > 99.0
 
 
 def test_pointing_stays_in_the_context_and_within_bounds(app: types.ModuleType) -> None:
@@ -164,7 +149,7 @@ def test_questions_beyond_the_language_models_window(
     llm.save_pretrained(tmp_path / "llm")
     with pytest.raises(DataError, match=r"a question is \d+ tokens .*; expected at most 30 together, its window"):
         train(
-            config_of({**models, "llm": str(tmp_path / "llm"), "data": few_questions(tmp_path)}),
+            config_of({**models, "llm": str(tmp_path / "llm")}),
             RunFolder(tmp_path / "run"),
         )
 
@@ -181,7 +166,7 @@ def test_a_device_goes_on_with_its_own_model_of_the_run(
     module = importlib.import_module("scct_app.device_only")
     slm = ModernBertModel.from_pretrained(models["slm"], mlp_dropout=0.5)
     slm.save_pretrained(tmp_path / "slm")
-    models = {**models, "slm": str(tmp_path / "slm"), "data": few_questions(tmp_path)}
+    models = {**models, "slm": str(tmp_path / "slm")}
     config = config_of(models, training="device-only", iterations=2)
     # A message of Flower's own exists inside a run alone.
     monkeypatch.setattr(module, "_reply", lambda *reply: reply)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from flower_harness import federation, newest
+from flower_run import Federation
 from import_graph import ROOT
+from little_data import little_text
 
 APP = ROOT / "apps" / "split_kd"
 TOKENIZER = APP / "split_kd_app" / "tokenizer"
@@ -37,6 +40,7 @@ def tiny_model(folder: Path, *, hidden_size: int, num_layers: int) -> str:
 
 def settings(tmp_path: Path) -> dict[str, Any]:
     return {
+        "data": little_text(tmp_path / "text"),
         "teacher": tiny_model(tmp_path / "teacher", hidden_size=48, num_layers=2),
         "student": tiny_model(tmp_path / "student", hidden_size=32, num_layers=4),
         "run-dir": str(tmp_path / "runs"),
@@ -52,13 +56,26 @@ def turns_of(runs: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if line["kind"] == "turn"]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the devices of `deployed` keep what they keep."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Federation]:
+    """Two devices for the runs of several tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLWR_SPLITKD_CACHE", str(cache))
+        with federation("deployment", tmp_path_factory.mktemp("logs"), supernodes=2) as running:
+            yield running
+
+
 @pytest.mark.deployment
-def test_the_app_unchanged_in_a_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
+def test_the_app_unchanged_in_a_deployment(deployed: Federation, cache: Path, tmp_path: Path) -> None:
     own = {"fraction-evaluate": 1.0, "uplink-codec": "int8", "downlink-codec": "bfloat16", "student-on-device": "whole"}
-    with federation("deployment", tmp_path / "logs", supernodes=2) as running:
-        outcome = running.run(APP, {**settings(tmp_path), **own}, timeout_s=240.0)
-        assert outcome.completed, outcome.tail()
+    outcome = deployed.run(APP, {**settings(tmp_path), **own}, timeout_s=240.0)
+    assert outcome.completed, outcome.tail()
     turns = turns_of(tmp_path / "runs")
     trained = [turn for turn in turns if turn["mode"] == "train"]
     assert sorted(turn["device"] for turn in trained) == ["0", "0", "1", "1"]
@@ -70,7 +87,7 @@ def test_the_app_unchanged_in_a_deployment(tmp_path: Path, monkeypatch: pytest.M
     student = AutoModelForCausalLM.from_pretrained(folder / "student")
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
-    delivered = sorted((tmp_path / "cache" / "students").iterdir())
+    delivered = sorted((cache / "students").iterdir())
     assert [path.name.rpartition("-")[2] for path in delivered] == ["0", "1"]
     for path in delivered:
         own_copy = AutoModelForCausalLM.from_pretrained(path).state_dict()
@@ -79,6 +96,13 @@ def test_the_app_unchanged_in_a_deployment(tmp_path: Path, monkeypatch: pytest.M
     assert student.generate(**tokens, max_new_tokens=3).shape[1] > 3
     config = json.loads((folder / "config.json").read_text())["run_config"]
     assert config.keys() == tomli.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"].keys()
+
+
+@pytest.mark.deployment
+def test_a_cut_beyond_the_student_ends_the_run_with_its_value(deployed: Federation, tmp_path: Path) -> None:
+    outcome = deployed.run(APP, {**settings(tmp_path), "cuts": "9"}, timeout_s=120.0)
+    assert not outcome.completed
+    assert "`cut` is 9; expected 1..3" in outcome.log, outcome.tail()
 
 
 def test_misbehaving_devices_are_left_out_by_name(tmp_path: Path) -> None:
@@ -107,10 +131,3 @@ def test_misbehaving_devices_are_left_out_by_name(tmp_path: Path) -> None:
     assert len(errors) == 2
     assert any("the sensor is broken" in error for error in errors), errors
     assert any("hidden_size 16; expected 32" in error for error in errors), errors
-
-
-def test_a_cut_beyond_the_student_ends_the_run_with_its_value(tmp_path: Path) -> None:
-    with federation("simulation", tmp_path / "logs", supernodes=1) as running:
-        outcome = running.run(APP, {**settings(tmp_path), "cuts": "9"}, timeout_s=120.0)
-    assert not outcome.completed
-    assert "`cut` is 9; expected 1..3" in outcome.log, outcome.tail()

@@ -53,10 +53,15 @@ def take_turn(ticket: dict[str, object], device: int, cache: DeviceCache) -> dic
 
 def main() -> None:
     torch.set_num_threads(1)
-    device, cache = int(sys.argv[1]), DeviceCache(Path(sys.argv[2]))
+    device = int(sys.argv[1])
     print(json.dumps({"pid": os.getpid()}), flush=True)
+    caches: dict[str, DeviceCache] = {}
     for line in sys.stdin:
-        print(json.dumps(take_turn(json.loads(line), device, cache)), flush=True)
+        ticket = json.loads(line)
+        folder = ticket["cache"]
+        if folder not in caches:
+            caches[folder] = DeviceCache(Path(folder))
+        print(json.dumps(take_turn(ticket, device, caches[folder])), flush=True)
 
 
 if __name__ == "__main__":

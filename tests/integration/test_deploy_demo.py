@@ -66,8 +66,16 @@ def left_behind(pid: int) -> list[str]:
 
 
 @pytest.mark.deployment
-@pytest.mark.parametrize("options", [(), ("--loopback",)], ids=["network", "loopback"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGINT, ()),
+        (signal.SIGTERM, ("--loopback",)),
+        pytest.param(signal.SIGINT, ("--loopback",), marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, (), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else value[0].strip("-") if value else "network",
+)
 def test_an_interrupted_demo_leaves_nothing(
     number: signal.Signals, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+import demo
 from flower_harness import ECHO_APP, MODES, federation, traces_of
 from flower_run import Federation, FederationError, Outcome, alive
 from import_graph import ROOT
@@ -40,10 +44,25 @@ def test_every_node_answers_and_nothing_is_left(mode: str, tmp_path: Path) -> No
     assert [process for process in processes if alive(process)] == []
 
 
-def test_what_flower_refuses_is_an_error(tmp_path: Path) -> None:
-    with federation("simulation", tmp_path, supernodes=1) as running:
-        with pytest.raises(FederationError, match=r"(?i)invalid run config|no-such-key"):
-            running.submit(ECHO_APP, {"no-such-key": 1})
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """One device, for runs that come to nothing."""
+    with federation("deployment", tmp_path_factory.mktemp("logs"), supernodes=1) as running:
+        yield running
+
+
+@pytest.mark.deployment
+def test_what_flower_refuses_is_an_error(deployed: Federation) -> None:
+    with pytest.raises(FederationError, match=r"(?i)invalid run config|no-such-key"):
+        deployed.submit(ECHO_APP, {"no-such-key": 1})
+
+
+@pytest.mark.deployment
+def test_a_run_that_takes_too_long_is_stopped(deployed: Federation) -> None:
+    run = deployed.submit(ECHO_APP, {"num-nodes": 5})
+    outcome = run.wait(timeout_s=2.0)
+    assert outcome.status == "timeout"
+    assert run.status()[0] == "finished:stopped"
 
 
 _NO_GCS = """\
@@ -88,15 +107,6 @@ def test_that_ray_did_not_start_is_a_warning_and_no_error_in_these_tests() -> No
     warnings.warn(f"run 1: {note[1]}", RuntimeWarning, stacklevel=1)
 
 
-@pytest.mark.deployment
-def test_a_run_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
-    with federation("deployment", tmp_path, supernodes=1) as running:
-        run = running.submit(ECHO_APP, {"num-nodes": 5})
-        outcome = run.wait(timeout_s=5.0)
-        assert outcome.status == "timeout"
-        assert run.status()[0] == "finished:stopped"
-
-
 def _demo(runs: Path, *settings: str) -> list[str]:
     command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--app", str(ECHO_APP), "--supernodes", "2"]
     for setting in ("num-nodes=2", *settings):
@@ -108,22 +118,49 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     homes: set[str] = set()
     with subprocess.Popen(
         _demo(tmp_path, "sleep-s=60"), stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as demo:
-        assert demo.stdout is not None
-        for line in demo.stdout:
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
             # By now the devices have answered, so that Ray is up with all its processes.
             if "nodes answered" in line:
                 break
-        for child in psutil.Process(demo.pid).children():
+        for child in psutil.Process(process.pid).children():
             homes.add(child.environ()["FLWR_HOME"])
-        demo.send_signal(signal.SIGINT)
-        rest = demo.stdout.read()
-    assert demo.returncode == 128 + signal.SIGINT, rest
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGINT, rest
     assert len(homes) == 1
     assert traces_of(homes.pop()) == []
 
 
-def test_the_demo_prints_the_log_and_where_the_results_are(tmp_path: Path) -> None:
+def test_the_demo_prints_the_log_and_where_the_results_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it makes of a run that completed, without one."""
+
+    class _Completes:
+        def run(self, app: Path, overrides: dict[str, Any], *, timeout_s: float, on_line: Any) -> Outcome:
+            assert (app, overrides) == (ECHO_APP, {"run-dir": str(tmp_path), "num-nodes": 2})
+            on_line("2 of 2 nodes answered")
+            (tmp_path / "echo").mkdir()
+            (tmp_path / "echo" / "summary.txt").write_text("summary of the echo\n")
+            return Outcome(run_id=1, status="finished:completed", details="", seconds=1.0, log="")
+
+    @contextmanager
+    def simulation(logs: Path, *, supernodes: int, **_options: object) -> Iterator[_Completes]:
+        assert (logs, supernodes) == (tmp_path / "logs", 2)
+        yield _Completes()
+
+    monkeypatch.setattr(demo, "simulation", simulation)
+    monkeypatch.setattr(demo, "raise_on_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", _demo(tmp_path)[1:])
+    assert demo.main() == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 nodes answered" in said and f"results in {tmp_path / 'echo'}" in said
+
+
+@pytest.mark.slow
+def test_a_demo_that_completes(tmp_path: Path) -> None:
     done = subprocess.run(_demo(tmp_path), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 nodes answered" in done.stdout

@@ -48,10 +48,10 @@ EPOCHS, BATCHES, ACCUMULATION = 1, 10, 2  # 5 optimiser steps of 2 micro-batches
 class Process:
     """A device in a process of its own."""
 
-    def __init__(self, device: int, cache: Path) -> None:
+    def __init__(self, device: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "device_process.py"), str(device), str(cache)],
+            [sys.executable, str(HERE / "device_process.py"), str(device)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -83,12 +83,13 @@ class Process:
         return answer
 
 
-@contextmanager
-def device_processes(count: int, folder: Path) -> Iterator[list[Process]]:
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[Process]]:
+    """Three devices for all runs; each run brings their models and caches."""
     started: list[Process] = []
     try:
-        for device in range(count):
-            started.append(Process(device, folder / f"device-{device}"))
+        for device in range(3):
+            started.append(Process(device))
         yield started
     finally:
         for process in started:
@@ -125,31 +126,30 @@ def open_edge(model: str, task: str, codecs: tuple[str, str], folder: Path) -> E
 
 
 def split_training(
-    model: str, task: str, codecs: tuple[str, str], folder: Path
-) -> tuple[EdgeService, list[object], list[TurnOutcome]]:
+    model: str, task: str, codecs: tuple[str, str], processes: list[Process], folder: Path
+) -> tuple[EdgeService, list[TurnOutcome]]:
     edge = open_edge(model, task, codecs, folder)
     outcomes = []
     try:
-        with device_processes(3, folder) as processes:
-            pids = [process.pid for process in processes]
-            for turn in TURNS:
-                session = edge.expect(run_id=RUN, node_id=turn.device, server_round=1)
-                ticket = {
-                    "model": model,
-                    "address": edge.server.address,
-                    "session_id": session.ticket.session_id,
-                    "token": session.ticket.token.hex(),
-                    "run_id": RUN,
-                    "batches": BATCHES,
-                }
-                processes[turn.device].start_turn(ticket)
-                with edge.server.changed:
-                    assert edge.server.changed.wait_for(lambda session=session: session.connected, 60)
-                outcomes.append(edge.serve(session, mode="train", cut=turn.cut, local_epochs=EPOCHS, info={}))
-                processes[turn.device].finish_turn()
+        for turn in TURNS:
+            session = edge.expect(run_id=RUN, node_id=turn.device, server_round=1)
+            ticket = {
+                "model": model,
+                "address": edge.server.address,
+                "session_id": session.ticket.session_id,
+                "token": session.ticket.token.hex(),
+                "run_id": RUN,
+                "batches": BATCHES,
+                "cache": str(folder / f"device-{turn.device}"),
+            }
+            processes[turn.device].start_turn(ticket)
+            with edge.server.changed:
+                assert edge.server.changed.wait_for(lambda session=session: session.connected, 60)
+            outcomes.append(edge.serve(session, mode="train", cut=turn.cut, local_epochs=EPOCHS, info={}))
+            processes[turn.device].finish_turn()
     finally:
         edge.close()
-    return edge, pids, outcomes
+    return edge, outcomes
 
 
 class _Quantize(torch.autograd.Function):
@@ -240,12 +240,18 @@ def shifted(labels: Tensor, task: str) -> Tensor:
     ],
 )
 def test_split_training_equals_unsplit(
-    model: str, task: str, codecs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str,
+    task: str,
+    codecs: tuple[str, str],
+    processes: list[Process],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pids = [process.pid for process in processes]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        edge, pids, outcomes = split_training(model, task, codecs, tmp_path)
+        edge, outcomes = split_training(model, task, codecs, processes, tmp_path)
         whole, moments = unsplit_training(model, task, codecs)
     finally:
         torch.set_num_threads(threads)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 
 from flwr_splitkd.clients.job import Job, TurnFailed
 from flwr_splitkd.clients.supervisor import supervise
+from flwr_splitkd.clients.worker import _take
 from flwr_splitkd.errors import ConfigError, DataError, HandshakeError, SplitKDError
 from flwr_splitkd.wire.handshake import Refusal
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -36,6 +39,7 @@ class FakeClient:
         attempt = len(list(self.folder.iterdir()))
         (self.folder / str(attempt)).write_text(f"{os.getpid()} {token.decode()}")
         act = self.acts[attempt]
+        on_token(b"older")
         on_token(f"token-{attempt}".encode())
         if act == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -62,24 +66,26 @@ def _started(folder: Path) -> list[tuple[int, str]]:
     return [(int(pid), token) for pid, token in lines]
 
 
-def test_the_answer_comes_from_another_process(tmp_path: Path) -> None:
-    assert _supervised(tmp_path, "answer") == {"ticket": "ticket", "identity": "identity"}
-    ((pid, token),) = _started(tmp_path)
-    assert pid != os.getpid() and token == ""
-    assert not psutil.pid_exists(pid)
-
-
-def test_a_worker_that_dies_is_started_again_with_the_newest_token(tmp_path: Path) -> None:
-    assert _supervised(tmp_path, "die", "exit", "answer")
-    assert [token for _, token in _started(tmp_path)] == ["", "token-0", "token-1"]
-    assert len({pid for pid, _ in _started(tmp_path)}) == 3
+def test_a_worker_that_dies_is_started_again_with_the_newest_token_and_answers(tmp_path: Path) -> None:
+    assert _supervised(tmp_path, "die", "answer") == {"ticket": "ticket", "identity": "identity"}
+    started = _started(tmp_path)
+    assert [token for _, token in started] == ["", "token-0"]
+    assert len({os.getpid(), *(pid for pid, _ in started)}) == 3
+    assert not any(psutil.pid_exists(pid) for pid, _ in started)
 
 
 def test_the_last_death_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         SplitKDError, match=r"was killed by signal 9 \(SIGKILL\), for the 2th time.*`max_restarts` = 1 times"
     ):
-        _supervised(tmp_path, "die", "die", max_restarts=1)
+        _supervised(tmp_path, "exit", "die", max_restarts=1)
+    assert [token for _, token in _started(tmp_path)] == ["", "token-0"]
+
+
+def test_an_error_comes_back_and_starts_nothing_again(tmp_path: Path) -> None:
+    with pytest.raises(HandshakeError, match="the token is wrong"):
+        _supervised(tmp_path, "refuse")
+    assert len(_started(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,12 +96,16 @@ def test_the_last_death_is_told(tmp_path: Path) -> None:
         ("bug", SplitKDError, "KeyError: 'nothing'"),
     ],
 )
-def test_errors_come_back_as_themselves_and_start_nothing_again(
+def test_what_a_worker_sends_is_raised_as_the_error_it_was(
     tmp_path: Path, act: str, kind: type[SplitKDError], message: str
 ) -> None:
-    with pytest.raises(kind, match=message):
-        _supervised(tmp_path, act)
-    assert len(_started(tmp_path)) == 1
+    job = Job(FakeClient(tmp_path, [act]), "ticket", "identity")  # type: ignore[arg-type]
+    here, there = multiprocessing.Pipe()
+    with here, there:
+        there.send(_take(job, there))
+        assert [here.recv(), here.recv()] == [b"older", b"token-0"]
+        error = here.recv().to_error()
+    assert type(error) is kind and re.search(message, str(error))
 
 
 def test_what_cannot_be_sent_to_a_process_is_named(tmp_path: Path) -> None:

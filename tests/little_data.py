@@ -1,0 +1,35 @@
+"""A user's own data, little of it: every process of a run reads it at once, where the built-in data takes seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+_WORDS = "the edge waits for a device and returns what it sent before a round ends".split()
+
+
+def little_text(folder: Path) -> str:
+    """A folder of 16 files, which are 40 batches of 4 blocks of 32 tokens for each of two devices."""
+    folder.mkdir()
+    draw = random.Random(0)
+    for number in range(16):
+        (folder / f"{number}.txt").write_text(" ".join(draw.choice(_WORDS) for _ in range(1500)))
+    return str(folder)
+
+
+def little_questions(folder: Path) -> str:
+    """A file of 72 questions in six groups, one of which is held out."""
+    rows = [
+        {
+            "context": f"f(a={number}, b=2)",
+            "question": "What is the default of a?",
+            "answer": str(number),
+            "title": title,
+        }
+        for title in "abcdef"
+        for number in range(12)
+    ]
+    path = folder / "questions.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
