@@ -12,10 +12,10 @@ import pytest
 from chain_fleets import chain_workload
 from flwr_splitkd.costs import MeasuredCell
 from flwr_splitkd.schedulers.chain import FixedSplitPoints
+from flwr_splitkd.schedulers.chain.planner import ChainPlan, ChainPlanner
 from flwr_splitkd.strategies.chain.calls import Called
 from flwr_splitkd.strategies.chain.decisions import Decisions
 from flwr_splitkd.strategies.chain.measurement import measured_since
-from flwr_splitkd.strategies.chain.planner import ChainPlan, ChainPlanner
 from flwr_splitkd.tiers.edge.chain import Reading
 
 LAYERS = 6
