@@ -28,7 +28,11 @@ APP = ROOT / "apps" / "scct"
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An encoder and a language model without training, for the app's own tokenizer."""
     folder = tmp_path_factory.mktemp("models")
-    tokens = len(json.loads((APP / "scct_app" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
+    tokens = len(
+        json.loads((ROOT / "flwr_splitkd" / "small_chain" / "tokenizer" / "tokenizer.json").read_text())["model"][
+            "vocab"
+        ]
+    )
     sizes = {"vocab_size": tokens + 16, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
