@@ -8,6 +8,7 @@ from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, MemoryLimits
 from flwr_splitkd.costs.chain_cell import CellDevice, ChainCell, ModelledCell
 from flwr_splitkd.costs.chain_io import ChainFleet, chain_fleet_from_json, table_iii_fleet
 from flwr_splitkd.costs.chain_latency import ChainLatency, RoundLatency, chain_latency, handover_s, handover_table_s
+from flwr_splitkd.costs.chain_measured import MeasuredCell, MeasuredDevice, equivalent_gain
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.fleet_io import fleet_from_json, load_device, load_server, table_ii_fleet
@@ -52,6 +53,8 @@ __all__ = [
     "Fleet",
     "Link",
     "LinkState",
+    "MeasuredCell",
+    "MeasuredDevice",
     "MeasuredTurn",
     "MemoryLimits",
     "ModelShape",
@@ -71,6 +74,7 @@ __all__ = [
     "correct",
     "cut_terms",
     "device_from_json",
+    "equivalent_gain",
     "fleet_from_json",
     "handover_s",
     "handover_table_s",

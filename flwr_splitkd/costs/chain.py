@@ -224,6 +224,12 @@ class ChainResources:
     shared_edge_power
         Whether the edge's power is spread evenly over all K subcarriers, so that what it sends to all devices together is P_e at
         most. Without it (14) is taken literally: every device is sent to with the whole of P_e.
+    device_overhead_s
+        Seconds of an iteration on the device that no split point changes, such as loading a batch; not in the paper. Same shape.
+    uplink_bps, downlink_bps
+        Rates of links that are not made of subcarriers, such as wired ones: both or neither. They take the place of (13) and
+        (14): gains, powers and noise are not looked at, subcarriers change nothing, and only shares and split points
+        matter. Same shape.
     """
 
     device_flops: Float
@@ -236,6 +242,9 @@ class ChainResources:
     edge_power_w: float = 10.0
     noise_w_per_hz: float = 10**-20.4
     shared_edge_power: bool = True
+    device_overhead_s: Float | float = 0.0
+    uplink_bps: Float | None = None
+    downlink_bps: Float | None = None
 
     def __post_init__(self) -> None:
         """Fill up the arrays, and check the ranges.
@@ -250,8 +259,13 @@ class ChainResources:
             raise ConfigError(
                 f"`device_flops` has shape {shape}; expected one value for each device, or a row of them for each draw."
             )
-        for name in _DEVICE_ARRAYS:
-            object.__setattr__(self, name, _filled(name, getattr(self, name), shape, "device", above_zero=True))
+        if (self.uplink_bps is None) != (self.downlink_bps is None):
+            raise ConfigError(
+                "One of `uplink_bps` and `downlink_bps` is given; expected both rates of a link, or neither."
+            )
+        for name in self._device_arrays:
+            above_zero = name != "device_overhead_s"
+            object.__setattr__(self, name, _filled(name, getattr(self, name), shape, "device", above_zero=above_zero))
         for name in ("edge_flops", "subcarrier_hz", "cloud_bps", "edge_power_w", "noise_w_per_hz"):
             check_number(name, getattr(self, name), above=0)
         check_number("num_subcarriers", self.num_subcarriers, minimum=1)
@@ -270,15 +284,24 @@ class ChainResources:
         """The same with an axis of draws."""
         if self.device_flops.ndim == 2:
             return self
-        return replace(self, **{name: getattr(self, name)[None] for name in _DEVICE_ARRAYS})
+        return replace(self, **{name: getattr(self, name)[None] for name in self._device_arrays})
 
     def draw(self, index: int) -> ChainResources:
         """One of the draws, without that axis."""
         draws = self.as_draws()
-        return replace(draws, **{name: getattr(draws, name)[index] for name in _DEVICE_ARRAYS})
+        return replace(draws, **{name: getattr(draws, name)[index] for name in self._device_arrays})
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether links are given as rates, so that there are no subcarriers to divide."""
+        return self.uplink_bps is not None
+
+    @property
+    def _device_arrays(self) -> tuple[str, ...]:
+        return _DEVICE_ARRAYS + (("uplink_bps", "downlink_bps") if self.has_rates else ())
 
 
-_DEVICE_ARRAYS = ("device_flops", "channel_gain", "device_power_w")
+_DEVICE_ARRAYS = ("device_flops", "channel_gain", "device_power_w", "device_overhead_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,7 +2,7 @@
 
 For device n at split point s, with a share alpha of the edge's compute and beta subcarriers:
 
-- (12) on the device: ``d1 = (1 + epsilon) h^d(s) b / C_n``
+- (12) on the device: ``d1 = (1 + epsilon) h^d(s) b / C_n``, and its overhead if there is one
 - (13) up: ``R^d = beta B_s log2(1 + G P_n / (N_0 beta B_s))``
 - (14) down: ``R^e = beta B_s log2(1 + G P_e / (N_0 K B_s))``; the paper has beta in place of K, so that P_e is spent N times over
 - (15) between both: ``d2 = z^s / R^d + z^g / R^e``
@@ -154,7 +154,7 @@ def chain_latency(
         uplink_s = workload.smashed_bits[points] / up
         downlink_s = workload.gradient_bits[points] / down
     return ChainLatency(
-        device_s=workload.device_work_flops[points] / resources.device_flops,
+        device_s=workload.device_work_flops[points] / resources.device_flops + resources.device_overhead_s,
         uplink_s=uplink_s,
         downlink_s=downlink_s,
         edge_s=edge_s,
@@ -169,7 +169,7 @@ def cloud_link_s(workload: ChainWorkload, resources: ChainResources) -> float:
 
 
 def link_rates_bps(resources: ChainResources, subcarriers: ArrayLike) -> tuple[Float, Float]:
-    """(13) and (14): bits a second up and down.
+    """(13) and (14), or the links' own rates if they have any: bits a second up and down.
 
     Parameters
     ----------
@@ -186,6 +186,9 @@ def link_rates_bps(resources: ChainResources, subcarriers: ArrayLike) -> tuple[F
     beta = np.asarray(subcarriers, dtype=np.float64)
     if not (np.isfinite(beta).all() and (beta >= 0).all()):
         raise ConfigError(f"`subcarriers` is {beta}; expected finite numbers of at least 0.")
+    if resources.uplink_bps is not None and resources.downlink_bps is not None:
+        shape = np.broadcast_shapes(beta.shape, resources.uplink_bps.shape)
+        return np.broadcast_to(resources.uplink_bps, shape), np.broadcast_to(resources.downlink_bps, shape)
     up, down = _snr(resources)
     return _rates(resources, up, down, beta)
 
@@ -203,6 +206,15 @@ def rates_bps(resources: ChainResources) -> Callable[[Ints, Ints], tuple[Float, 
     Callable
         From draws, shape ``[I]``, and subcarriers of at least 1, shape ``[I, N, any]``, to bits a second up and down.
     """
+    if resources.uplink_bps is not None and resources.downlink_bps is not None:
+        both = resources.uplink_bps[:, :, None], resources.downlink_bps[:, :, None]
+
+        def given(draws: Ints, subcarriers: Ints) -> tuple[Float, Float]:
+            shape = np.broadcast_shapes(both[0][draws].shape, np.shape(subcarriers))
+            up, down = (np.broadcast_to(rate[draws], shape) for rate in both)
+            return up, down
+
+        return given
     up_snr, down_snr = (snr[:, :, None] for snr in _snr(resources))
     return lambda draws, subcarriers: _rates(resources, up_snr[draws], down_snr[draws], subcarriers)
 

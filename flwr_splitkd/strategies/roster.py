@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import WARNING
 
 from flwr.serverapp import Grid
 
+from flwr_splitkd.costs import DeviceProfile
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.records import Enrolment
 from flwr_splitkd.schedulers import Candidate, CutPolicy, DeviceView, EpochsPolicy, Forecast
@@ -26,10 +27,18 @@ class Roster:
         Makes forecasts, and hears of profiles that devices bring along; None where names alone are needed.
     num_blocks
         Blocks of the student.
+    introduce
+        Hears of these profiles where there is no planner.
     """
 
-    def __init__(self, planner: Planner | None, num_blocks: int) -> None:
+    def __init__(
+        self,
+        planner: Planner | None,
+        num_blocks: int,
+        introduce: Callable[[str, DeviceProfile], None] | None = None,
+    ) -> None:
         self._planner, self._num_blocks = planner, num_blocks
+        self._introduce = planner.introduce if planner is not None else introduce
         self._known: dict[int, Enrolment] = {}
         self._asked: set[int] = set()
 
@@ -47,9 +56,9 @@ class Roster:
         self._asked |= set(strangers)
         for node_id, enrolment in enrol_nodes(grid, strangers, timeout_s).items():
             self._known[node_id] = enrolment
-            if self._planner is not None and (profile := profile_of(enrolment)):
+            if self._introduce is not None and (profile := profile_of(enrolment)):
                 try:
-                    self._planner.introduce(enrolment.name, profile)
+                    self._introduce(enrolment.name, profile)
                 except ConfigError as error:
                     log(WARNING, "\tdevice %s: its profile is left out. %s", enrolment.name, error)
 

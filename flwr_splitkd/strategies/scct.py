@@ -90,8 +90,9 @@ class SCCT(Strategy):
     shares
         How the edge's compute is shared between the devices of an epoch; equally when not given.
     plan
-        Decides split points and shares together in a modelled cell, in place of `split_point` and `shares`: the two timescales of
-        the paper. Its seconds are in all that the run records, as ``modelled_*``.
+        Decides split points and shares together, in place of `split_point` and `shares`: the two timescales of the paper. In a
+        modelled cell its seconds are in all that the run records, as ``modelled_*``. With a `MeasuredCell` it decides on what the
+        run has measured, and records ``predicted_*`` beside ``measured_*``.
     num_epochs, iterations_per_epoch
         Epochs in a round, and iterations in an epoch (T and J of the paper; a round is Flower's). In each iteration every
         device trains on one batch, and the cloud's module takes one step over the sum of their losses.
@@ -307,11 +308,12 @@ class SCCT(Strategy):
         self._edge = self.setup.open(
             lambda width: self._open_cloud(access, width, initial_arrays), ticket_lifetime_s=timeout
         )
-        self._roster = Roster(None, self._edge.layout.num_blocks)
         if self.plan is not None:
             self.planner = ChainPlanner(self.plan, self._edge.layout.num_blocks)
             if progress.planner:
                 self.planner.load_state_dict(progress.planner)
+        introduce = self.planner.introduce if self.planner is not None else None
+        self._roster = Roster(None, self._edge.layout.num_blocks, introduce)
         rounds = ChainRounds(
             self, self._edge, self.setup.settings, grid, result, folder, callbacks, timeout, progress.steps
         )
@@ -390,7 +392,7 @@ class SCCT(Strategy):
                 log(INFO, "Global evaluation\n\t└──> MetricRecord: %s", metrics)
                 result.evaluate_metrics_serverapp[server_round] = metrics
                 found |= scalar_metrics(metrics)
-        if found and self.planner is not None:
+        if found and self.planner is not None and self.planner.measured is None:
             found["modelled_clock_s"] = self.planner.clock_s
         if found:
             folder.append_metrics({"kind": "evaluation", "server_round": server_round, **found})

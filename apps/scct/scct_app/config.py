@@ -41,14 +41,25 @@ class AppConfig:
         Blocks of the encoder on the device, up to all of them, separated by commas: each new device gets the next entry, over
         and over, and keeps it.
     mechanism
-        ``none`` for `split_points` and equal shares of the edge; SCCTT, SCCTL or SCCTS for the paper's mechanisms in a modelled
-        cell: who decides on split points and shares, and whose seconds the run records as ``modelled_*``.
+        ``none`` for `split_points` and equal shares of the edge; SCCTT, SCCTL or SCCTS for the paper's mechanisms: who decides on
+        split points and shares.
+    resources
+        What a mechanism decides on. ``modelled``: a cell of drawn devices, whose seconds the run records as ``modelled_*``.
+        ``measured``: what the run itself measures, after a first epoch on nominal values; it records ``predicted_*`` beside
+        ``measured_*``.
     mechanism_split_point, paper_algorithms
         Of SCCTS, the split point of all; whether the paper's own algorithms decide (needs the library ``alns``).
     costed_slm
         The encoder that the modelled cell reckons with, by a name such as roberta-large/4: as many layers as the real one.
-    cell_edge_flops, cell_subcarriers
-        FLOPs a second of the modelled edge, and its subcarriers of 2 MHz.
+        Measured resources reckon with the real one.
+    cell_edge_flops, cell_device_flops
+        FLOPs a second of the modelled edge, or of the real one before it is measured; and of a device before it is measured,
+        unless its node config names a ``device-profile``. The modelled cell draws its devices' speeds.
+    cell_subcarriers
+        Of 2 MHz, of the modelled cell. Links that are measured are not divided.
+    device_memory, edge_memory
+        GiB that a device's part of its encoder may take, and the edge's parts of all; 0 for no limit. With measured resources a
+        device that has a ``device-profile`` is held to the memory in there instead.
     fraction_train, fraction_evaluate
         Share of the devices that takes part, and that answers held-out questions after each round.
     min_available_nodes
@@ -122,11 +133,15 @@ class AppConfig:
     iterations: int = setting(20, minimum=1)
     split_points: str = setting("1,2,4")
     mechanism: str = setting("none", choices=("none", *MECHANISMS))
+    resources: str = setting("modelled", choices=("modelled", "measured"))
     mechanism_split_point: int = setting(1, minimum=1)
     paper_algorithms: bool = setting(False)
     costed_slm: str = setting("roberta-large/4")
     cell_edge_flops: float = setting(10e12, above=0.0)
+    cell_device_flops: float = setting(1e12, above=0.0)
     cell_subcarriers: int = setting(200, minimum=1)
+    device_memory: float = setting(0.0, minimum=0.0)
+    edge_memory: float = setting(0.0, minimum=0.0)
     fraction_train: float = setting(1.0, above=0.0, maximum=1.0)
     fraction_evaluate: float = setting(1.0, minimum=0.0, maximum=1.0)
     min_available_nodes: int = setting(1, minimum=1)
@@ -268,6 +283,10 @@ def read_config(run_config: Mapping[str, Any]) -> AppConfig:
         errors.append(
             f"`training` is {config.training!r} and `{key}` is set; expected `{key}` with 'chain' only: a baseline trains without "
             "a cloud, and from the start."
+        )
+    if config.resources == "measured" and config.mechanism == "none":
+        errors.append(
+            f"`resources` is 'measured' and `mechanism` is 'none'; expected one of {', '.join(MECHANISMS)}, which decides on them."
         )
     for check in (lambda: CutCycle(config.split_point_list), lambda: config.tls, lambda: config.questions):
         try:

@@ -77,7 +77,7 @@ def _train(grid: Grid, config: AppConfig, folder: RunFolder, access: CloudAccess
 
 def _strategy(config: AppConfig, folder: RunFolder, access: CloudAccess | None) -> SCCT:
     slm = slm_builder(config.slm, **config.model_options)
-    plan = chain_plan(config)
+    plan = chain_plan(config, slm)
     schedule = warmup_schedule("constant_with_warmup", num_warmup_steps=config.warmup_steps, num_training_steps=0)
     return SCCT(
         slm=slm,

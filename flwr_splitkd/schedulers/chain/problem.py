@@ -50,7 +50,10 @@ class EpochProblem:
         check_subcarriers(resources)
         self.workload, self.resources = workload, resources.as_draws()
         # (12) and (16) with the whole edge, at every split point. Shapes [Q, N, L] and [L].
-        self.device_s: Float = workload.device_work_flops / self.resources.device_flops[:, :, None]
+        overhead_s = np.asarray(self.resources.device_overhead_s)
+        self.device_s: Float = (
+            workload.device_work_flops / self.resources.device_flops[:, :, None] + overhead_s[:, :, None]
+        )
         self.edge_s: Float = workload.edge_work_flops / resources.edge_flops
         self.cloud_link_s = cloud_link_s(workload, resources)
 

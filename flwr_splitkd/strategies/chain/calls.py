@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from flwr_splitkd.strategies.chain.result import DeviceRecord
 from flwr_splitkd.strategies.console import log
+from flwr_splitkd.tiers.edge.chain import Meter, Reading
 from flwr_splitkd.wire.server import Session
 
 __all__ = ["POLL_S", "Called", "Replies", "why_not"]
@@ -22,7 +23,10 @@ POLL_S = 0.5
 
 @dataclass(slots=True)
 class Called:
-    """A device that was called: its message, the session that it will open, and its place in the run."""
+    """A device that was called: its message, the session that it will open, and its place in the run.
+
+    `seen` is the reading of its meter that was learnt from already.
+    """
 
     message: Message
     session: Session
@@ -34,6 +38,8 @@ class Called:
     record: DeviceRecord | None = None
     thread: threading.Thread | None = None
     fatal: BaseException | None = field(default=None, repr=False)
+    meter: Meter = field(default_factory=Meter, repr=False)
+    seen: Reading = field(default_factory=Reading, repr=False)
 
     @property
     def node_id(self) -> int:

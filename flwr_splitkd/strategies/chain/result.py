@@ -72,7 +72,7 @@ class EpochRecord:
     learning_rate, grad_norm
         Of its last step; the norm before clipping.
     modelled
-        What it took in the modelled cell, if there is one.
+        What it took in the modelled cell, or was predicted to take, if there is a plan.
     """
 
     server_round: int

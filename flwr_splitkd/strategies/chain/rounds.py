@@ -104,6 +104,7 @@ class ChainRounds:
         finally:
             self._finish(called)
             replies = watcher.finish(self._reply_timeout_s)
+        self._decisions.end_round(server_round)
         self._check_enough(called, num_closed, server_round)
         return replies
 
@@ -181,7 +182,7 @@ class ChainRounds:
             module_step=stepped.step + 1,
             learning_rate=stepped.learning_rate,
             grad_norm=stepped.grad_norm,
-            modelled=self._decisions.end_epoch(len(closed)),
+            modelled=self._decisions.end_epoch([one.seconds for one in closed]),
         )
         self._result.epochs.append(record)
         self._note(record.to_json())
@@ -197,7 +198,7 @@ class ChainRounds:
             max(len(one.answers) for one in closed),
             record.seconds / record.num_iterations,
             f", {record.num_missed} missed" if record.num_missed else "",
-            f", modelled {record.modelled.iteration_s:.3g} s" if record.modelled else "",
+            f", {record.modelled.word} {record.modelled.iteration_s:.3g} s" if record.modelled else "",
         )
 
     def _send_away(self, called: Sequence[Called], error: BaseException) -> None:
@@ -247,7 +248,7 @@ class ChainRounds:
                 split_point=one.split_point,
                 training=iterations is not None,
             )
-            outcome = self._edge.serve(one.session, plan, iterations)
+            outcome = self._edge.serve(one.session, plan, iterations, one.meter)
             one.record = record(outcome=outcome)
             if iterations is not None and one.session.hello is not None:
                 with self._lock:

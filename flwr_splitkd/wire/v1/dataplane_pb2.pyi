@@ -386,18 +386,20 @@ class Begin(_message.Message):
     def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., order_step: _Optional[int] = ..., done_steps: _Optional[int] = ..., commit_every_steps: _Optional[int] = ..., run: _Optional[str] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., teacher_cut: _Optional[int] = ..., teacher_blocks: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ...) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("step", "microbatch", "num_microbatches", "step_num_tokens", "tensors")
+    __slots__ = ("step", "microbatch", "num_microbatches", "step_num_tokens", "tensors", "times")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     NUM_MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
     STEP_NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     step: int
     microbatch: int
     num_microbatches: int
     step_num_tokens: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., num_microbatches: _Optional[int] = ..., step_num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    times: DeviceTimes
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., num_microbatches: _Optional[int] = ..., step_num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., times: _Optional[_Union[DeviceTimes, _Mapping]] = ...) -> None: ...
 
 class Backward(_message.Message):
     __slots__ = ("step", "microbatch", "update", "tensors")

@@ -33,6 +33,7 @@ from flwr_splitkd.tiers.edge.chain import (
     DeviceOutcome,
     DevicePlan,
     Iterations,
+    Meter,
 )
 from flwr_splitkd.tiers.units import Moments, unpack
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -199,6 +200,7 @@ class Chain:
         self.edge, self.settings, self.encoder, self.built_on = edge, settings, encoder, built_on
         self.adapters = adapters
         self.server_round = 0
+        self.meters: dict[int, Meter] = {}
 
     def round(
         self,
@@ -249,6 +251,7 @@ class Chain:
                 split_point=points[position],
                 training=training,
             )
+            self.meters[position] = Meter()
             thread = threading.Thread(
                 target=self._take_part, args=(session, plan, iterations, device, done), daemon=True
             )
@@ -284,7 +287,7 @@ class Chain:
             with self.edge.server.changed:
                 if not self.edge.server.changed.wait_for(lambda: session.connected, START_S):
                     raise SplitKDError(f"device {plan.position} did not come")
-            done.outcomes[plan.position] = self.edge.serve(session, plan, iterations)
+            done.outcomes[plan.position] = self.edge.serve(session, plan, iterations, self.meters[plan.position])
         except SplitKDError as error:
             done.errors[plan.position] = f"{type(error).__name__}: {error}"
         finally:

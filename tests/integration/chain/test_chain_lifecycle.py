@@ -95,6 +95,39 @@ def assert_fine(done: Round, devices: Mapping[int, Device]) -> None:
     assert not done.errors and all("error" not in done.said[n] for n in devices), (done.errors, done.said)
 
 
+def test_what_a_round_measures(chain: Chain, devices: dict[int, Device]) -> None:
+    """Each device's own seconds, the edge's for it, and payload both ways without the layers; while it goes on, and after it."""
+    delay_s, seen = 0.2, []
+
+    def look(number: int) -> None:
+        seen.append({n: chain.meters[n].reading for n in ALL})
+
+    done = chain.round(devices, POINTS, jobs={1: {"delay_s": delay_s}}, after=look)
+    assert_fine(done, devices)
+    for n in ALL:
+        outcome, reading = done.outcomes[n], chain.meters[n].reading
+        assert (reading.num_steps, reading.num_forwards) == (STEPS, STEPS)
+        assert (outcome.device_s, outcome.uplink_s, outcome.downlink_s) == (
+            reading.device_s,
+            reading.uplink_s,
+            reading.downlink_s,
+        )
+        assert 0 < outcome.edge_s < outcome.duration_s and 0 <= outcome.edge_wait_s < outcome.duration_s
+        # Smashed data and gradients of 3 samples of 9 positions; up come inputs and labels besides.
+        assert outcome.downlink_payload_bytes == STEPS * 3 * 9 * WIDTH * 4
+        more = outcome.uplink_payload_bytes - outcome.downlink_payload_bytes
+        assert 0 < more < STEPS * 1000
+        assert outcome.uplink_payload_bytes + outcome.uplink_handover_bytes < outcome.uplink_bytes
+        # During the round as far as the device has told: up to the batch before the one that it is at.
+        counts = [one[n].num_steps for one in seen]
+        assert counts == sorted(counts) and counts[0] <= 1 and counts[-1] >= STEPS - 1
+        sums = [one[n].device_s for one in seen] + [reading.device_s]
+        assert sums == sorted(sums)
+    assert done.outcomes[1].device_s > STEPS * delay_s > done.outcomes[0].device_s
+    middle = seen[2][1]
+    assert middle.num_steps > 0 and middle.device_s >= middle.num_steps * delay_s
+
+
 def test_a_device_that_joins_brings_its_own_encoder(
     site: Site, chain: Chain, devices: dict[int, Device], composite: Composite
 ) -> None:

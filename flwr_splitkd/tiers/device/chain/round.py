@@ -157,11 +157,13 @@ class _Round:
         self._optimizer = self._build_optimizer(moments)
         self._step, self._num_examples = plan.first_step, 0
         self._waited_s, self._setup_s = 0.0, time.monotonic() - started_s
+        self._began_s = time.monotonic()
 
     # ---- training
 
     def train(self, data: DeviceData, leave_when: Callable[[int], str | None] | None) -> RoundReport:
-        started_s = time.monotonic()
+        self._began_s = time.monotonic()
+        times = self._times()
         num_steps = self._plan.num_epochs * self._plan.num_iterations
         message: WireMessage | None = None
         last: pb.RoundDone | pb.Leave | None = None
@@ -171,22 +173,26 @@ class _Round:
                 if reason:
                     last = pb.Leave(reason=reason)
                     break
-                message = self._train_step(batch, seeds)
+                message = self._train_step(batch, seeds, times)
                 if message is not None:  # the others have ended the round
                     break
+                times = self._times()
         if message is None:
-            self._link.send(last or self._done(started_s))
+            self._link.send(last or self._done())
             message = self._receive("RoundOver")
         self._refresh(message)
         return self._report(message)
 
-    def _done(self, started_s: float) -> pb.RoundDone:
-        times = pb.DeviceTimes(
+    def _done(self) -> pb.RoundDone:
+        return pb.RoundDone(num_steps=self._taken, num_examples=self._num_examples, times=self._times())
+
+    def _times(self) -> pb.DeviceTimes:
+        """Where the seconds of the steps so far went."""
+        return pb.DeviceTimes(
             setup_s=self._setup_s,
-            compute_s=max(time.monotonic() - started_s - self._waited_s, 0.0),
+            compute_s=max(time.monotonic() - self._began_s - self._waited_s, 0.0),
             receive_s=self._link.receive_s,
         )
-        return pb.RoundDone(num_steps=self._taken, num_examples=self._num_examples, times=times)
 
     @property
     def _taken(self) -> int:
@@ -197,15 +203,14 @@ class _Round:
         for number in count():
             yield from data.one_pass(self._plan.seed, self._plan.first_step, number, self._layout.data_input)
 
-    def _train_step(self, batch: Batch, seeds: DropoutSeeds) -> WireMessage | None:
-        """Train on one batch; return RoundOver if that came instead of the answer."""
+    def _train_step(self, batch: Batch, seeds: DropoutSeeds, times: pb.DeviceTimes) -> WireMessage | None:
+        """Train on one batch; return RoundOver if that came instead of the answer. `times` are of the steps before."""
         inputs, labels, reference = _split(batch)
         seeds.at(self._step)
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         smashed = self._forward(inputs, training=True)
-        self._link.send(
-            pb.Forward(step=self._step, num_microbatches=1), self._uplink(smashed, inputs, labels, reference)
-        )
+        header = pb.Forward(step=self._step, num_microbatches=1, times=times)
+        self._link.send(header, self._uplink(smashed, inputs, labels, reference))
         answer = self._receive("Backward|RoundOver")
         if answer.kind == "RoundOver":
             return answer
@@ -280,7 +285,7 @@ class _Round:
     # ---- evaluation
 
     def evaluate(self, data: DeviceData, score: Score | None) -> RoundReport:
-        started_s = time.monotonic()
+        self._began_s = time.monotonic()
         sums: dict[str, float] = {}
         for batch in data.one_pass(self._plan.seed, 0, 0, self._layout.data_input):
             inputs, labels, _ = _split(batch)
@@ -295,7 +300,7 @@ class _Round:
                     sums[name] = sums.get(name, 0.0) + float(value) * len(labels)
             self._num_examples += len(labels)
             self._step += 1
-        self._link.send(self._done(started_s))
+        self._link.send(self._done())
         message = self._receive("RoundOver")
         return self._report(message, {name: total / self._num_examples for name, total in sums.items()})
 

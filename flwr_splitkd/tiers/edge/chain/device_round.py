@@ -23,6 +23,7 @@ from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.edge.chain.cloud_link import CloudAnswer, CloudLink
 from flwr_splitkd.tiers.edge.chain.half import ServerHalf, held_units
 from flwr_splitkd.tiers.edge.chain.iterations import Iterations
+from flwr_splitkd.tiers.edge.chain.meter import Meter
 from flwr_splitkd.tiers.edge.chain.plan import ChainSettings, DeviceOutcome, DevicePlan
 from flwr_splitkd.tiers.fair import FairExecutor
 from flwr_splitkd.tiers.seeds import device_seed
@@ -77,11 +78,15 @@ class Stage:
     iterations: Iterations | None = None
 
 
-def serve_device(link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan, kept: KeptUnits) -> DeviceOutcome:
+def serve_device(
+    link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan, kept: KeptUnits, meter: Meter | None = None
+) -> DeviceOutcome:
     """Serve one device's part in a round.
 
     Parameters
     ----------
+    meter
+        Told what the device's iterations take, as they go on.
     kept
         What the edge has of the device's layers; replaced by the half as trained, and emptied if the device is lost: it will
         come back with its backup.
@@ -91,7 +96,7 @@ def serve_device(link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan, ke
     SplitKDError
         Why it came to nothing; the device has been told.
     """
-    one = _DeviceRound(link, hello, stage, plan)
+    one = _DeviceRound(link, hello, stage, plan, meter or Meter())
     try:
         return one.run(kept)
     except BaseException as error:
@@ -105,8 +110,9 @@ def serve_device(link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan, ke
 
 
 class _DeviceRound:
-    def __init__(self, link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan) -> None:
+    def __init__(self, link: Link, hello: pb.Hello, stage: Stage, plan: DevicePlan, meter: Meter) -> None:
         self._link, self._stage, self._plan, self._settings = link, stage, plan, stage.settings
+        self._meter = meter
         self._versions = {item.unit: item.version for item in hello.cached_units}
         self._half: ServerHalf | None = None
         self._first_step = self._step = hello.next_step
@@ -114,14 +120,18 @@ class _DeviceRound:
         self._loss_sum, self._reference_sum, self._num_tokens = 0.0, 0.0, 0
         self._references = self._num_examples = 0
         self._uplink_handover = self._downlink_handover = 0
-        self._edge_s = self._cloud_s = 0.0
+        self._cloud_s = 0.0
         # Who evaluates takes no step: moments would be two thirds of what travels.
         self._moments_travel = stage.settings.moments_travel and plan.training
 
     def run(self, kept: KeptUnits) -> DeviceOutcome:
         self._link.admit()
+        self._meter.start()
         self._half = self._take_half(kept)
+        self._meter.begin_iterations(self._link)
         message = self._serve_steps(self._half)
+        if message.kind == "RoundDone":
+            self._meter.note(self._link, message.body.times, num_steps=self._taken, num_forwards=self._taken)
         if self._stage.iterations is not None:  # the others need not wait while the layers travel
             self._stage.iterations.leave(self._plan.position)
         units = self._compute(self._half.units) if self._plan.training else {}
@@ -207,10 +217,17 @@ class _DeviceRound:
             if message.kind != "Forward":
                 return message
             self._check_order(message.body)
+            if self._plan.training and message.body.HasField("times"):
+                times = message.body.times
+                self._meter.note(self._link, times, num_steps=self._taken, num_forwards=self._taken + 1)
             going_on = self._train(message, half) if self._plan.training else self._evaluate(message, half)
             if not going_on:
                 return message
             self._step += 1
+
+    @property
+    def _taken(self) -> int:
+        return int(self._step - self._first_step)
 
     def _train(self, message: WireMessage, half: ServerHalf) -> bool:
         stage, step, position = self._stage, self._step, self._plan.position
@@ -283,7 +300,9 @@ class _DeviceRound:
         backward = pb.Backward(step=step)
         if settings.max_grad_norm is None:
             backward.update.CopyFrom(update)
-        self._link.send(backward, {"gradient": encode(gradient, codec_code(settings.downlink_codec))})
+        encoded = encode(gradient, codec_code(settings.downlink_codec))
+        self._meter.sent(len(encoded.payload))
+        self._link.send(backward, {"gradient": encoded})
         if settings.max_grad_norm is not None:
             norms: pb.GradientNorms = self._receive("GradientNorms").body
             if norms.step != step or len(norms.norms) != len(half.device_trainable):
@@ -308,14 +327,15 @@ class _DeviceRound:
             ) from error
 
     def _timed(self, job: Callable[[], Result], about: str = "") -> Result:
-        def counted() -> Result:
-            started_s = time.monotonic()
-            try:
-                return job()
-            finally:
-                self._edge_s += time.monotonic() - started_s
+        def finished() -> Result:
+            result = job()
+            if (
+                self._stage.compute_device.type == "cuda"
+            ):  # which has only been told so far: these seconds are this device's
+                torch.cuda.synchronize(self._stage.compute_device)
+            return result
 
-        return self._guarded(counted, about)
+        return self._guarded(self._meter.timed(finished), about)
 
     def _sum(self, answer: CloudAnswer) -> None:
         self._cloud_s += answer.compute_s
@@ -348,7 +368,7 @@ class _DeviceRound:
     @property
     def _num_missed(self) -> int:
         total = self._settings.num_epochs * self._settings.num_iterations
-        return max(total - (self._step - self._first_step), 0) if self._plan.training else 0
+        return max(total - self._taken, 0) if self._plan.training else 0
 
     def _say_over(self, units: KeptUnits) -> None:
         tensors: dict[str, EncodedTensor] = {}
@@ -358,11 +378,11 @@ class _DeviceRound:
         self._link.send(self._round_over(units), tensors)
 
     def _outcome(self, message: WireMessage) -> DeviceOutcome:
-        done: pb.RoundDone | None = message.body if message.kind == "RoundDone" else None
+        reading = self._meter.reading
         tokens = max(self._num_tokens, 1)
         return DeviceOutcome(
             split_point=self._plan.split_point,
-            num_steps=self._step - self._first_step,
+            num_steps=self._taken,
             num_examples=self._num_examples,
             num_tokens=self._num_tokens,
             num_missed=self._num_missed,
@@ -370,14 +390,19 @@ class _DeviceRound:
             reference_loss=self._reference_sum / self._references if self._references else None,
             left=message.body.reason[:200] or "no reason given" if message.kind == "Leave" else "",
             duration_s=time.monotonic() - self._started_s,
-            edge_s=self._edge_s,
-            device_s=done.times.compute_s if done else 0.0,
+            edge_s=self._meter.edge_s,
+            device_s=reading.device_s,
             num_resumed=self._link.num_resumed,
             uplink_bytes=self._link.bytes_received,
             downlink_bytes=self._link.bytes_sent,
             uplink_handover_bytes=self._uplink_handover,
             downlink_handover_bytes=self._downlink_handover,
             cloud_s=self._cloud_s,
+            edge_wait_s=self._meter.edge_wait_s,
+            uplink_s=reading.uplink_s,
+            downlink_s=reading.downlink_s,
+            uplink_payload_bytes=reading.uplink_bytes,
+            downlink_payload_bytes=reading.downlink_bytes,
         )
 
     def _receive(self, expected: str) -> WireMessage:

@@ -102,7 +102,9 @@ class DeviceOutcome:
 
     `num_missed` iterations were closed without it. `left` says why it left on purpose, and is empty otherwise.
     `uplink_handover_bytes` are those of the layers that the edge lacked, `downlink_handover_bytes` of the half that went back.
-    `cloud_s` are the seconds that the cloud computed for it.
+    `cloud_s` are the seconds that the cloud computed for it, `edge_wait_s` those in which the edge's work for it waited for other
+    devices'. The payload of its iterations, without layers, came in `uplink_s` and `downlink_s`: each message from its
+    headers to its end.
     """
 
     split_point: int
@@ -122,3 +124,8 @@ class DeviceOutcome:
     uplink_handover_bytes: int
     downlink_handover_bytes: int
     cloud_s: float = 0.0
+    edge_wait_s: float = 0.0
+    uplink_s: float = 0.0
+    downlink_s: float = 0.0
+    uplink_payload_bytes: int = 0
+    downlink_payload_bytes: int = 0

@@ -17,6 +17,7 @@ from flwr_splitkd.split import Layout, check_encoder, find_layout, verify_encode
 from flwr_splitkd.tiers.edge.chain.cloud_link import CloudLink
 from flwr_splitkd.tiers.edge.chain.device_round import KeptUnits, Stage, serve_device
 from flwr_splitkd.tiers.edge.chain.iterations import Iterations
+from flwr_splitkd.tiers.edge.chain.meter import Meter
 from flwr_splitkd.tiers.edge.chain.plan import ChainSettings, DeviceOutcome, DevicePlan
 from flwr_splitkd.tiers.fair import FairExecutor
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
@@ -150,13 +151,17 @@ class ChainEdge:
         """Share the edge's compute between the devices, by position, from now on (alpha of the paper)."""
         self._compute.set_weights(shares)
 
-    def serve(self, session: Session, plan: DevicePlan, iterations: Iterations | None) -> DeviceOutcome:
+    def serve(
+        self, session: Session, plan: DevicePlan, iterations: Iterations | None, meter: Meter | None = None
+    ) -> DeviceOutcome:
         """Serve a connected device's part in a round, on the calling thread, and end its session.
 
         Parameters
         ----------
         iterations
             Of the round; None when evaluating.
+        meter
+            Told what the device's iterations take, as they go on.
 
         Raises
         ------
@@ -179,7 +184,7 @@ class ChainEdge:
         # What is kept between an evaluation and the next round is that of the round before.
         kept = self._kept.setdefault(hello.node_id, {}) if plan.training else dict(self._kept.get(hello.node_id, {}))
         try:
-            return serve_device(link, hello, stage, plan, kept)
+            return serve_device(link, hello, stage, plan, kept, meter)
         finally:
             self.server.end(session)
 

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flwr_splitkd.costs import ChainWorkload, ModelledCell, chain_latency, handover_s
+from flwr_splitkd.costs import (
+    ChainWorkload,
+    DeviceProfile,
+    MeasuredCell,
+    MeasuredDevice,
+    MemoryLimits,
+    ModelledCell,
+    chain_latency,
+    handover_s,
+)
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers.chain import EqualAllocation, FixedSplitPoints, mechanism
 from flwr_splitkd.schedulers.chain.planner import ChainPlan, ChainPlanner, ModelledEpoch
@@ -133,3 +142,90 @@ def test_what_cannot_be() -> None:
     with pytest.raises(InfeasibleError, match="`num_subcarriers` is 3; expected at least 4, one for each device"):
         crowded.begin_round(NAMES, 1)
     assert planner().end_epoch(1) is None
+
+
+# ---- on what is measured
+
+
+def outcome(point: int, *, flops: float, edge_flops: float = 5e12, steps: int = 10) -> MeasuredDevice:
+    """What machines of these speeds take."""
+    return MeasuredDevice(
+        split_point=point,
+        num_steps=steps,
+        device_s=steps * float(WORKLOAD.device_work_flops[point - 1]) / flops,
+        edge_s=steps * float(WORKLOAD.edge_work_flops[point - 1]) / edge_flops,
+        edge_wait_s=0.0,
+        uplink_s=steps * 0.04,
+        downlink_s=steps * 0.04,
+        uplink_bytes=steps * 5e6,
+        downlink_bytes=steps * 5e6,
+    )
+
+
+SPEEDS = {"a": 1e11, "b": 6e12, "c": 6e12, "d": 6e12}
+BELIEVED = MeasuredCell(device_flops=1e12, named_flops={"a": 1e13}, edge_flops=1e13)
+
+
+def train(one: ChainPlanner, rounds: range) -> list[list[int]]:
+    """Rounds of machines of these speeds, whatever the plan believes; the split points of each."""
+    points = []
+    for server_round in rounds:
+        points.append(one.begin_round(NAMES, server_round).split_points.tolist())
+        for epoch in (1, 2):
+            one.begin_epoch(NAMES, server_round, epoch)
+            assert one.end_epoch(10) is not None
+            one.learn({name: outcome(one.split_point(name), flops=SPEEDS[name]) for name in NAMES}, 1.0)
+    return points
+
+
+def test_whoever_turns_out_to_be_slow_gets_fewer_layers() -> None:
+    one = planner(cell=BELIEVED)
+    points = train(one, range(1, 4))
+    assert points[0][0] == LAYERS and points[1][0] == 1 and points[2][0] == 1
+    # And in a cell that nothing corrects it would not.
+    assert one._plan.cell is BELIEVED and BELIEVED.state_dict()["devices"] == {}
+
+
+def test_predictions_are_of_what_was_measured() -> None:
+    one = planner(cell=BELIEVED)
+    train(one, range(1, 3))
+    one.begin_round(NAMES, 3)
+    allocation = one.begin_epoch(NAMES, 3, 1)
+    slow_s = float(WORKLOAD.device_work_flops[one.split_point("a") - 1]) / SPEEDS["a"]
+    assert allocation.latency.device_s[0] == pytest.approx(slow_s, rel=0.05)
+    done = one.end_epoch(10)
+    assert done is not None and one.measured is not None and one.measured.other_s is not None
+    assert done.iteration_s == pytest.approx(float(allocation.latency.slowest_s) + one.measured.other_s)
+    line = done.to_json()
+    assert set(line) == {"predicted_iteration_s", "predicted_cloud_link_s", "predicted_s"}
+
+
+def test_a_measuring_planner_that_was_stopped_goes_on_as_if_it_had_not() -> None:
+    whole, first, second = (planner(cell=BELIEVED) for _ in range(3))
+    expected = train(whole, range(1, 5))
+    done = train(first, range(1, 3))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert done + train(second, range(3, 5)) == expected
+    assert second.state_dict() == whole.state_dict()
+    # A run that was modelled so far can go on measured.
+    modelled = planner()
+    run(modelled, range(1, 2))
+    third = planner(cell=BELIEVED)
+    third.load_state_dict(modelled.state_dict())
+    assert third.begin_round(NAMES, 2).split_points.shape == (4,)
+
+
+def test_what_devices_say_of_themselves() -> None:
+    """Memory of each, and its speed until it is measured; in a modelled cell none of it counts."""
+    tight = DeviceProfile(name="board", frequency_hz=1e9, cores=1000, memory_bytes=2.5e8)
+    one, modelled = planner(cell=BELIEVED, limits=MemoryLimits(device_bytes=5.5e8)), planner()
+    for each in (one, modelled):
+        for name in ("a", "b"):
+            each.introduce(name, tight)
+    limits = one._limits(NAMES)
+    assert np.asarray(limits.device_bytes).tolist() == [2.5e8, 2.5e8, 5.5e8, 5.5e8]
+    assert one.begin_round(NAMES, 1).split_points[:2].max() <= 2
+    assert one.begin_round(["c"], 2).split_points.tolist()[0] <= 5
+    assert modelled._limits(NAMES).device_bytes == np.inf
+    assert one.measured is not None
+    assert one.measured.resources(["b"], server_round=1, epoch=1).device_flops[0] == tight.flops
