@@ -38,7 +38,7 @@ def scct(
     """Work section V.B of the paper of SCCT out again: figures 6 to 11, with ours beside the paper's own algorithms.
 
     Seconds are modelled (table III); the training of figures 8, 10 and 11 is real, of a small chain on questions over Python's
-    standard library. Its models are trained first, once: four to nine minutes on two cores.
+    standard library. Its models are trained first, once: four to nine minutes on two cores. The rest takes about as long.
     """
     need_matplotlib()
     needed = {"alns": "alns", **({"torchmetrics": "metrics"} if training else {})}
@@ -92,11 +92,14 @@ def scct(
 
 def _learn(scale: Scale, *, seed: int, seeds: int, quick: bool) -> Learned:
     """Make the models if need be, train along the chain and in the cloud alone, and run the clocks."""
+    from transformers.utils.logging import disable_progress_bar
+
     from flwr_splitkd.case_studies.scct.learning import lay_over_clocks
     from flwr_splitkd.small_chain.curve import Training
     from flwr_splitkd.small_chain.models import RECIPES, models_folder
     from flwr_splitkd.small_chain.training import TrainingSettings, train
 
+    disable_progress_bar()  # of every small model that is loaded
     recipes = RECIPES.shortened(_QUICK_PRETRAINING) if quick else RECIPES
     settings = TrainingSettings(devices=3, rounds=2, iterations=5, heldout=24) if quick else TrainingSettings(devices=5)
     with progress("models, once") as on_progress:
