@@ -79,6 +79,7 @@ def draw_learned(learned: Learned, measure: str, label: str) -> Figure:
     rounds = np.arange(len(learned.chain[0].f1))
     _band(panels[0], rounds, learned.chain, measure, _COLORS["SCCTT"], "SCCTT = SCCTL = SCCTS")
     _band(panels[0], rounds, learned.cloud_only, measure, _COLORS["CloudO"], "CloudO")
+    panels[0].set_xticks(rounds)
     panels[0].set_xlabel("round")
     panels[0].set_ylabel(label)
     panels[0].legend(frameon=False, fontsize=8)

@@ -60,10 +60,10 @@ class Scale:
 
     devices: tuple[int, ...] = (10, 20, 30)
     edges: tuple[float, ...] = (PAPER_EDGE_FLOPS, 31e12, 10e12)
-    rounds: int = 3
+    rounds: int = 2
     epochs: int = 20
     draws: int = 10
-    cells: int = 3
+    cells: int = 2
     passes: int = 100
     search: AlnsSettings = field(default_factory=lambda: AlnsSettings(cooling=0.97))
     long_search: AlnsSettings = field(default_factory=lambda: AlnsSettings(cooling=0.99))

@@ -99,7 +99,7 @@ def _learn(scale: Scale, *, seed: int, seeds: int, quick: bool) -> Learned:
     from flwr_splitkd.small_chain.models import RECIPES, models_folder
     from flwr_splitkd.small_chain.training import TrainingSettings, train
 
-    disable_progress_bar()  # of every small model that is loaded
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of every small model that is loaded
     recipes = RECIPES.shortened(_QUICK_PRETRAINING) if quick else RECIPES
     settings = TrainingSettings(devices=3, rounds=2, iterations=5, heldout=24) if quick else TrainingSettings(devices=5)
     with progress("models, once") as on_progress:

@@ -9,6 +9,7 @@ by device and pair by pair for as long as that helps. A lower bound says how muc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,10 @@ _LENGTHS = 6
 _LEVELS = 6
 # Up to so many sets are all tried.
 _FEW = 200
+# Up to so many devices every k is tried; of more first some, then some around the best of these, and so on.
+_EVERY_COUNT, _COUNTS = 128, 17
+# Of more devices than this no single one is worth a change.
+_POLISHED = 256
 # Layers that two devices trade while the edge's memory binds, and how many on either side are looked at.
 _TRADED, _TRADERS = (1, 2, 3, 5, 8), 24
 # An objective that is lower by less is not.
@@ -76,12 +81,14 @@ def optimize_split_points(
     if len(few):
         points, value = _best(objective, few)
         return decision(objective, points, value, "every set", (value,), bound=bound)
-    starts = [_best(objective, sets) for sets in _scan(objective, order)]
+    starts = [best for ends in _ends(objective) if (best := _scan(objective, ends, order)) is not None]
+    if not starts or draws.num_devices <= _EVERY_COUNT:
+        starts += [_best(objective, sets) for sets in _least_on_edge(objective)]
     starts.sort(key=lambda start: start[1])
     points, value = starts[0]
     history = [value]
     small = draws.num_devices * workload.num_layers <= _SMALL
-    for start, _ in starts if small else starts[:1]:
+    for start, _ in starts if small else starts[: draws.num_devices <= _POLISHED]:
         found, seconds = _polish(objective, start, order)
         if seconds < value * (1 - _RELATIVE):
             points, value = found, seconds
@@ -113,24 +120,49 @@ def _fastest_first(objective: RoundObjective) -> Ints:
     return np.argsort(-objective.problem.resources.device_flops.mean(axis=0), kind="stable")
 
 
-def _scan(objective: RoundObjective, order: Ints) -> list[Ints]:
+def _scan(objective: RoundObjective, ends: tuple[Ints, Ints], order: Ints) -> tuple[Ints, float] | None:
     """The k fastest at their highest split point, the others at their lowest; more of them if the edge is too small for that.
 
-    The hand-over takes as long as the slowest device's. Up to that everyone may move for nothing, so that the ends are also those
-    that can be reached within a few lengths of it: for each of these an array of sets.
+    None if no k fits in the edge's memory.
     """
-    scans = []
-    for low, high in _ends(objective):
-        sets = []
-        for count in range(len(order) + 1):
+    low, high = ends
+
+    def sets(counts: Ints) -> Ints:
+        made = []
+        for count in counts:
             points = low.copy()
             points[order[:count]] = high[order[:count]]
-            sets.append(objective.fitted(points, order[count:]))
-        scans.append(np.unique(np.stack(sets), axis=0))
-    # Where memory does not fall with every layer, an end may be out of bounds; this set never is.
+            made.append(objective.fitted(points, order[count:]))
+        return np.stack(made)
+
+    devices = len(order)
+    if devices <= _EVERY_COUNT:
+        every = np.unique(sets(np.arange(devices + 1)), axis=0)
+        every = every[objective.fits(every)]
+        return _best(objective, every) if len(every) else None
+    best, first, last = None, 0, devices
+    while True:
+        counts = np.unique(np.linspace(first, last, _COUNTS).round().astype(np.int64))
+        some = sets(counts)
+        fit = objective.fits(some)
+        if not fit.any():
+            return best
+        values, _ = objective.evaluate(some[fit])
+        position = int(values.argmin())
+        if best is None or values[position] < best[1]:
+            best = some[fit][position], float(values[position])
+        step = -(-(last - first) // (_COUNTS - 1))
+        if step <= 1:
+            return best
+        middle = int(counts[fit][position])
+        first, last = max(middle - step, 0), min(middle + step, devices)
+
+
+def _least_on_edge(objective: RoundObjective) -> list[Ints]:
+    """The set that takes the least memory on the edge: where memory does not fall with every layer, an end may be out of bounds."""
     memory = np.where(objective.allowed, objective.workload.edge_memory_bytes, np.inf)
-    fitting = [sets[objective.fits(sets)] for sets in [*scans, 1 + memory.argmin(axis=1)[None]]]
-    return [sets for sets in fitting if len(sets)]
+    least: Ints = 1 + memory.argmin(axis=1)[None]
+    return [least] if objective.fits(least)[0] else []
 
 
 def _best(objective: RoundObjective, sets: Ints) -> tuple[Ints, float]:
@@ -140,7 +172,11 @@ def _best(objective: RoundObjective, sets: Ints) -> tuple[Ints, float]:
 
 
 def _ends(objective: RoundObjective) -> list[tuple[Ints, Ints]]:
-    """Lowest and highest split points: of all, within lengths of the hand-over, and from levels that the edge has memory for."""
+    """Lowest and highest split points: of all, within lengths of the hand-over, and from levels that the edge has memory for.
+
+    The hand-over takes as long as the slowest device's. Up to that everyone may move for nothing, so that the ends are also those
+    that can be reached within a few lengths of it.
+    """
     ends = [(objective.lowest, objective.highest)]
     allowed = np.where(objective.allowed, objective.handover_s, np.inf)
     least, most = allowed.min(axis=1).max(), objective.handover_s[objective.allowed].max()
@@ -162,7 +198,7 @@ def _all_of_few(objective: RoundObjective) -> Ints:
     """Every set that fits in memory, if they are few; else none."""
     layers = [1 + np.flatnonzero(allowed) for allowed in objective.allowed]
     none = np.empty((0, len(layers)), dtype=np.int64)
-    if np.prod([float(len(one)) for one in layers]) > 10 * _FEW:
+    if sum(math.log(max(len(one), 1)) for one in layers) > math.log(10 * _FEW):
         return none
     sets = np.stack([axis.ravel() for axis in np.meshgrid(*layers, indexing="ij")], axis=1)
     sets = sets[objective.fits(sets)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from chain_fleets import chain_resources, chain_workload
-from flwr_splitkd.costs import ChainResources, ChainWorkload, MemoryLimits, handover_table_s
+from flwr_splitkd.costs import ChainResources, ChainWorkload, MemoryLimits, ModelledCell, handover_table_s, named_shape
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers.chain import (
     Allocation,
@@ -20,6 +20,7 @@ from flwr_splitkd.schedulers.chain import (
     SplitPointPolicy,
     allocate_resources,
     optimize_split_points,
+    split_points,
 )
 from flwr_splitkd.schedulers.chain.objective import RoundObjective
 
@@ -210,3 +211,20 @@ def test_fleets_that_cannot_do_it() -> None:
         ConfigError, match=re.escape("`device_bytes` has shape (2,); expected one value for each of 3 devices")
     ):
         optimize_split_points(work, draws, limits=MemoryLimits(device_bytes=np.ones(2)))
+
+
+def test_many_devices_are_scanned_from_coarse_to_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of the k are tried, and what is found is about what trying all of them finds."""
+    names = [str(number) for number in range(60)]
+    work = ChainWorkload.from_shape(
+        named_shape("roberta-large/6"), batch_size=8, positions=384, iterations_per_epoch=5, epochs=4
+    )
+    draws = ModelledCell(edge_flops=15e12, num_subcarriers=150).draws(names, 3)
+    monkeypatch.setattr(split_points, "_POLISHED", 1)
+    every = optimize_split_points(work, draws)
+    monkeypatch.setattr(split_points, "_EVERY_COUNT", 1)
+    some = optimize_split_points(work, draws)
+    assert some.evaluations < every.evaluations
+    link_s = every.cloud_link_s
+    assert some.objective_s - link_s <= 1.01 * (every.objective_s - link_s)
+    assert {int(point) for point in some.split_points} == {1, 6}
