@@ -228,11 +228,11 @@ class Link:
         self.bytes_sent += sent
         self.bytes_received += received
 
-    def timed(self, message: WireMessage, seconds: float) -> None:
+    def timed(self, message: WireMessage) -> None:
         """Count a message's payload, and the seconds from its headers to its end."""
         if message.num_bytes:
             self.payload_bytes_received += message.num_bytes
-            self.receive_s += seconds
+            self.receive_s += message.receive_s
 
     def acknowledge(self, stream: object, count: int) -> None:
         """Forget the first `count` messages of this side: the peer has them.

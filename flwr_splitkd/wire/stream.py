@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from flwr_splitkd.errors import CorruptFrameError, PeerLostError, SplitKDError
@@ -190,7 +191,8 @@ class Stream:
                     return
                 if message is None:
                     continue
-                link.timed(message, time.monotonic() - headers_s)
+                message = replace(message, receive_s=time.monotonic() - headers_s)
+                link.timed(message)
                 if not link.deliver(self, message):
                     return
             self.end("its connection dropped")

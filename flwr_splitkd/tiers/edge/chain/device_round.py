@@ -128,10 +128,9 @@ class _DeviceRound:
         self._link.admit()
         self._meter.start()
         self._half = self._take_half(kept)
-        self._meter.begin_iterations(self._link)
         message = self._serve_steps(self._half)
         if message.kind == "RoundDone":
-            self._meter.note(self._link, message.body.times, num_steps=self._taken, num_forwards=self._taken)
+            self._meter.note(message.body.times, num_steps=self._taken, num_forwards=self._taken)
         if self._stage.iterations is not None:  # the others need not wait while the layers travel
             self._stage.iterations.leave(self._plan.position)
         units = self._compute(self._half.units) if self._plan.training else {}
@@ -217,9 +216,10 @@ class _DeviceRound:
             if message.kind != "Forward":
                 return message
             self._check_order(message.body)
+            self._meter.came(message)
             if self._plan.training and message.body.HasField("times"):
                 times = message.body.times
-                self._meter.note(self._link, times, num_steps=self._taken, num_forwards=self._taken + 1)
+                self._meter.note(times, num_steps=self._taken, num_forwards=self._taken + 1)
             going_on = self._train(message, half) if self._plan.training else self._evaluate(message, half)
             if not going_on:
                 return message

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["Meter", "Reading"]
@@ -59,15 +59,11 @@ class Meter:
         self.reading = Reading()
         self.edge_s = self.edge_wait_s = 0.0
         self._clock, self._began_s = clock, clock()
-        self._layers_s, self._layers_bytes, self._sent_bytes = 0.0, 0, 0
+        self._uplink_s, self._uplink_bytes, self._sent_bytes = 0.0, 0, 0
 
     def start(self) -> None:
         """The device's round begins: none of its own seconds were before."""
         self._began_s = self._clock()
-
-    def begin_iterations(self, link: Link) -> None:
-        """Whatever came before were layers."""
-        self._layers_s, self._layers_bytes = link.receive_s, link.payload_bytes_received
 
     def timed(self, job: Callable[[], Result]) -> Callable[[], Result]:
         """The same job of the edge's, with its seconds counted, and those from now until it begins."""
@@ -83,11 +79,16 @@ class Meter:
 
         return counted
 
+    def came(self, message: WireMessage) -> None:
+        """A batch came up."""
+        self._uplink_s += message.receive_s
+        self._uplink_bytes += message.num_bytes
+
     def sent(self, num_bytes: int) -> None:
         """A gradient went down."""
         self._sent_bytes += num_bytes
 
-    def note(self, link: Link, times: pb.DeviceTimes, *, num_steps: int, num_forwards: int) -> None:
+    def note(self, times: pb.DeviceTimes, *, num_steps: int, num_forwards: int) -> None:
         """Take a reading with the device's word on its own seconds, unless that cannot be.
 
         They cannot be more than have passed, nor fewer than it has told of before, nor NaN.
@@ -102,8 +103,8 @@ class Meter:
             device_s=times.compute_s,
             edge_s=self.edge_s,
             edge_wait_s=self.edge_wait_s,
-            uplink_s=link.receive_s - self._layers_s,
-            uplink_bytes=link.payload_bytes_received - self._layers_bytes,
+            uplink_s=self._uplink_s,
+            uplink_bytes=self._uplink_bytes,
             downlink_s=times.receive_s,
             downlink_bytes=self._sent_bytes,
         )

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from flwr_splitkd.tiers.edge.chain import Meter, Reading
-from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.framing import WireMessage
+from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 
@@ -22,16 +23,19 @@ def times(compute_s: float, receive_s: float = 0.0) -> pb.DeviceTimes:
     return pb.DeviceTimes(compute_s=compute_s, receive_s=receive_s)
 
 
+def batch(num_bytes: int, seconds: float) -> WireMessage:
+    tensor = EncodedTensor(pb.DTYPE_UINT8, (num_bytes,), pb.CODEC_NONE, bytes(num_bytes))
+    return WireMessage(pb.Forward(), {"smashed": tensor}, receive_s=seconds)
+
+
 def test_sums_from_the_first_iteration_on() -> None:
-    clock, link = Clock(), Link(peer="d")
+    clock = Clock()
     meter = Meter(clock)
     clock.now_s += 5
     meter.start()
-    link.payload_bytes_received, link.receive_s = 1000, 2.0  # layers
-    meter.begin_iterations(link)
     clock.now_s += 4
-    link.payload_bytes_received, link.receive_s = 1300, 2.5
-    meter.note(link, times(0.0), num_steps=0, num_forwards=1)
+    meter.came(batch(300, 0.5))
+    meter.note(times(0.0), num_steps=0, num_forwards=1)
 
     def job() -> str:
         clock.now_s += 0.75
@@ -41,8 +45,8 @@ def test_sums_from_the_first_iteration_on() -> None:
     clock.now_s += 0.25  # another device's turn
     assert counted() == "done"
     meter.sent(40)
-    link.payload_bytes_received, link.receive_s = 1600, 3.0
-    meter.note(link, times(3.0, 0.5), num_steps=1, num_forwards=2)
+    meter.came(batch(300, 0.5))
+    meter.note(times(3.0, 0.5), num_steps=1, num_forwards=2)
     assert meter.reading == Reading(
         num_steps=1,
         num_forwards=2,
@@ -83,13 +87,13 @@ def test_a_job_that_fails_took_its_time_as_well() -> None:
     ],
 )
 def test_a_word_that_cannot_be_is_left_out(said: pb.DeviceTimes) -> None:
-    clock, link = Clock(), Link(peer="d")
+    clock = Clock()
     meter = Meter(clock)
     meter.start()
     clock.now_s += 10
-    meter.note(link, times(1.0, 0.25), num_steps=1, num_forwards=2)
+    meter.note(times(1.0, 0.25), num_steps=1, num_forwards=2)
     before = meter.reading
-    meter.note(link, said, num_steps=2, num_forwards=3)
+    meter.note(said, num_steps=2, num_forwards=3)
     assert meter.reading is before
-    meter.note(link, times(2.0, 0.5), num_steps=3, num_forwards=4)  # and the next one that can be counts
+    meter.note(times(2.0, 0.5), num_steps=3, num_forwards=4)  # and the next one that can be counts
     assert (meter.reading.num_steps, meter.reading.device_s) == (3, 2.0)
