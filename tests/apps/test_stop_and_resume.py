@@ -59,6 +59,7 @@ def in_mid_turn(run: Run, logs: Path, runs: Path) -> None:
     assert "Finished in" not in run.log_path.read_text()
 
 
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize(
     ("mode", "goes_on"),
     [

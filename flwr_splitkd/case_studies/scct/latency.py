@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from flwr_splitkd.schedulers.chain import (
 )
 
 __all__ = ["Convergence", "algorithm1_steps", "algorithm2_steps", "latencies"]
+
+Mapped = Callable[..., Iterable[Any]]
+_Case = tuple[str, Algorithms, int, float, int]
 
 # An epoch in which nothing is decided yet: its split points are those that the paper's figure does not name.
 _SPLIT_POINT_RANGE = (1, 12)
@@ -90,37 +95,41 @@ def algorithm1_steps(scale: Scale, *, seed: int) -> list[Convergence]:
 
 
 def algorithm2_steps(
-    scale: Scale, *, seed: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+    scale: Scale,
+    *,
+    seed: int,
+    mapped: Mapped = map,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Convergence]:
-    """Figure 7: Algorithm 2 with Algorithm 1 in it, over the draws of a round, for each edge."""
-    devices, found = max(scale.devices), []
-    work = workload()
-    for done, edge_flops in enumerate(scale.edges, start=1):
-        draws = cell(edge_flops, seed=seed).draws(_names(devices), scale.draws)
-        ours = optimize_split_points(work, draws, limits=LIMITS)
-        search = AlnsSplitPoints(np.random.default_rng(seed), scale.long_search, allocation=Algorithm1())
-        theirs = search.choose(work, draws, LIMITS)
-        per_iteration = work.epochs * work.iterations_per_epoch
-        cloud_s = ours.cloud_link_s
-        found.append(
-            Convergence(
-                method="Algorithm 2",
-                edge_flops=edge_flops,
-                seed=seed,
-                seconds=(np.array(theirs.history_s) - cloud_s) / per_iteration,
-                best_s=(ours.objective_s - cloud_s) / per_iteration,
-                bound_s=max(ours.lower_bound_s - cloud_s, 0.0) / per_iteration,
-            )
-        )
-        on_progress(done, len(scale.edges))
+    """Figure 7: Algorithm 2 with Algorithm 1 in it, over the draws of a round, for each edge; `mapped` as in `latencies`."""
+    found = []
+    for one in mapped(partial(_search, scale, seed), scale.edges):
+        found.append(one)
+        on_progress(len(found), len(scale.edges))
     return found
 
 
 def latencies(
-    scale: Scale, *, seed: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+    scale: Scale,
+    *,
+    seed: int,
+    mapped: Mapped = map,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Clock]:
-    """Figure 9: each mechanism's clock, with ours and with the paper's algorithms, for each number of devices, edge and cell."""
-    cases: list[tuple[str, Algorithms, int, float, int]] = [
+    """Figure 9: each mechanism's clock, with ours and with the paper's algorithms, for each number of devices, edge and cell.
+
+    Parameters
+    ----------
+    scale
+        How much.
+    seed
+        Of the first cell.
+    mapped
+        Applies a function to every case and yields the results in order, as `map` does, or a process pool's own.
+    on_progress
+        Told how many cases of how many are done.
+    """
+    cases: list[_Case] = [
         (name, algorithms, devices, edge_flops, seed + drawn)
         for edge_flops in scale.edges
         for devices in scale.devices
@@ -128,22 +137,43 @@ def latencies(
         for algorithms in ALGORITHMS
         for name in (*MECHANISMS, *([BEST_FIXED] if algorithms == "exact" else []))
     ]
-    clocks = []
-    for done, (name, algorithms, devices, edge_flops, cell_seed) in enumerate(cases, start=1):
-        if name == BEST_FIXED:
-            clock = best_fixed_split_point(devices=devices, edge_flops=edge_flops, scale=scale, seed=cell_seed)
-        else:
-            clock = run_clock(
-                name,  # type: ignore[arg-type]  # one of MECHANISMS
-                algorithms,
-                devices=devices,
-                edge_flops=edge_flops,
-                scale=scale,
-                seed=cell_seed,
-            )
+    clocks: list[Clock] = []
+    for clock in mapped(partial(_clock, scale), cases):
         clocks.append(clock)
-        on_progress(done, len(cases))
+        on_progress(len(clocks), len(cases))
     return clocks
+
+
+def _search(scale: Scale, seed: int, edge_flops: float) -> Convergence:
+    work = workload()
+    draws = cell(edge_flops, seed=seed).draws(_names(max(scale.devices)), scale.draws)
+    ours = optimize_split_points(work, draws, limits=LIMITS)
+    search = AlnsSplitPoints(np.random.default_rng(seed), scale.long_search, allocation=Algorithm1())
+    theirs = search.choose(work, draws, LIMITS)
+    per_iteration = work.epochs * work.iterations_per_epoch
+    cloud_s = ours.cloud_link_s
+    return Convergence(
+        method="Algorithm 2",
+        edge_flops=edge_flops,
+        seed=seed,
+        seconds=(np.array(theirs.history_s) - cloud_s) / per_iteration,
+        best_s=(ours.objective_s - cloud_s) / per_iteration,
+        bound_s=max(ours.lower_bound_s - cloud_s, 0.0) / per_iteration,
+    )
+
+
+def _clock(scale: Scale, case: _Case) -> Clock:
+    name, algorithms, devices, edge_flops, seed = case
+    if name == BEST_FIXED:
+        return best_fixed_split_point(devices=devices, edge_flops=edge_flops, scale=scale, seed=seed)
+    return run_clock(
+        name,  # type: ignore[arg-type]  # one of MECHANISMS
+        algorithms,
+        devices=devices,
+        edge_flops=edge_flops,
+        scale=scale,
+        seed=seed,
+    )
 
 
 def _names(devices: int) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,10 +55,11 @@ def scct(
     output_folder(output)
     scale = Scale.quick() if quick else Scale()
     first = algorithm1_steps(scale, seed=seed)
-    with progress("figure 7: edges") as on_progress:
-        second = algorithm2_steps(scale, seed=seed, on_progress=on_progress)
-    with progress("figure 9: clocks") as on_progress:
-        clocks = latencies(scale, seed=seed, on_progress=on_progress)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        with progress("figure 7: edges") as on_progress:
+            second = algorithm2_steps(scale, seed=seed, mapped=pool.map, on_progress=on_progress)
+        with progress("figure 9: clocks") as on_progress:
+            clocks = latencies(scale, seed=seed, mapped=pool.map, on_progress=on_progress)
     verdicts = claims.latency_verdicts([*first, *second], clocks)
     written = [
         write(output / "figure-6-algorithm-1.csv", tables.convergence_csv(first)),
