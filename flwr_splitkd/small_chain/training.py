@@ -7,14 +7,19 @@ gets which share of the edge, changes how long a step takes and nothing else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.utils.logging import disable_progress_bar
 
 from flwr_splitkd.costs.checks import check_number
 from flwr_splitkd.data import make_loader
@@ -34,7 +39,7 @@ from flwr_splitkd.small_chain.models import load_tokenizer
 from flwr_splitkd.tiers.cloud import CloudLLM, CloudTask, TaskSettings
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate, warmup_schedule
 
-__all__ = ["TrainingSettings", "train"]
+__all__ = ["TrainingSettings", "train", "train_all"]
 
 _Batch = Mapping[str, Tensor]
 _Batches = Iterator[_Batch]
@@ -134,6 +139,42 @@ def train(
     return Curve(
         training=training, seed=seed, loss=tuple(losses), heldout_loss=heldout_loss, f1=f1, exact_match=exact_match
     )
+
+
+def train_all(
+    cases: Sequence[tuple[Training, int]],
+    models: Path,
+    settings: TrainingSettings,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Curve]:
+    """Do several trainings, each in a process and on a thread of its own, so that the machine's cores do not change the result.
+
+    Parameters
+    ----------
+    cases
+        Training and seed of each; curves come in this order.
+    models, settings
+        As in `train`.
+    on_progress
+        Told how many trainings of how many are done.
+    """
+    curves: list[Curve] = []
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _alone) as pool:
+        for curve in pool.map(partial(_train, models, settings), cases):
+            curves.append(curve)
+            on_progress(len(curves), len(cases))
+    return curves
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of every small model that is loaded
+
+
+def _train(models: Path, settings: TrainingSettings, case: tuple[Training, int]) -> Curve:
+    training, seed = case
+    return train(training, models, settings, seed=seed)
 
 
 class _Questions:

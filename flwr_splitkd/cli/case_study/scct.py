@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -96,29 +96,25 @@ def scct(
 
 def _learn(scale: Scale, *, seed: int, seeds: int, quick: bool) -> Learned:
     """Make the models if need be, train along the chain and in the cloud alone, and run the clocks."""
-    from transformers.utils.logging import disable_progress_bar
-
     from flwr_splitkd.case_studies.scct.learning import lay_over_clocks
     from flwr_splitkd.small_chain.curve import Training
     from flwr_splitkd.small_chain.models import RECIPES, models_folder
-    from flwr_splitkd.small_chain.training import TrainingSettings, train
+    from flwr_splitkd.small_chain.training import TrainingSettings, train_all
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # of every small model that is loaded
     recipes = RECIPES.shortened(_QUICK_PRETRAINING) if quick else RECIPES
     settings = TrainingSettings(devices=3, rounds=2, iterations=5, heldout=24) if quick else TrainingSettings(devices=5)
     with progress("models, once") as on_progress:
         done = {"SLM": 0, "LLM": recipes.slm.steps, "SLM and LLM": recipes.slm.steps + recipes.llm.steps}
         total = recipes.slm.steps + recipes.llm.steps + recipes.both.steps
         models = models_folder(recipes, lambda part, step, steps, loss: on_progress(done[part] + step, total))
-    curves: dict[Training, list[Any]] = {"chain": [], "cloud-only": []}
-    for kind, found in curves.items():
-        for number in range(seed, seed + seeds):
-            with progress(f"{kind}, seed {number}: iterations") as on_progress:
-                found.append(train(kind, models, settings, seed=number, on_progress=on_progress))
+    kinds: tuple[Training, ...] = ("chain", "cloud-only")
+    cases = [(kind, number) for kind in kinds for number in range(seed, seed + seeds)]
+    with progress("figures 8, 10, 11: trainings") as on_progress:
+        curves = train_all(cases, models, settings, on_progress=on_progress)
     with progress("figures 8, 10, 11: clocks") as on_progress:
         return lay_over_clocks(
-            curves["chain"],
-            curves["cloud-only"],
+            curves[:seeds],
+            curves[seeds:],
             scale=scale,
             devices=settings.devices,
             rounds=settings.rounds,
