@@ -19,16 +19,15 @@ def little_text(folder: Path) -> str:
 
 
 def little_questions(folder: Path) -> str:
-    """A file of 72 questions in six groups, one of which is held out."""
+    """A file of 72 questions in six groups, no two alike, one of which is held out."""
     rows = [
         {
             "context": f"f(a={number}, b=2)",
             "question": "What is the default of a?",
             "answer": str(number),
-            "title": title,
+            "title": "abcdef"[number // 12],
         }
-        for title in "abcdef"
-        for number in range(12)
+        for number in range(72)
     ]
     path = folder / "questions.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
