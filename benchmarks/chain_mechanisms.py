@@ -1,8 +1,8 @@
 """The paper's mechanisms in Flower simulations of apps/scct: modelled seconds of an iteration, and F1 at equal modelled time.
 
-SCCTT, SCCTL and SCCTS decide on split points and shares; training is real, seconds are those of a modelled cell. The three train
-the same weights: losses of all epochs are compared, with each other and with those of the same training in one process without
-any split (`flwr_splitkd.small_chain.training`).
+SCCTT, SCCTL and SCCTS decide on split points and shares; training is real, seconds are those of a modelled cell. The three train the
+same weights, up to rounding: losses of all epochs are compared, with each other and with those of the same training in one process
+without any split (`flwr_splitkd.small_chain.training`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from flwr_splitkd.small_chain.training import TrainingSettings, train
 APP = Path(__file__).resolve().parents[1] / "apps" / "scct"
 TIMEOUT_S = 3600.0
 DEVICES = 3
+# Of rounding over hundreds of steps; another batch anywhere makes a thousand times as much.
+MOST_APART = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ def main() -> None:
     )
     whole = train("chain", folder_of_models, settings)
     first = next(iter(runs.values()))
-    equal = all(run.losses == first.losses for run in runs.values())
+    apart = max(abs(a - b) for run in runs.values() for a, b in zip(first.losses, run.losses, strict=True))
     furthest = max(abs(a - b) for a, b in zip(first.losses, whole.loss, strict=True))
     report(
         "chain_mechanisms" + (" (quick: a smoke test, these figures mean nothing)" if arguments.quick else ""),
@@ -89,16 +91,17 @@ def main() -> None:
             f"{DEVICES} devices, {arguments.rounds} rounds of 2 epochs of {arguments.iterations} iterations, batches of 8; the "
             "cell reckons with 4 layers of RoBERTa-large's size, 192 positions; SCCTS with split point 2 of 4. All seconds are "
             "modelled.",
-            f"Training losses of all epochs are {'equal to the last bit' if equal else 'NOT EQUAL'} in the {len(runs)} runs, and "
-            f"differ from those of the whole models in one process by at most {furthest:.1e}.",
+            f"Training losses of all epochs differ between the {len(runs)} runs by at most {apart:.1e}, and from those of the "
+            f"whole models in one process by at most {furthest:.1e}: processes have different numbers of threads here, and so another "
+            "order of summation where a layer moves.",
             f"torch {torch.__version__}, flwr {version('flwr')}, transformers {version('transformers')}; "
             f"{(time.monotonic() - began_s) / 60:.0f} min.",
         ],
         json_path=arguments.json,
         more={"runs": [asdict(run) for run in runs.values()], "whole": asdict(whole)},
     )
-    if not equal:
-        raise SystemExit("The mechanisms trained different weights.")
+    if not max(apart, furthest) < MOST_APART:
+        raise SystemExit(f"Losses differ by more than {MOST_APART:g}: the mechanisms have not trained the same.")
 
 
 def _arguments() -> argparse.Namespace:

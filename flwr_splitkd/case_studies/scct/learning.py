@@ -1,7 +1,8 @@
 """Figures 8, 10 and 11: what a training has learned, by round and by modelled time.
 
-SCCTT, SCCTL and SCCTS train the same weights: where an encoder is split and who gets which share decide how long a step takes,
-not what it does (tests/integration/chain). So one training stands for the three, and each mechanism's clock says when it is where.
+SCCTT, SCCTL and SCCTS train the same weights, up to rounding: where an encoder is split and who gets which share decide how long a
+step takes, not what it does (tests/integration/chain). So one training stands for the three, and each mechanism's clock says when
+it is where.
 CloudO has no devices and no edge; the model has no seconds of the cloud's own, so that it has no place on the clock.
 """
 
