@@ -1,7 +1,7 @@
 """The paper's mechanisms in Flower simulations of apps/scct: modelled seconds of an iteration, and F1 at equal modelled time.
 
-SCCTT, SCCTL and SCCTS decide on split points and shares; training is real, seconds are those of a modelled cell. The three train the
-same weights, up to rounding: losses of all epochs are compared, with each other and with those of the same training in one process
+SCCTT, SCCTL and SCCTS decide on split points and shares; training is real, seconds are those of a modelled cell. The three train
+the same weights, up to rounding: losses of all epochs are compared, with each other and with those of the same training in one process
 without any split (`flwr_splitkd.small_chain.training`).
 """
 
@@ -92,8 +92,8 @@ def main() -> None:
             "cell reckons with 4 layers of RoBERTa-large's size, 192 positions; SCCTS with split point 2 of 4. All seconds are "
             "modelled.",
             f"Training losses of all epochs differ between the {len(runs)} runs by at most {apart:.1e}, and from those of the "
-            f"whole models in one process by at most {furthest:.1e}: processes have different numbers of threads here, and so another "
-            "order of summation where a layer moves.",
+            f"whole models in one process by at most {furthest:.1e}: processes have different numbers of threads here, and so "
+            "another order of summation where a layer moves.",
             f"torch {torch.__version__}, flwr {version('flwr')}, transformers {version('transformers')}; "
             f"{(time.monotonic() - began_s) / 60:.0f} min.",
         ],
