@@ -1,8 +1,8 @@
 """The paper's mechanisms in Flower simulations of apps/scct: modelled seconds of an iteration, and F1 at equal modelled time.
 
 SCCTT, SCCTL and SCCTS decide on split points and shares; training is real, seconds are those of a modelled cell. The three train
-the same weights, up to rounding: losses of all epochs are compared, with each other and with those of the same training in one process
-without any split (`flwr_splitkd.small_chain.training`).
+the same weights, up to rounding: losses of all epochs are compared, with each other and with those of the same training in one
+process without any split (`flwr_splitkd.small_chain.training`).
 """
 
 from __future__ import annotations
