@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+from flwr_splitkd.data.questions import Question
+
 _WORDS = "the edge waits for a device and returns what it sent before a round ends".split()
 
 
@@ -32,3 +34,17 @@ def little_questions(folder: Path) -> str:
     path = folder / "questions.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
+
+
+def few_questions() -> list[Question]:
+    """Eight questions on four contexts, without a file."""
+    return [
+        Question(
+            context=f"wait(fs, timeout={number})\nrun(step, limit=9)",
+            question=f"What is the default of {name}?",
+            answer=answer,
+            module="m",
+        )
+        for number in range(4)
+        for name, answer in (("timeout", str(number)), ("limit", "9"))
+    ]

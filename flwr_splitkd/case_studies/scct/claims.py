@@ -149,7 +149,7 @@ def _cloud_only(learned: Learned) -> Iterator[Verdict]:
         claim="by round SCCTT is ahead of SCCTL, and SCCTL of SCCTS",
         setting="training",
         holds=False,
-        came_out="the same weights in all three: split points and shares change when a step ends, not what it does",
+        came_out="the same weights in all three, up to rounding: split points and shares change when a step ends, not what it does",
     )
 
 

@@ -13,17 +13,9 @@ from flwr_splitkd.data.questions import Question
 from flwr_splitkd.models import PretrainedModel
 from flwr_splitkd.small_chain import exercises, models, pretraining
 from flwr_splitkd.small_chain.pretraining import Recipe
+from little_data import few_questions
 
-QUESTIONS = [
-    Question(
-        context=f"wait(fs, timeout={number})\nrun(step, limit=9)",
-        question=f"What is the default of {name}?",
-        answer=answer,
-        module="m",
-    )
-    for number in range(4)
-    for name, answer in (("timeout", str(number)), ("limit", "9"))
-]
+QUESTIONS = few_questions()
 
 
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: object) -> models.Recipes:

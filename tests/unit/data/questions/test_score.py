@@ -11,17 +11,9 @@ from flwr_splitkd.data.questions import EncodingConfig, Question, encode_questio
 from flwr_splitkd.data.questions.score import baselines, score, scorer
 from flwr_splitkd.errors import ConfigError, DataError
 from flwr_splitkd.small_chain.models import load_tokenizer
+from little_data import few_questions
 
-QUESTIONS = [
-    Question(
-        context=f"wait(fs, timeout={number})\nrun(step, limit=9)",
-        question=f"What is the default of {name}?",
-        answer=answer,
-        module="m",
-    )
-    for number in range(4)
-    for name, answer in (("timeout", str(number)), ("limit", "9"))
-]
+QUESTIONS = few_questions()
 
 
 def test_score() -> None:
