@@ -30,6 +30,15 @@ define install
 	touch $(2)/.ready
 endef
 
+# Unit tests go side by side, a file to each core; tests that start processes of their own go one after another. Every process
+# has one thread: those that share cores would wait for each other. The second part runs whatever came of the first.
+define test
+	failed=0; export OMP_NUM_THREADS=1; \
+	$(1) $(PYTEST) tests/unit --numprocesses logical --dist loadfile || failed=1; \
+	$(1) $(PYTEST) tests --ignore tests/unit || failed=1; \
+	exit $$failed
+endef
+
 .PHONY: help
 help: ## show this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 24
@@ -60,7 +69,7 @@ scct-demo: $(READY) ## the chain device - edge - cloud in a deployment: cloud, S
 
 .PHONY: test
 test: $(READY) ## run all tests but the slow ones
-	$(PY) $(PYTEST)
+	$(call test,$(PY))
 
 .PHONY: test-slow
 test-slow: $(READY) ## run the slow tests
@@ -77,7 +86,7 @@ test-browser: $(READY) ## run the tests of the report page; needs Chromium (Debi
 
 .PHONY: test-oldest
 test-oldest: .venv-oldest/.ready ## run the tests with the oldest supported versions
-	.venv-oldest/bin/python $(PYTEST)
+	$(call test,.venv-oldest/bin/python)
 
 .venv-oldest/.ready: pyproject.toml constraints/oldest.txt
 	python=$$(scripts/find-python.sh 3.11); \
@@ -97,7 +106,7 @@ test-no-torch: .venv-no-torch/.ready ## byte-compile everything on Python 3.10 a
 
 .PHONY: test-py310
 test-py310: .venv-py310/.ready ## run all tests on Python 3.10 (by hand: needs a torch build for it)
-	.venv-py310/bin/python $(PYTEST)
+	$(call test,.venv-py310/bin/python)
 
 .venv-py310/.ready: pyproject.toml constraints/newest.txt
 	python=$$(scripts/find-python.sh 3.10); \

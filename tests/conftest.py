@@ -8,6 +8,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     config.stash[_not_collected].append(str(collection_path.relative_to(ROOT)))
     return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several workers (pytest-xdist) hands what it covered to the process that prints the summary."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["covered"] = session.config.stash[_covered]
+        output["not_collected"] = session.config.stash[_not_collected]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[_covered].update(output.get("covered", {}))
+    node.config.stash[_not_collected][:] = output.get("not_collected", [])  # each worker collects everything
 
 
 @pytest.fixture(scope="session")

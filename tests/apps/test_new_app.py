@@ -23,6 +23,7 @@ from import_graph import ROOT
 pytest.importorskip("torch", reason="the app needs it, in processes of its own")
 
 
+@pytest.mark.slow
 def test_the_made_app_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

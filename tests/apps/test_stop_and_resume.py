@@ -54,7 +54,7 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float, seen: Calla
 
 def in_mid_turn(run: Run, logs: Path, runs: Path) -> None:
     """Wait until a turn is over and the next one is at work."""
-    until(lambda: run.log_path.exists() and "turn 1 of" in run.log_path.read_text(), "first turn", 120)
+    until(lambda: run.log_path.exists() and "turn 1 of" in run.log_path.read_text(), "first turn", 240)
     time.sleep(0.7)
     assert "Finished in" not in run.log_path.read_text()
 
@@ -64,7 +64,7 @@ def in_mid_turn(run: Run, logs: Path, runs: Path) -> None:
     ("mode", "goes_on"),
     [
         ("simulation", False),
-        pytest.param("deployment", True, marks=pytest.mark.deployment),
+        pytest.param("deployment", True, marks=[pytest.mark.deployment, pytest.mark.slow]),
         pytest.param("simulation", True, marks=pytest.mark.slow),
     ],
 )
