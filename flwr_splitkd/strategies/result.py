@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,12 @@ class TurnRecord:
         if self.mode == "deliver":
             outcome = self.outcome
             return {**line, "duration_s": outcome.duration_s, "handover_bytes": outcome.handover_bytes}
+        measured = asdict(replace(self.outcome, spans=()))
+        del measured["spans"]  # lines of their own
         return {
             **line,
             "local_epochs": self.local_epochs,
-            **asdict(self.outcome),
+            **measured,
             "perplexity": perplexity(self.outcome.cross_entropy),
             "tokens_per_s": self.outcome.num_tokens / max(self.outcome.duration_s, 1e-9),
             "wait_s": self.wait_s,

@@ -130,6 +130,17 @@ class SplitKD(Strategy):
         Clips the global gradient norm of both halves together; None to leave it.
     gradient_accumulation_steps
         Batches of a device in one optimiser step.
+    num_microbatches
+        Micro-batches that each batch is divided into; with the batches of a step they are what can be in flight at a time.
+        Training is that of the unsplit model with as many micro-batches.
+    pipeline_depth
+        Micro-batches of a step in flight: while one is computed on the device, others are on their way or on the edge. It changes
+        no result; the device holds the activations of as many. 1 is lock-step; 0 chooses by what the device's last turn took.
+    trace
+        Whether to record every stage of every step in ``metrics.jsonl`` and ``trace.json`` (for ui.perfetto.dev).
+    teacher_cache_bytes, teacher_cache_disk_bytes
+        Most bytes that the edge keeps, in memory and on disk, of what the teacher made of a device's sequences. From the second
+        epoch on the teacher need not run for these, nor do their embeddings travel. 0 and 0 keep nothing.
     max_batches
         At most so many batches of each local epoch; 0 for all.
     commit_every_steps
@@ -205,6 +216,11 @@ class SplitKD(Strategy):
         optimizer_handover: HandoverName = "full",
         max_grad_norm: float | None = None,
         gradient_accumulation_steps: int = 1,
+        num_microbatches: int = 1,
+        pipeline_depth: int = 0,
+        trace: bool = False,
+        teacher_cache_bytes: int = 512 << 20,
+        teacher_cache_disk_bytes: int = 0,
         max_batches: int = 0,
         commit_every_steps: int = 0,
         uplink_codec: CodecName = "none",
@@ -267,12 +283,17 @@ class SplitKD(Strategy):
             peft=peft,
             teacher_blocks=_block_paths("teacher_blocks", teacher_blocks),
             teacher_cut=teacher_cut,
+            teacher_cache_bytes=teacher_cache_bytes,
+            teacher_cache_disk_bytes=teacher_cache_disk_bytes,
             optimizer=optimizer or OptimizerSettings(),
             optimizer_handover=optimizer_handover,
             turn=TurnSettings(
                 seed=seed,
                 max_grad_norm=max_grad_norm,
                 gradient_accumulation_steps=gradient_accumulation_steps,
+                num_microbatches=num_microbatches,
+                pipeline_depth=pipeline_depth,
+                trace=trace,
                 max_batches=max_batches,
                 uplink_codec=uplink_codec,
                 downlink_codec=downlink_codec,

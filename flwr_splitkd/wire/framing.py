@@ -63,11 +63,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class WireMessage:
-    """A body with its tensors, in the order of the body's headers, and the seconds in which they came."""
+    """A body with its tensors, in the order of the body's headers; the seconds in which they came, and when the last had."""
 
     body: Any  # one of the body messages of a Frame; protobuf has no common static type for them
     tensors: dict[str, EncodedTensor] = field(default_factory=dict)
     receive_s: float = 0.0
+    arrived_s: float = 0.0
 
     @property
     def kind(self) -> str:

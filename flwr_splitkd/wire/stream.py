@@ -191,7 +191,8 @@ class Stream:
                     return
                 if message is None:
                     continue
-                message = replace(message, receive_s=time.monotonic() - headers_s)
+                now_s = time.monotonic()
+                message = replace(message, receive_s=now_s - headers_s, arrived_s=now_s)
                 link.timed(message)
                 if not link.deliver(self, message):
                     return

@@ -13,17 +13,29 @@ from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import build_skeleton, materialize
 from flwr_splitkd.split import DeviceHalf, find_layout
 from flwr_splitkd.split.surgery import accepts
+from flwr_splitkd.tiers.outbox import Parcel
+from flwr_splitkd.tiers.sequences import keys_from_tensor, keys_to_tensor, select_rows, sequence_keys
 from flwr_splitkd.tiers.units import TEACHER_UNIT, unpack
+from flwr_splitkd.wire.codec import decode
+from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["DeviceTeacher", "build_teacher"]
+__all__ = ["DeviceTeacher", "TeacherFeed", "build_teacher"]
 
 
 class DeviceTeacher(Protocol):
     """What the device sends for the teacher."""
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Float[Tensor, "batch ..."], dict[str, Tensor]]:
-        """Return the outputs of the first part, and the tensors that go with them."""
+    shares_inputs: bool
+    """Whether the tensors that go with its outputs are the student's own."""
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], beside: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "batch ..."], Mapping[str, Tensor]]:
+        """Return the outputs of the first part, and the tensors that go with them.
+
+        `beside` are those that travel with the student's smashed data.
+        """
 
 
 def build_teacher(
@@ -62,16 +74,89 @@ def build_teacher(
     return _FirstBlocks(plan, weights, builder, data_input, device)
 
 
+class TeacherFeed:
+    """What the device sends for the teacher, without the sequences of which the edge has kept the teacher's outcome.
+
+    A sequence is named by a keyed hash of all its inputs, of the codec and of what the teacher is: another teacher, or a batch
+    that is padded differently, has other names, and is computed anew.
+
+    Parameters
+    ----------
+    teacher
+        The device's part of the teacher.
+    begin
+        The edge's plan, with the names of what it has kept of this device.
+
+    Raises
+    ------
+    ProtocolError
+        If these are no names.
+    """
+
+    def __init__(self, teacher: DeviceTeacher, begin: WireMessage) -> None:
+        plan: pb.Begin = begin.body
+        self._teacher, self._codec, self._salt = teacher, plan.uplink_codec, bytes(plan.teacher_salt)
+        self._caching = plan.teacher_cache
+        self._known = set(keys_from_tensor(decode(begin.tensors["teacher_kept"]))) if self._caching else set()
+        self._sent: dict[tuple[int, int], list[bytes]] = {}
+        self._inputs_sent: set[tuple[int, int]] = set()
+
+    def __call__(
+        self, step: int, microbatch: int, inputs: Mapping[str, Tensor], beside: Mapping[str, Tensor]
+    ) -> dict[str, Parcel]:
+        """Return the tensors of a ``TeacherData``; parameters as of `DeviceTeacher`."""
+        if not self._caching:
+            return self._whole(step, microbatch, inputs, beside)
+        keys = sequence_keys(inputs, self._salt, self._codec)
+        lacking = [row for row, key in enumerate(keys) if key not in self._known]
+        self._sent[step, microbatch] = [keys[row] for row in lacking]
+        parcels = {"keys": Parcel(keys_to_tensor(keys)), "rows": Parcel(torch.tensor(lacking, dtype=torch.int64))}
+        if len(lacking) == len(keys):
+            return {**parcels, **self._whole(step, microbatch, inputs, beside)}
+        if lacking:
+            some = (select_rows(tensors, lacking, len(keys)) for tensors in (inputs, beside))
+            return {**parcels, **self._parcels(*some)}
+        return parcels
+
+    def has_sent_inputs(self, step: int, microbatch: int) -> bool:
+        """Whether what travels with the student's smashed data is on its way with the teacher's already."""
+        return (step, microbatch) in self._inputs_sent
+
+    def kept(self, step: int, microbatch: int) -> None:
+        """The edge keeps what the teacher made of the sequences that were sent with this micro-batch."""
+        self._known.update(self._sent.pop((step, microbatch), ()))
+
+    def _whole(
+        self, step: int, microbatch: int, inputs: Mapping[str, Tensor], beside: Mapping[str, Tensor]
+    ) -> dict[str, Parcel]:
+        if self._teacher.shares_inputs:
+            self._inputs_sent = {sent for sent in self._inputs_sent if sent[0] >= step - 1} | {(step, microbatch)}
+        return self._parcels(inputs, beside)
+
+    def _parcels(self, inputs: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> dict[str, Parcel]:
+        outputs, own = self._teacher(inputs, beside)
+        return {
+            "embeddings": Parcel(outputs, self._codec),
+            **{f"inputs/{name}": Parcel(tensor) for name, tensor in own.items()},
+        }
+
+
 class _TableLookup:
+    shares_inputs = True
+
     def __init__(self, table: Float[Tensor, "vocab hidden"], scale: float) -> None:
         self._table, self._scale = table, scale
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, inputs: Mapping[str, Tensor], beside: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         embeddings = torch.nn.functional.embedding(inputs["input_ids"], self._table)
-        return embeddings * torch.tensor(self._scale, dtype=embeddings.dtype), {}
+        return embeddings * torch.tensor(self._scale, dtype=embeddings.dtype), beside
 
 
 class _FirstBlocks:
+    shares_inputs = False
+
     def __init__(
         self,
         plan: pb.Begin,
@@ -89,7 +174,9 @@ class _FirstBlocks:
         self._data_input = layout.data_input
 
     @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, inputs: Mapping[str, Tensor], beside: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The student's inputs, under the teacher's names and without those that it does not know."""
         named = {self._renamed.get(name, name): tensor for name, tensor in inputs.items()}
         own = {n: t for n, t in named.items() if n == self._data_input or accepts(self._half.model, n)}

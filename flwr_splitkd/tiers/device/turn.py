@@ -1,59 +1,54 @@
 """One turn on the device, from the edge's plan to its commit.
 
-Begin -> build the half -> (forward -> send -> receive -> backward)* -> step ... -> hand the trained units back.
+Begin -> build the half -> steps (see `steps`) -> hand the trained units back.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import ConfigError, DataError, ProtocolError, SplitKDError, StoreError, TensorError
+from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import inner_model, materialize
 from flwr_splitkd.split import (
     DeviceHalf,
     Layout,
     export_optimizer_state,
-    grad_norms,
     import_optimizer_state,
-    scale_gradients,
     seed_dropout,
 )
-from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.store import DeviceCache
-from flwr_splitkd.tiers.device.batches import Batch, DeviceData, count_labels, split_labels
+from flwr_splitkd.telemetry.spans import SpanRecorder
+from flwr_splitkd.tiers.device.batches import DeviceData
 from flwr_splitkd.tiers.device.delivery import receive_student
-from flwr_splitkd.tiers.device.teacher import build_teacher
+from flwr_splitkd.tiers.device.steps import Step, Steps
+from flwr_splitkd.tiers.device.teacher import TeacherFeed, build_teacher
 from flwr_splitkd.tiers.device.units import collect_units, keep_unit
-from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
+from flwr_splitkd.tiers.optimizer import OptimizerSettings
+from flwr_splitkd.tiers.outbox import Outbox
+from flwr_splitkd.tiers.spans import spans_to_wire
 from flwr_splitkd.tiers.units import (
     FROZEN,
     TEACHER_UNIT,
     Moments,
     encode_all,
     pack,
-    require_finite,
     trained_names,
     unpack,
 )
-from flwr_splitkd.wire.codec import decode, encode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
-from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["OWN_MOMENTS", "TurnReport", "run_turn"]
 
 _log = logging.getLogger(__name__)
-
-NO_GRADIENT = -1.0
-"""In GradientNorms: this parameter took no part in the step."""
 
 OWN_MOMENTS = "moments."
 """Cache prefix of the moments that stay with the device under ``optimizer_handover = device``."""
@@ -168,165 +163,76 @@ class _Turn:
         # To evaluate, units come without their moments: then only what has none is worth keeping.
         units = collect_units(begin, cache, keep=lambda unit: self._training or unit.endswith(FROZEN))
         of_teacher = {unit: units.pop(unit) for unit in list(units) if unit.partition(".")[0] == TEACHER_UNIT}
-        self._teacher = build_teacher(self._plan, of_teacher, teacher, layout.data_input, compute_device)
+        built = build_teacher(self._plan, of_teacher, teacher, layout.data_input, compute_device)
+        self._teacher = TeacherFeed(built, begin) if built is not None else None
         weights, moments = unpack({name: tensor for unit in units.values() for name, tensor in unit.items()})
         self._half = self._build_half(model, weights)
         self._trainable = [(n, p) for n, p in self._half.named_parameters() if p.requires_grad]
         self._optimizer = self._build_optimizer(moments)
-        self._step = self._plan.first_step
-        self._num_examples = 0
-        self._waited_s, self._setup_s = 0.0, time.monotonic() - started_s
+        self._spans = SpanRecorder(tracing=self._plan.trace, first_step=self._plan.first_step)
+        self._setup_s = time.monotonic() - started_s
 
     def run(self, data: DeviceData) -> TurnReport:
-        started_s, waited_s = time.monotonic(), self._waited_s
-        left_out = self._plan.done_steps  # a part of this turn that was committed before the rest was lost
-        with seed_dropout(self._half.model, self._layout, self._plan.seed) as seeds:
-            for epoch in range(self._plan.local_epochs):
-                for microbatches in data.epoch(self._plan, epoch, self._layout.data_input):
-                    if left_out:
-                        left_out -= 1
-                        continue
-                    self._run_step(microbatches, seeds)
-                    if self._is_checkpoint():
-                        self._hand_in()
-        compute_s = time.monotonic() - started_s - (self._waited_s - waited_s)
-        num_steps = self._step - self._plan.first_step
+        started_s, plan = time.monotonic(), self._plan
+        with (
+            Outbox(self._link, self._device) as outbox,
+            seed_dropout(self._half.model, self._layout, plan.seed) as seeds,
+        ):
+            steps = Steps(
+                self._link,
+                outbox,
+                plan,
+                self._half,
+                self._optimizer,
+                self._teacher,
+                compute_device=self._device,
+                timeout_s=self._timeout_s,
+                spans=self._spans,
+            )
+            left = self._steps_of(data)
+            step = next(left, None)
+            while step is not None:
+                step = steps.run(step, seeds, lambda: next(left, None))
+                if self._is_checkpoint(steps.num_steps):
+                    self._hand_in(steps)
+        compute_s = time.monotonic() - started_s - steps.waited_s
         trained = self._trained_units() if self._training else {}
         flat = {name: tensor for unit in trained.values() for name, tensor in unit.items()}
         times = pb.DeviceTimes(
             setup_s=self._setup_s,
             compute_s=compute_s,
             receive_s=self._link.receive_s,
+            exchange_s=steps.exchange_s,
+            spans=spans_to_wire(self._spans) if plan.trace else None,
         )
         self._link.send(
-            pb.TurnDone(num_steps=num_steps, num_examples=self._num_examples, times=times), encode_all(flat)
+            pb.TurnDone(num_steps=steps.num_steps, num_examples=steps.num_examples, times=times), encode_all(flat)
         )
-        result: pb.TurnResult = self._receive("TurnResult").body
+        result: pb.TurnResult = steps.receive("TurnResult").body
         self._remember(result)
-        return TurnReport(result=result, num_examples=self._num_examples, num_steps=num_steps, task=self._plan.task)
+        return TurnReport(
+            result=result, num_examples=steps.num_examples, num_steps=steps.num_steps, task=self._plan.task
+        )
 
-    def _receive(self, expected: str) -> WireMessage:
-        """Wait for the edge's answer, and count for how long."""
-        started_s = time.monotonic()
-        try:
-            return self._link.receive(expected, self._timeout_s)
-        finally:
-            self._waited_s += time.monotonic() - started_s
+    def _steps_of(self, data: DeviceData) -> Iterator[Step]:
+        """The turn's steps, without those that were committed before the rest of the turn was lost."""
+        left_out = self._plan.done_steps
+        for epoch in range(self._plan.local_epochs):
+            for batches in data.epoch(self._plan, epoch, self._layout.data_input):
+                if left_out:
+                    left_out -= 1
+                else:
+                    yield Step.of(batches, self._plan)
 
-    def _is_checkpoint(self) -> bool:
-        every, num_steps = self._plan.commit_every_steps, self._step - self._plan.first_step
+    def _is_checkpoint(self, num_steps: int) -> bool:
+        every = self._plan.commit_every_steps
         return self._training and every > 0 and num_steps % every == 0
 
-    def _hand_in(self) -> None:
+    def _hand_in(self, steps: Steps) -> None:
         """Have what was trained so far committed."""
         flat = {name: tensor for unit in self._trained_units().values() for name, tensor in unit.items()}
-        self._link.send(pb.Checkpoint(num_steps=self._step - self._plan.first_step), encode_all(flat))
-        self._remember(self._receive("Committed").body)
-
-    # ---- one optimiser step
-
-    def _run_step(self, microbatches: Sequence[Batch], seeds: DropoutSeeds) -> None:
-        task, ignore_index = self._plan.task, self._plan.ignore_index
-        pairs = [split_labels(batch, task, ignore_index) for batch in microbatches]
-        num_tokens = sum(count_labels(labels, ignore_index) for _, labels in pairs)
-        update: pb.Update | None = None
-        for index, (inputs, labels) in enumerate(pairs):
-            seeds.at(self._step, index)
-            header = pb.Forward(
-                step=self._step, microbatch=index, num_microbatches=len(pairs), step_num_tokens=num_tokens
-            )
-            update = self._run_microbatch(header, inputs, labels)
-            self._num_examples += len(labels)
-        if self._training:
-            self._update(update)
-        self._step += 1
-
-    def _run_microbatch(self, header: pb.Forward, inputs: dict[str, Tensor], labels: Tensor) -> pb.Update | None:
-        self._check_token_ids(inputs)
-        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        with torch.set_grad_enabled(self._training):
-            smashed = self._forward(inputs)
-        self._link.send(header, self._uplink(smashed, inputs, labels))
-        answer = self._receive("Backward")
-        self._check_answer(header, answer)
-        if self._training and smashed.requires_grad:
-            gradient = decode(answer.tensors["gradient"]).to(self._device)
-            if gradient.shape != smashed.shape:
-                raise TensorError(
-                    f"The gradient of step {header.step} has shape {tuple(gradient.shape)}; expected {tuple(smashed.shape)}."
-                )
-            require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
-            torch.autograd.backward(smashed, gradient)
-        return answer.body.update if answer.body.HasField("update") else None
-
-    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        try:
-            return self._half(inputs)
-        except SplitKDError:
-            raise
-        except Exception as error:  # torch's own words for shapes and kinds that do not go together
-            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-            raise DataError(
-                f"A batch of the shapes {shapes} does not go through the student: {type(error).__name__}: {error}. Check the "
-                "data set of this device."
-            ) from error
-
-    def _check_token_ids(self, inputs: dict[str, Tensor]) -> None:
-        """A token id beyond the table would end in torch's own words, which name neither the id nor the bound."""
-        ids, table = inputs.get("input_ids"), self._half.input_embedding()
-        if ids is None or table is None or not ids.numel():
-            return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= table.shape[0]:
-            raise DataError(
-                f"`input_ids` has {low if low < 0 else high}; expected 0..{table.shape[0] - 1}, the student's vocabulary. "
-                "Tokenize with the tokenizer that belongs to the student."
-            )
-
-    def _check_answer(self, asked: pb.Forward, answer: WireMessage) -> None:
-        """A gradient is applied once, to the micro-batch that it belongs to; a step's last answer ends the step."""
-        got, expected = (answer.body.step, answer.body.microbatch), (asked.step, asked.microbatch)
-        if got != expected:
-            raise ProtocolError(
-                f"The edge answered step and micro-batch {got}; expected {expected}. Nothing was applied."
-            )
-        if not self._training:
-            return
-        if "gradient" not in answer.tensors:
-            raise ProtocolError(f"Backward has the tensors {sorted(answer.tensors)}; expected 'gradient' among them.")
-        last = asked.microbatch + 1 == asked.num_microbatches and not self._plan.clip_gradients
-        if answer.body.HasField("update") != last:
-            raise ProtocolError(
-                f"The edge's answer to micro-batch {asked.microbatch} of {asked.num_microbatches} in step {asked.step} "
-                f"{'lacks' if last else 'has'} an update; expected one with a step's last answer alone."
-            )
-
-    def _uplink(self, smashed: Tensor, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, EncodedTensor]:
-        codec = self._plan.uplink_codec
-        tensors = {"smashed": encode(smashed, codec), "labels": encode(labels)}
-        tensors.update(encode_all(self._half.edge_inputs(inputs), "inputs/"))
-        if self._teacher is not None:
-            outputs, beside = self._teacher(inputs)
-            tensors["teacher_embeddings"] = encode(outputs, codec)
-            tensors.update(encode_all(beside, "teacher_inputs/"))
-        return tensors
-
-    def _update(self, update: pb.Update | None) -> None:
-        if self._plan.clip_gradients:
-            norms = grad_norms(self._trainable)
-            values = [float(norms[name]) if name in norms else NO_GRADIENT for name, _ in self._trainable]
-            self._link.send(pb.GradientNorms(step=self._step, norms=values))
-            update = self._receive("Update").body
-        if self._optimizer is None or update is None:
-            return
-        if self._plan.clip_gradients:
-            dtype = self._trainable[0][1].dtype
-            scale_gradients(
-                (parameter for _, parameter in self._trainable), torch.tensor(update.clip_coefficient, dtype=dtype)
-            )
-        set_learning_rate(self._optimizer, update.learning_rate)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._link.send(pb.Checkpoint(num_steps=steps.num_steps), encode_all(flat))
+        self._remember(steps.receive("Committed").body)
 
     # ---- units into the half, and back
 

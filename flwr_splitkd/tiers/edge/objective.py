@@ -12,7 +12,7 @@ from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import HeadTap, find_head
 from flwr_splitkd.split import EdgeHalf
 from flwr_splitkd.tiers.edge.outputs import class_logits
-from flwr_splitkd.tiers.edge.teacher import EdgeTeacher, TeacherData
+from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["TASKS", "Objective", "StepLoss", "TaskName"]
@@ -76,19 +76,22 @@ class Objective:
         smashed: Float[Tensor, "batch ..."],
         inputs: dict[str, Tensor],
         labels: Int[Tensor, "batch ..."],
-        teacher_data: TeacherData | None,
+        taught: Float[Tensor, "batch ..."] | None,
         num_tokens: int,
     ) -> StepLoss:
-        """Finish both forward passes and compute the loss, divided by `num_tokens`."""
+        """Finish the student's forward pass and compute the loss, divided by `num_tokens`.
+
+        `taught` is what the teacher made of the same batch, see `EdgeTeacher.outputs`; None for the labels alone.
+        """
         if self._head is None:
-            return self._classify(half, smashed, inputs, labels, teacher_data, num_tokens)
+            return self._classify(half, smashed, inputs, labels, taught, num_tokens)
         with HeadTap(self._student) as tap:
             half(smashed, inputs)
         hidden = tap.hidden.flatten(0, -2)
         teacher_hidden: Tensor | None = None
         teacher_head: Head | None = None
-        if self.teacher and teacher_data is not None:
-            teacher_hidden = self.teacher.outputs(teacher_data).flatten(0, -2)
+        if self.teacher and taught is not None:
+            teacher_hidden = taught.flatten(0, -2)
             teacher_head = self.teacher.head
         loss = self.loss if teacher_hidden is not None else _labels_only(self.loss)
         terms = loss.from_hidden(
@@ -102,15 +105,12 @@ class Objective:
         smashed: Tensor,
         inputs: dict[str, Tensor],
         labels: Tensor,
-        teacher_data: TeacherData | None,
+        taught: Tensor | None,
         num_tokens: int,
     ) -> StepLoss:
         logits = class_logits(half(smashed, inputs), "student")
-        teacher_logits: Tensor | None = None
-        if self.teacher and teacher_data is not None:
-            teacher_logits = self.teacher.outputs(teacher_data)
-        loss = self.loss if teacher_logits is not None else _labels_only(self.loss)
-        terms = loss.from_logits(logits, teacher_logits, labels.flatten(), num_tokens=num_tokens)
+        loss = self.loss if taught is not None else _labels_only(self.loss)
+        terms = loss.from_logits(logits, taught, labels.flatten(), num_tokens=num_tokens)
         return StepLoss(terms, int((logits.detach().argmax(-1) == labels.flatten()).sum()))
 
 

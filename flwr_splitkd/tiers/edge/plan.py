@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.telemetry.spans import LocatedSpan
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, constant
 from flwr_splitkd.wire.codec import CodecName, codec_code
 
@@ -26,7 +27,14 @@ class TurnSettings:
     max_grad_norm
         Bound on the global L2 norm of the gradients of both halves; None to leave them as they are.
     gradient_accumulation_steps
-        Micro-batches in one optimiser step.
+        Batches of a device in one optimiser step.
+    num_microbatches
+        Micro-batches that each of these is divided into.
+    pipeline_depth
+        Micro-batches of a step that may be on their way or on the edge at a time, and whose activations the device holds; 1 is
+        lock-step, 0 as many as pay by what earlier turns of the device took (2 in its first one).
+    trace
+        Whether turns report every stage of every step.
     max_batches
         At most so many batches of each local epoch; 0 for all.
     uplink_codec, downlink_codec
@@ -44,6 +52,9 @@ class TurnSettings:
     seed: int = 0
     max_grad_norm: float | None = None
     gradient_accumulation_steps: int = 1
+    num_microbatches: int = 1
+    pipeline_depth: int = 0
+    trace: bool = False
     max_batches: int = 0
     uplink_codec: CodecName = "none"
     downlink_codec: CodecName = "none"
@@ -60,7 +71,14 @@ class TurnSettings:
         ConfigError
             If a setting is out of range.
         """
-        minima = {"seed": 0, "gradient_accumulation_steps": 1, "max_batches": 0, "commit_every_steps": 0}
+        minima = {
+            "seed": 0,
+            "gradient_accumulation_steps": 1,
+            "num_microbatches": 1,
+            "pipeline_depth": 0,
+            "max_batches": 0,
+            "commit_every_steps": 0,
+        }
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least {minimum}.")
@@ -71,6 +89,11 @@ class TurnSettings:
                 raise ConfigError(f"`{name}` is {seconds}; expected more than 0 seconds.")
         codec_code(self.uplink_codec)
         codec_code(self.downlink_codec)
+
+    @property
+    def step_microbatches(self) -> int:
+        """Most micro-batches in one optimiser step."""
+        return self.gradient_accumulation_steps * self.num_microbatches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +120,8 @@ class TurnPlan:
         Name of the run in the device's cache.
     codec
         For smashed data and gradients in this turn; those of `TurnSettings` when not given.
+    pipeline_depth
+        As of `TurnSettings`, at least 1.
     """
 
     mode: TurnMode
@@ -108,6 +133,7 @@ class TurnPlan:
     order_step: int | None = None
     run: str = ""
     codec: CodecName | None = None
+    pipeline_depth: int = 1
 
     @property
     def data_step(self) -> int:
@@ -123,6 +149,10 @@ class TurnOutcome:
     `downlink_payload_bytes` on their way, `fixed_s` for building the device's half and for commits; the rest is what messages
     take beside their payload. `device_s` and `downlink_s` are the device's own word.
 
+    With more than one micro-batch in flight (`pipeline_depth`) stages overlap, and their sum may exceed the duration.
+
+    `exchange_s` is the least time, by the device, from the departure of a micro-batch to the arrival of its answer.
+    `teacher_s` is the part of `edge_s` in which the teacher computed. `spans` are every stage of every step, when traced.
     `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `num_resumed` counts connections
     that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had
     arrived: the device's part, the way of its layers and a forward pass; 0 if none came. `handover_downlink_bytes` are those of
@@ -153,6 +183,15 @@ class TurnOutcome:
     fixed_s: float
     uplink_payload_bytes: int
     downlink_payload_bytes: int
+    teacher_s: float = 0.0
+    pipeline_depth: int = 1
+    exchange_s: float = 0.0
+    spans: tuple[LocatedSpan, ...] = field(default=(), repr=False)
+
+    @property
+    def handover_uplink_bytes(self) -> int:
+        """Part of `handover_bytes` that the device sent, at the end and at checkpoints."""
+        return self.handover_bytes - self.handover_downlink_bytes
 
     @property
     def other_s(self) -> float:

@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from flwr_splitkd.errors import PeerLostError
+from flwr_splitkd.schedulers.pipeline import FIRST_DEPTH, pipeline_depth
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
+from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.tiers.edge.turn import run_turn
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
 from flwr_splitkd.wire.codec import CodecName, codec_code
@@ -34,6 +36,8 @@ class EdgeService:
         Seconds from the making of a ticket to its end.
     codecs
         Those that turns may ask for beside those of `settings`; a device that lacks one is refused.
+    cache
+        Where the teacher's outcomes are kept; None to keep none.
     """
 
     def __init__(
@@ -45,8 +49,11 @@ class EdgeService:
         settings: TurnSettings,
         ticket_lifetime_s: float,
         codecs: Collection[CodecName] = (),
+        cache: TeacherCache | None = None,
     ) -> None:
         self.server, self.student = server, student
+        self._cache = cache
+        self._depths: dict[str, int] = {}
         self._objective, self._settings = objective, settings
         self._ticket_lifetime_s = ticket_lifetime_s
         codes = {codec_code(codec) for codec in (settings.uplink_codec, settings.downlink_codec, *codecs)}
@@ -104,6 +111,7 @@ class EdgeService:
                 order_step=order_step,
                 run=run,
                 codec=codec,
+                pipeline_depth=self._settings.pipeline_depth or self._depths.get(hello.device_name, FIRST_DEPTH),
             )
             outcome = run_turn(
                 link,
@@ -112,8 +120,11 @@ class EdgeService:
                 objective=self._objective,
                 settings=self._settings,
                 plan=plan,
+                cache=self._cache,
             )
             self.server.end(session)
+            if mode == "train":
+                self._depths[hello.device_name] = _depth_after(outcome, self._settings.step_microbatches)
             return outcome
         except PeerLostError as error:
             link.fail(error)
@@ -134,3 +145,24 @@ class EdgeService:
     def close(self) -> None:
         """Close every stream and the port."""
         self.server.stop()
+
+
+def _depth_after(outcome: TurnOutcome, step_microbatches: int) -> int:
+    """Micro-batches to have in flight in a device's next turn, by what this one took."""
+    passed = max(outcome.num_batches, 1)
+    in_steps = [
+        1 - outcome.handover_uplink_bytes / max(outcome.uplink_payload_bytes, 1),
+        1 - outcome.handover_downlink_bytes / max(outcome.downlink_payload_bytes, 1),
+    ]
+    uplink_s, downlink_s = (
+        seconds * part / passed for seconds, part in zip((outcome.uplink_s, outcome.downlink_s), in_steps, strict=True)
+    )
+    edge_s = outcome.edge_s / passed
+    return pipeline_depth(
+        device_s=outcome.device_s / passed,
+        uplink_s=uplink_s,
+        edge_s=edge_s,
+        downlink_s=downlink_s,
+        latency_s=max(outcome.exchange_s - uplink_s - edge_s - downlink_s, 0.0),
+        num_microbatches=step_microbatches,
+    )

@@ -22,6 +22,7 @@ from flwr_splitkd.tiers.edge.plan import TurnSettings
 from flwr_splitkd.tiers.edge.service import EdgeService
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent, HandoverName
 from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
+from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.wire.codec import CodecName
 from flwr_splitkd.wire.credentials import TlsFiles
@@ -62,6 +63,8 @@ class EdgeSetup:
     peft: PeftConfig | None = None
     teacher_blocks: tuple[str, ...] = ()
     teacher_cut: int | None = None
+    teacher_cache_bytes: int = 0
+    teacher_cache_disk_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Check the choices.
@@ -75,6 +78,9 @@ class EdgeSetup:
             raise ConfigError(f"`grace_period_s` is {self.grace_period_s}; expected 0 or more seconds.")
         if self.max_message_bytes is not None and self.max_message_bytes < 1:
             raise ConfigError(f"`max_message_bytes` is {self.max_message_bytes}; expected at least 1, or None.")
+        for name in ("teacher_cache_bytes", "teacher_cache_disk_bytes"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"`{name}` is {value}; expected 0 or more bytes.")
         if self.optimizer_handover not in HANDOVERS:
             raise ConfigError(
                 f"`optimizer_handover` is {self.optimizer_handover!r}; expected one of {', '.join(HANDOVERS)}."
@@ -150,7 +156,7 @@ class EdgeSetup:
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
         )
         try:
-            return self._open(student, log, server, ticket_lifetime_s, codecs)
+            return self._open(student, log, server, ticket_lifetime_s, codecs, commits.parent)
         except BaseException:
             server.stop()
             raise
@@ -162,6 +168,7 @@ class EdgeSetup:
         server: DataPlaneServer,
         ticket_lifetime_s: float,
         codecs: Collection[CodecName],
+        folder: Path,
     ) -> EdgeService:
         student = inner_model(whole)
         layout = find_layout(student, list(self.blocks) or None)
@@ -186,6 +193,13 @@ class EdgeSetup:
             log=log,
         )
         objective = Objective(edge_student.model, teacher, self.loss, self.task)
+        cache: TeacherCache | None = None
+        if teacher is not None and self.teacher_cache_bytes + self.teacher_cache_disk_bytes > 0:
+            cache = TeacherCache(
+                folder / "teacher-cache",
+                memory_bytes=self.teacher_cache_bytes,
+                disk_bytes=self.teacher_cache_disk_bytes,
+            )
         return EdgeService(
             server,
             student=edge_student,
@@ -193,6 +207,7 @@ class EdgeSetup:
             settings=self.turn,
             ticket_lifetime_s=ticket_lifetime_s,
             codecs=codecs,
+            cache=cache,
         )
 
 

@@ -84,7 +84,7 @@ class EdgeTeacher:
         self.units: dict[str, dict[str, Tensor]] = dict(self._device_units())
         self.versions = {unit: digest(tensors) for unit, tensors in self.units.items()}
         self._unchecked = not has_tokens
-        self._device = compute_device
+        self.device = compute_device
         self._half: EdgeHalf | None = None
 
     def _device_units(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -112,7 +112,7 @@ class EdgeTeacher:
         inputs = {name: t for name, t in data.inputs.items() if name in DEVICE_ONLY or accepts(self.model, name)}
         with ExitStack() as stack:
             tap = stack.enter_context(HeadTap(self.model)) if self.head else None
-            output = half(data.embeddings.to(self._device), inputs)
+            output = half(data.embeddings.to(self.device), inputs)
         return tap.hidden if tap else class_logits(output, "teacher")
 
     def _cut_half(self, data: TeacherData) -> EdgeHalf:

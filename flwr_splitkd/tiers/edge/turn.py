@@ -1,6 +1,6 @@
 """One turn on the edge, from the plan to the commit.
 
-Begin -> (receive -> forward -> loss -> backward -> send)* -> step ... -> take the device's half in -> commit. With
+Begin -> ((teacher) -> receive -> forward -> loss -> backward -> send)* -> step ... -> take the device's half in -> commit. With
 `commit_every_steps`, the device's half is taken in and committed in between too.
 Runs on the caller's thread: torch never runs on gRPC's.
 """
@@ -26,13 +26,17 @@ from flwr_splitkd.split import (
     seed_dropout,
 )
 from flwr_splitkd.split.dropout import DropoutSeeds
+from flwr_splitkd.telemetry.spans import LocatedSpan, SpanRecorder, locate_spans
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
-from flwr_splitkd.tiers.edge.teacher import TeacherData
+from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
+from flwr_splitkd.tiers.edge.teaching import Lesson, Teaching
 from flwr_splitkd.tiers.optimizer import set_learning_rate
+from flwr_splitkd.tiers.outbox import Outbox, Parcel
+from flwr_splitkd.tiers.spans import spans_from_wire
 from flwr_splitkd.tiers.units import Moments, decode_all, decode_one, encode_all, require_finite
-from flwr_splitkd.wire.codec import codec_code, encode
+from flwr_splitkd.wire.codec import codec_code
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
@@ -44,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 _STEPS = "Forward|TurnDone"
 _MODES = {"train": pb.MODE_TRAIN, "evaluate": pb.MODE_EVALUATE, "deliver": pb.MODE_DELIVER}
+_EDGE_STAGES = ("decode", "teacher", "student", "encode", "optimizer")
 _DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
 _LOSS_REMEDY = "The turn is undone; lower the learning rate, clip gradients, or check the labels."
 
@@ -56,6 +61,7 @@ def run_turn(
     objective: Objective,
     settings: TurnSettings,
     plan: TurnPlan,
+    cache: TeacherCache | None = None,
 ) -> TurnOutcome:
     """Serve one turn. If it fails for any reason, the student is as of the last commit: before the turn, or in its midst.
 
@@ -64,7 +70,7 @@ def run_turn(
     SplitKDError
         Why the turn failed; the device has been told.
     """
-    turn = _Turn(link, hello, student, objective, settings, plan)
+    turn = _Turn(link, hello, student, objective, settings, plan, cache)
     try:
         return turn.run()
     except BaseException as error:
@@ -85,21 +91,34 @@ class _Turn:
         objective: Objective,
         settings: TurnSettings,
         plan: TurnPlan,
+        cache: TeacherCache | None,
     ) -> None:
         self._started_s, self._first_forward_s = time.monotonic(), 0.0
         self._link, self._student, self._objective = link, student, objective
         self._settings, self._plan = settings, plan
         self._training = plan.mode == "train"
+        self._tracing = settings.trace and self._training
+        self._spans = SpanRecorder(tracing=self._tracing, first_step=plan.first_step)
+        self._teaching: Teaching | None = None
+        if self._training and objective.teacher:
+            self._teaching = Teaching(
+                objective.teacher,
+                cache,
+                device=hello.device_name,
+                first_step=plan.first_step,
+                most_microbatches=settings.step_microbatches,
+                spans=self._spans,
+            )
         self._cached = {item.unit: item.version for item in hello.cached_units}
         self._device = next(student.model.parameters()).device
+        self._outbox = Outbox(link, self._device)
         # Asked while the student is whole: its half knows nothing of the device's blocks.
         self._device_trainable = student.trainable_in(student.device_units(plan.cut))
         self._step, self._microbatch, self._step_microbatches = plan.first_step, 0, 0
         self._num_batches, self._num_tokens, self._num_correct = 0, 0, 0
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
         self._handover_bytes, self._handover_downlink_bytes = 0, 0
-        self._waited_s, self._edge_s, self._commit_s = 0.0, 0.0, 0.0
-        self._downlink_payload_bytes = 0
+        self._commit_s = 0.0
         self._uplink_codec, self._downlink_codec = (
             codec_code(plan.codec or codec) for codec in (settings.uplink_codec, settings.downlink_codec)
         )
@@ -108,10 +127,15 @@ class _Turn:
         self._link.admit()
         self._send_begin()
         moments: Moments = {}
-        if self._plan.mode == "deliver":
-            done = self._receive("TurnDone")
-        else:
-            done, moments = self._run_half()
+        try:
+            if self._plan.mode == "deliver":
+                done = self._receive("TurnDone")
+            else:
+                with self._outbox:
+                    done, moments = self._run_half()
+        finally:
+            if self._teaching:
+                self._teaching.end()
         _check_times(done, self._link.peer, time.monotonic() - self._started_s)
         commit_id = self._commit(done, moments, finished=True) if self._training else self._student.last_commit
         result = self._result(commit_id)
@@ -136,22 +160,36 @@ class _Turn:
             handover_bytes=self._handover_bytes,
             handover_downlink_bytes=self._handover_downlink_bytes,
             device_s=times.compute_s,
-            edge_s=self._edge_s,
+            edge_s=sum(self._spans.totals_s[stage] for stage in _EDGE_STAGES),
+            teacher_s=self._spans.totals_s["teacher"],
+            pipeline_depth=self._plan.pipeline_depth,
+            exchange_s=times.exchange_s,
             uplink_s=self._link.receive_s,
             downlink_s=times.receive_s,
             fixed_s=times.setup_s + self._commit_s,
             uplink_payload_bytes=self._link.payload_bytes_received,
-            downlink_payload_bytes=self._downlink_payload_bytes,
+            downlink_payload_bytes=self._handover_downlink_bytes + self._outbox.payload_bytes,
+            spans=self._located_spans(times, time.monotonic() - self._started_s) if self._tracing else (),
         )
 
     def _receive(self, expected: str) -> WireMessage:
+        """Wait for the device's next message; the teacher works on what comes for it in between."""
+        if self._teaching is None:
+            return self._wait(expected)
+        while (message := self._wait(f"{expected}|TeacherData")).kind == "TeacherData":
+            self._time_arrival(message)
+            self._teaching.teach(message, self._step)
+        return message
+
+    def _wait(self, expected: str) -> WireMessage:
         """Wait for the device's next message, as long as it may take."""
         timeout_s, bound_s = self._settings.step_timeout_s, self._settings.turn_timeout_s
         started_s = time.monotonic()
         if bound_s is not None:
             timeout_s = min(timeout_s, max(self._started_s + bound_s - started_s, 0.0))
         try:
-            return self._link.receive(expected, timeout_s)
+            with self._spans.span("wait", self._step, self._microbatch):
+                return self._link.receive(expected, timeout_s)
         except PeerLostError as error:
             if bound_s is None or time.monotonic() < self._started_s + bound_s or not self._link.attached:
                 raise
@@ -159,8 +197,6 @@ class _Turn:
                 f"{self._link.peer} has not ended its turn after {bound_s:g} s; expected it by then. Choose a lower cut or fewer "
                 "batches for it, or raise `turn_timeout_s`."
             ) from error
-        finally:
-            self._waited_s += time.monotonic() - started_s
 
     def _run_half(self) -> tuple[WireMessage, Moments]:
         message = self._receive(_STEPS)
@@ -212,6 +248,9 @@ class _Turn:
             clip_gradients=settings.max_grad_norm is not None,
             frozen=student.frozen_in(units),
             ignore_index=self._objective.loss.ignore_index,
+            num_microbatches=settings.num_microbatches,
+            pipeline_depth=plan.pipeline_depth,
+            trace=self._tracing,
         )
         tensors: dict[str, EncodedTensor] = {}
         for unit in units:
@@ -219,13 +258,12 @@ class _Turn:
                 begin, tensors, unit, student.version(unit), partial(student.travelling, unit, training=self._training)
             )
         teacher = self._objective.teacher
-        if teacher and self._training:
-            teacher.into(begin)
+        if teacher and self._teaching:
+            tensors.update(encode_all(self._teaching.into(begin)))
             for unit, version in teacher.versions.items():
                 self._add_unit(begin, tensors, unit, version, partial(teacher.units.__getitem__, unit))
         self._handover_downlink_bytes = sum(len(tensor.payload) for tensor in tensors.values())
         self._handover_bytes += self._handover_downlink_bytes
-        self._downlink_payload_bytes += self._handover_downlink_bytes
         self._link.send(begin, tensors)
 
     def _add_unit(
@@ -247,9 +285,8 @@ class _Turn:
         expected = "Forward|Checkpoint|TurnDone" if self._training and self._settings.commit_every_steps else _STEPS
         with seed_dropout(half.model, self._student.layout, self._settings.seed) as seeds:
             while message.kind == "Forward":
-                started_s, waited_s = time.monotonic(), self._waited_s
+                self._time_arrival(message)
                 self._serve(message, half, seeds, optimizer)
-                self._edge_s += time.monotonic() - started_s - (self._waited_s - waited_s)
                 message = self._receive(expected)
         if self._microbatch:
             raise ProtocolError(
@@ -263,60 +300,72 @@ class _Turn:
         forward: pb.Forward = message.body
         self._check_order(forward)
         seeds.at(forward.step, forward.microbatch)
-        gradient = self._differentiate(message, half)
+        lesson = self._teaching.take(forward.step, forward.microbatch) if self._teaching else None
+        gradient = self._differentiate(message, half, lesson)
         last = forward.microbatch + 1 == forward.num_microbatches
         clipping = self._settings.max_grad_norm is not None
-        answer = pb.Backward(step=forward.step, microbatch=forward.microbatch)
+        answer = pb.Backward(
+            step=forward.step, microbatch=forward.microbatch, teacher_kept=lesson is not None and lesson.kept
+        )
         if last and self._training and not clipping:
             answer.update.CopyFrom(self._update(forward.step))
-        self._downlink_payload_bytes += sum(len(tensor.payload) for tensor in gradient.values())
-        self._link.send(answer, gradient)
+        parcels = {} if gradient is None else {"gradient": Parcel(gradient, self._downlink_codec)}
+        self._outbox.send(answer, parcels, partial(self._spans.span, "encode", forward.step, forward.microbatch))
         self._microbatch += 1
         self._num_batches += 1
         if not last:
             return
+        self._outbox.flush()
         if self._training:
             if clipping:
                 self._clip(forward.step, half, optimizer.trainable)
-            optimizer.step(self._learning_rate(forward.step))
+            with self._spans.span("optimizer", forward.step):
+                optimizer.step(self._learning_rate(forward.step))
         self._step, self._microbatch = self._step + 1, 0
 
-    def _differentiate(self, message: WireMessage, half: EdgeHalf) -> dict[str, EncodedTensor]:
+    def _differentiate(self, message: WireMessage, half: EdgeHalf, lesson: Lesson | None) -> Tensor | None:
         """Forward pass, loss and backward pass of one micro-batch; the gradient at the cut when training."""
-        smashed = self._smashed(message)
-        labels = decode_one(message, "labels").to(self._device)
-        inputs = self._inputs(message, "inputs/")
-        teacher_data = self._teacher_data(message, inputs)
-        with torch.set_grad_enabled(self._training):
-            smashed.requires_grad_(self._training)
-            try:
-                loss = self._objective(half, smashed, inputs, labels, teacher_data, message.body.step_num_tokens)
-            except SplitKDError:
-                raise
-            except Exception as error:  # torch's own words for shapes and kinds that do not go together
-                shapes = {name: tensor.shape for name, tensor in message.tensors.items()}
-                raise ProtocolError(
-                    f"The tensors {shapes} of {self._link.peer} in step {message.body.step} do not go through the edge's "
-                    f"half: {type(error).__name__}: {error}. Check the batches of this device."
-                ) from error
-        require_finite(loss.terms.loss.detach(), f"The loss of step {message.body.step}", _LOSS_REMEDY)
-        self._sum(loss)
-        if not self._training:
-            return {}
-        torch.autograd.backward(loss.terms.loss)
-        gradient = smashed.grad if smashed.grad is not None else torch.zeros_like(smashed)
-        return {"gradient": encode(gradient, self._downlink_codec)}
+        forward: pb.Forward = message.body
+        with self._spans.span("decode", forward.step, forward.microbatch):
+            smashed = self._smashed(message)
+            labels = decode_one(message, "labels").to(self._device)
+            inputs = self._inputs(message, "inputs/")
+        if lesson is not None and lesson.inputs:
+            inputs = dict(lesson.inputs)
+        with self._spans.span("student", forward.step, forward.microbatch):
+            with torch.set_grad_enabled(self._training):
+                smashed.requires_grad_(self._training)
+                loss = self._loss(message, half, smashed, inputs, labels, lesson)
+            require_finite(loss.terms.loss.detach(), f"The loss of step {forward.step}", _LOSS_REMEDY)
+            self._sum(loss)
+            if not self._training:
+                return None
+            torch.autograd.backward(loss.terms.loss)
+            return smashed.grad if smashed.grad is not None else torch.zeros_like(smashed)
+
+    def _loss(
+        self,
+        message: WireMessage,
+        half: EdgeHalf,
+        smashed: Tensor,
+        inputs: dict[str, Tensor],
+        labels: Tensor,
+        lesson: Lesson | None,
+    ) -> StepLoss:
+        taught = lesson.outputs if lesson else None
+        try:
+            return self._objective(half, smashed, inputs, labels, taught, message.body.step_num_tokens)
+        except SplitKDError:
+            raise
+        except Exception as error:  # torch's own words for shapes and kinds that do not go together
+            shapes = {name: tensor.shape for name, tensor in message.tensors.items()}
+            raise ProtocolError(
+                f"The tensors {shapes} of {self._link.peer} in step {message.body.step} do not go through the edge's "
+                f"half: {type(error).__name__}: {error}. Check the batches of this device."
+            ) from error
 
     def _inputs(self, message: WireMessage, prefix: str) -> dict[str, Tensor]:
         return {name: tensor.to(self._device) for name, tensor in decode_all(message.tensors, prefix).items()}
-
-    def _teacher_data(self, message: WireMessage, inputs: dict[str, Tensor]) -> TeacherData | None:
-        teacher = self._objective.teacher
-        if teacher is None or not self._training:
-            return None
-        embeddings = decode_one(message, "teacher_embeddings")
-        require_finite(embeddings, f"The teacher embeddings of step {message.body.step}", _DEVICE_REMEDY)
-        return TeacherData(embeddings, self._inputs(message, "teacher_inputs/") if teacher.cut else inputs)
 
     def _smashed(self, message: WireMessage) -> Tensor:
         smashed = decode_one(message, "smashed")
@@ -414,6 +463,17 @@ class _Turn:
         units = self._student.device_units(self._plan.cut)
         return [pb.UnitVersion(unit=unit, version=self._student.version(unit)) for unit in units]
 
+    def _time_arrival(self, message: WireMessage) -> None:
+        if message.tensors:
+            body = message.body
+            start_s = message.arrived_s - message.receive_s
+            self._spans.add("receive", body.step, body.microbatch, start_s, message.receive_s)
+
+    def _located_spans(self, times: pb.DeviceTimes, duration_s: float) -> tuple[LocatedSpan, ...]:
+        """The turn's spans of both sides, by the edge's clock, from the turn's begin on."""
+        device = spans_from_wire(times.spans, first_step=self._plan.first_step, longest_s=duration_s)
+        return locate_spans(self._spans.spans(), device, began_s=self._started_s)
+
     def _sum(self, loss: StepLoss) -> None:
         self._num_tokens += loss.terms.num_tokens
         self._num_correct += loss.num_correct
@@ -442,7 +502,7 @@ class _Optimizer:
 
 def _check_times(done: WireMessage, peer: str, duration_s: float) -> None:
     """The device's word on its own seconds, which the planner reckons with: none may be more than the whole turn took."""
-    for name in ("setup_s", "compute_s", "receive_s"):
+    for name in ("setup_s", "compute_s", "receive_s", "exchange_s"):
         seconds = getattr(done.body.times, name)
         if not 0 <= seconds <= duration_s:
             raise ProtocolError(

@@ -49,6 +49,20 @@ class OptimizerHandover(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPTIMIZER_HANDOVER_RESET: _ClassVar[OptimizerHandover]
     OPTIMIZER_HANDOVER_DEVICE: _ClassVar[OptimizerHandover]
 
+class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STAGE_UNSPECIFIED: _ClassVar[Stage]
+    STAGE_LOAD: _ClassVar[Stage]
+    STAGE_FORWARD: _ClassVar[Stage]
+    STAGE_ENCODE: _ClassVar[Stage]
+    STAGE_WAIT: _ClassVar[Stage]
+    STAGE_BACKWARD: _ClassVar[Stage]
+    STAGE_OPTIMIZER: _ClassVar[Stage]
+    STAGE_TEACHER: _ClassVar[Stage]
+    STAGE_DECODE: _ClassVar[Stage]
+    STAGE_RECEIVE: _ClassVar[Stage]
+    STAGE_STUDENT: _ClassVar[Stage]
+
 class TaskStart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TASK_START_UNSPECIFIED: _ClassVar[TaskStart]
@@ -97,6 +111,17 @@ OPTIMIZER_HANDOVER_UNSPECIFIED: OptimizerHandover
 OPTIMIZER_HANDOVER_FULL: OptimizerHandover
 OPTIMIZER_HANDOVER_RESET: OptimizerHandover
 OPTIMIZER_HANDOVER_DEVICE: OptimizerHandover
+STAGE_UNSPECIFIED: Stage
+STAGE_LOAD: Stage
+STAGE_FORWARD: Stage
+STAGE_ENCODE: Stage
+STAGE_WAIT: Stage
+STAGE_BACKWARD: Stage
+STAGE_OPTIMIZER: Stage
+STAGE_TEACHER: Stage
+STAGE_DECODE: Stage
+STAGE_RECEIVE: Stage
+STAGE_STUDENT: Stage
 TASK_START_UNSPECIFIED: TaskStart
 TASK_START_CONTINUE: TaskStart
 TASK_START_FRESH: TaskStart
@@ -114,7 +139,7 @@ FAILURE_CODE_INTERNAL: FailureCode
 FAILURE_CODE_CANCELLED: FailureCode
 
 class UplinkFrame(_message.Message):
-    __slots__ = ("sequence", "hello", "forward", "gradient_norms", "turn_done", "failure", "resume", "checkpoint", "server_half", "leave", "round_done", "cloud_hello", "open_task", "intermediate", "peft_step", "end_round", "fetch_state", "last", "acknowledged", "chunks")
+    __slots__ = ("sequence", "hello", "forward", "gradient_norms", "turn_done", "failure", "resume", "checkpoint", "teacher_data", "server_half", "leave", "round_done", "cloud_hello", "open_task", "intermediate", "peft_step", "end_round", "fetch_state", "last", "acknowledged", "chunks")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +148,7 @@ class UplinkFrame(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_DATA_FIELD_NUMBER: _ClassVar[int]
     SERVER_HALF_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     ROUND_DONE_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +169,7 @@ class UplinkFrame(_message.Message):
     failure: Failure
     resume: Resume
     checkpoint: Checkpoint
+    teacher_data: TeacherData
     server_half: ServerHalf
     leave: Leave
     round_done: RoundDone
@@ -155,7 +182,7 @@ class UplinkFrame(_message.Message):
     last: bool
     acknowledged: int
     chunks: _containers.RepeatedCompositeFieldContainer[TensorChunk]
-    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., gradient_norms: _Optional[_Union[GradientNorms, _Mapping]] = ..., turn_done: _Optional[_Union[TurnDone, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., server_half: _Optional[_Union[ServerHalf, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., round_done: _Optional[_Union[RoundDone, _Mapping]] = ..., cloud_hello: _Optional[_Union[CloudHello, _Mapping]] = ..., open_task: _Optional[_Union[OpenTask, _Mapping]] = ..., intermediate: _Optional[_Union[Intermediate, _Mapping]] = ..., peft_step: _Optional[_Union[PeftStep, _Mapping]] = ..., end_round: _Optional[_Union[EndRound, _Mapping]] = ..., fetch_state: _Optional[_Union[FetchState, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., gradient_norms: _Optional[_Union[GradientNorms, _Mapping]] = ..., turn_done: _Optional[_Union[TurnDone, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., teacher_data: _Optional[_Union[TeacherData, _Mapping]] = ..., server_half: _Optional[_Union[ServerHalf, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., round_done: _Optional[_Union[RoundDone, _Mapping]] = ..., cloud_hello: _Optional[_Union[CloudHello, _Mapping]] = ..., open_task: _Optional[_Union[OpenTask, _Mapping]] = ..., intermediate: _Optional[_Union[Intermediate, _Mapping]] = ..., peft_step: _Optional[_Union[PeftStep, _Mapping]] = ..., end_round: _Optional[_Union[EndRound, _Mapping]] = ..., fetch_state: _Optional[_Union[FetchState, _Mapping]] = ..., last: bool = ..., acknowledged: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[TensorChunk, _Mapping]]] = ...) -> None: ...
 
 class DownlinkFrame(_message.Message):
     __slots__ = ("sequence", "welcome", "begin", "backward", "update", "turn_result", "failure", "resumed", "committed", "round_plan", "round_over", "answer", "task_opened", "intermediate_gradient", "peft_stepped", "task_state", "last", "acknowledged", "chunks")
@@ -334,7 +361,7 @@ class UnitVersion(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("mode", "task", "cut", "local_epochs", "max_batches", "gradient_accumulation_steps", "first_step", "order_step", "done_steps", "commit_every_steps", "run", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "frozen", "units", "teacher_embedding_scale", "teacher_cut", "teacher_blocks", "tensors", "ignore_index")
+    __slots__ = ("mode", "task", "cut", "local_epochs", "max_batches", "gradient_accumulation_steps", "first_step", "order_step", "done_steps", "commit_every_steps", "run", "seed", "uplink_codec", "downlink_codec", "optimizer", "optimizer_handover", "clip_gradients", "frozen", "units", "teacher_embedding_scale", "teacher_cut", "teacher_blocks", "tensors", "ignore_index", "num_microbatches", "pipeline_depth", "trace", "teacher_cache", "teacher_salt")
     MODE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
@@ -359,6 +386,11 @@ class Begin(_message.Message):
     TEACHER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     IGNORE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NUM_MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_CACHE_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_SALT_FIELD_NUMBER: _ClassVar[int]
     mode: Mode
     task: Task
     cut: int
@@ -383,7 +415,22 @@ class Begin(_message.Message):
     teacher_blocks: _containers.RepeatedScalarFieldContainer[str]
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     ignore_index: int
-    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., order_step: _Optional[int] = ..., done_steps: _Optional[int] = ..., commit_every_steps: _Optional[int] = ..., run: _Optional[str] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., teacher_cut: _Optional[int] = ..., teacher_blocks: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ...) -> None: ...
+    num_microbatches: int
+    pipeline_depth: int
+    trace: bool
+    teacher_cache: bool
+    teacher_salt: bytes
+    def __init__(self, mode: _Optional[_Union[Mode, str]] = ..., task: _Optional[_Union[Task, str]] = ..., cut: _Optional[int] = ..., local_epochs: _Optional[int] = ..., max_batches: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., order_step: _Optional[int] = ..., done_steps: _Optional[int] = ..., commit_every_steps: _Optional[int] = ..., run: _Optional[str] = ..., seed: _Optional[int] = ..., uplink_codec: _Optional[_Union[Codec, str]] = ..., downlink_codec: _Optional[_Union[Codec, str]] = ..., optimizer: _Optional[_Union[OptimizerSettings, _Mapping]] = ..., optimizer_handover: _Optional[_Union[OptimizerHandover, str]] = ..., clip_gradients: bool = ..., frozen: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., teacher_embedding_scale: _Optional[float] = ..., teacher_cut: _Optional[int] = ..., teacher_blocks: _Optional[_Iterable[str]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., ignore_index: _Optional[int] = ..., num_microbatches: _Optional[int] = ..., pipeline_depth: _Optional[int] = ..., trace: bool = ..., teacher_cache: bool = ..., teacher_salt: _Optional[bytes] = ...) -> None: ...
+
+class TeacherData(_message.Message):
+    __slots__ = ("step", "microbatch", "tensors")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    microbatch: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("step", "microbatch", "num_microbatches", "step_num_tokens", "tensors", "times")
@@ -402,16 +449,18 @@ class Forward(_message.Message):
     def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., num_microbatches: _Optional[int] = ..., step_num_tokens: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., times: _Optional[_Union[DeviceTimes, _Mapping]] = ...) -> None: ...
 
 class Backward(_message.Message):
-    __slots__ = ("step", "microbatch", "update", "tensors")
+    __slots__ = ("step", "microbatch", "update", "tensors", "teacher_kept")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_KEPT_FIELD_NUMBER: _ClassVar[int]
     step: int
     microbatch: int
     update: Update
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
-    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
+    teacher_kept: bool
+    def __init__(self, step: _Optional[int] = ..., microbatch: _Optional[int] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., teacher_kept: bool = ...) -> None: ...
 
 class GradientNorms(_message.Message):
     __slots__ = ("step", "norms")
@@ -452,14 +501,34 @@ class Committed(_message.Message):
     def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., next_step: _Optional[int] = ..., server_round: _Optional[int] = ...) -> None: ...
 
 class DeviceTimes(_message.Message):
-    __slots__ = ("setup_s", "compute_s", "receive_s")
+    __slots__ = ("setup_s", "compute_s", "receive_s", "spans", "exchange_s")
     SETUP_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     RECEIVE_S_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_S_FIELD_NUMBER: _ClassVar[int]
     setup_s: float
     compute_s: float
     receive_s: float
-    def __init__(self, setup_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., receive_s: _Optional[float] = ...) -> None: ...
+    spans: Spans
+    exchange_s: float
+    def __init__(self, setup_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., receive_s: _Optional[float] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., exchange_s: _Optional[float] = ...) -> None: ...
+
+class Spans(_message.Message):
+    __slots__ = ("stage", "step", "microbatch", "start_s", "duration_s", "num_dropped")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCH_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    stage: _containers.RepeatedScalarFieldContainer[Stage]
+    step: _containers.RepeatedScalarFieldContainer[int]
+    microbatch: _containers.RepeatedScalarFieldContainer[int]
+    start_s: _containers.RepeatedScalarFieldContainer[float]
+    duration_s: _containers.RepeatedScalarFieldContainer[float]
+    num_dropped: int
+    def __init__(self, stage: _Optional[_Iterable[_Union[Stage, str]]] = ..., step: _Optional[_Iterable[int]] = ..., microbatch: _Optional[_Iterable[int]] = ..., start_s: _Optional[_Iterable[float]] = ..., duration_s: _Optional[_Iterable[float]] = ..., num_dropped: _Optional[int] = ...) -> None: ...
 
 class TurnDone(_message.Message):
     __slots__ = ("num_steps", "num_examples", "tensors", "times")
