@@ -107,7 +107,10 @@ class SpanRecorder:
     def spans(self) -> list[Span]:
         """Every span that was kept, in the order in which they ended."""
         columns = zip(self._stages, self._steps, self._microbatches, self._starts_s, self._durations_s, strict=True)
-        return [Span(STAGES[stage], step + self.first_step, *rest) for stage, step, *rest in columns]
+        return [
+            Span(STAGES[stage], step + self.first_step, microbatch, start_s, duration_s)
+            for stage, step, microbatch, start_s, duration_s in columns
+        ]
 
 
 def clock_offset_s(sent: Sequence[tuple[float, float]], answered: Sequence[tuple[float, float]]) -> float:

@@ -51,7 +51,7 @@ class Outbox:
     def __init__(self, link: Link, device: torch.device) -> None:
         self._link, self._device = link, device
         self._thread = ThreadPoolExecutor(1, "outbox") if device.type == "cuda" else None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._under_way: list[Future[int]] = []
         self._payload_bytes = 0
 
@@ -87,7 +87,7 @@ class Outbox:
             return
         while self._under_way and self._under_way[0].done():
             self._payload_bytes += self._under_way.pop(0).result()
-        ready = torch.cuda.Event()
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record(torch.cuda.current_stream(self._device))
         self._under_way.append(self._thread.submit(self._copy_and_send, body, dict(parcels), timer, ready))
 

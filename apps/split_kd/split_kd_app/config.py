@@ -73,6 +73,12 @@ class AppConfig:
         Of the distillation loss; a larger teacher vocabulary is refused, or sliced.
     optimizer, learning_rate, weight_decay, warmup_steps, max_grad_norm, gradient_accumulation_steps
         Of training; warm-up is linear in optimiser steps over the whole run, a norm of 0 does not clip.
+    num_microbatches, pipeline_depth
+        Micro-batches that each batch is divided into, and how many of a step are in flight (0: chosen by what turns took).
+    trace
+        Whether every stage of every step is recorded, in metrics.jsonl and trace.json.
+    teacher_cache_mib, teacher_cache_disk_mib
+        Most MiB in which the edge keeps what the teacher made of sequences.
     optimizer_handover
         full, reset or device.
     student_on_device
@@ -152,6 +158,11 @@ class AppConfig:
     warmup_steps: int = setting(10, minimum=0)
     max_grad_norm: float = setting(1.0, minimum=0.0)
     gradient_accumulation_steps: int = setting(1, minimum=1)
+    num_microbatches: int = setting(1, minimum=1)
+    pipeline_depth: int = setting(0, minimum=0)
+    trace: bool = setting(False)
+    teacher_cache_mib: int = setting(512, minimum=0)
+    teacher_cache_disk_mib: int = setting(0, minimum=0)
     optimizer_handover: str = setting("full", choices=("full", "reset", "device"))
     student_on_device: str = setting("part", choices=("part", "whole"))
     uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))

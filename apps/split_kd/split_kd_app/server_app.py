@@ -76,6 +76,11 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         student_on_device=config.student_on_device,  # type: ignore[arg-type]  # one of the allowed choices
         max_grad_norm=config.max_grad_norm or None,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_microbatches=config.num_microbatches,
+        pipeline_depth=config.pipeline_depth,
+        trace=config.trace,
+        teacher_cache_bytes=config.teacher_cache_mib << 20,
+        teacher_cache_disk_bytes=config.teacher_cache_disk_mib << 20,
         uplink_codec=config.uplink_codec,  # type: ignore[arg-type]  # one of the allowed choices
         downlink_codec=config.downlink_codec,  # type: ignore[arg-type]  # one of the allowed choices
         fraction_train=config.fraction_train,

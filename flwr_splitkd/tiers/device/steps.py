@@ -34,7 +34,7 @@ from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Step", "Steps"]
+__all__ = ["NO_GRADIENT", "Step", "Steps"]
 
 NO_GRADIENT = -1.0
 """In GradientNorms: this parameter took no part in the step."""

@@ -34,6 +34,7 @@ from flwr_splitkd.tiers.edge import (
     TurnSettings,
     run_turn,
 )
+from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
@@ -131,6 +132,7 @@ class Federation:
     handover: HandoverName = "full"
     blocks: Sequence[str] | None = None
     settings: TurnSettings = field(default_factory=TurnSettings)
+    cache: TeacherCache | None = None
     next_step: int = 0
 
     def __post_init__(self) -> None:
@@ -164,7 +166,10 @@ class Federation:
         **plan_settings: Any,
     ) -> tuple[TurnOutcome, device_tier.TurnReport | None]:
         cache = DeviceCache(self.folder / f"device-{device}")
-        hello = pb.Hello(cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()])
+        hello = pb.Hello(
+            device_name=f"device-{device}",
+            cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()],
+        )
         reports: list[device_tier.TurnReport] = []
 
         def serve() -> None:
@@ -194,7 +199,13 @@ class Federation:
                 self.edge_link = edge_link
                 thread.start()
                 outcome = run_turn(
-                    edge_link, hello, student=self.student, objective=self.objective, settings=self.settings, plan=plan
+                    edge_link,
+                    hello,
+                    student=self.student,
+                    objective=self.objective,
+                    settings=self.settings,
+                    plan=plan,
+                    cache=self.cache,
                 )
                 thread.join(20)
         finally:

@@ -30,7 +30,7 @@ from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.device.batches import Batch, DeviceData
 from flwr_splitkd.tiers.device.chain.own_encoder import OwnEncoder
-from flwr_splitkd.tiers.device.turn import NO_GRADIENT
+from flwr_splitkd.tiers.device.steps import NO_GRADIENT
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
 from flwr_splitkd.tiers.units import (
     FROZEN,
