@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from flwr_splitkd.distill.formulas import TokenLosses, token_losses_
 from flwr_splitkd.distill.head import Head, head_logits, match_vocabulary, transform_, transform_slope
+from flwr_splitkd.distill.top_k import TopK
 from flwr_splitkd.errors import ConfigError, DataError
 
 __all__ = ["LossTerms", "distillation_loss", "distillation_loss_from_logits"]
@@ -77,7 +78,7 @@ def _hand_out(loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tenso
 def distillation_loss(
     student_hidden: Float[Tensor, "tokens student_hidden"],
     student_head: Head,
-    teacher_hidden: Float[Tensor, "tokens teacher_hidden"] | None,
+    teacher_hidden: Float[Tensor, "tokens teacher_hidden"] | TopK | None,
     teacher_head: Head | None,
     labels: Int[Tensor, " tokens"],
     *,
@@ -107,7 +108,8 @@ def distillation_loss(
     Parameters
     ----------
     student_hidden, teacher_hidden
-        Final hidden states, of the dtype of their heads. The teacher never gets a gradient.
+        Final hidden states, of the dtype of their heads. The teacher never gets a gradient, and may be given by its largest
+        logits instead; its head then tells the vocabulary alone.
     student_head, teacher_head
         Output heads. A student head that requires no gradient costs no ``[vocab, hidden]`` memory; one that
         does is accumulated in place, in float32. The teacher's parts may be None when ``kd_ratio`` is 0.
@@ -136,11 +138,14 @@ def distillation_loss(
         If labels are out of range, do not match the hidden states, or outnumber ``num_tokens``.
     """
     _check_hidden("student", student_hidden, student_head, labels)
-    teacher: tuple[Tensor, Head] | None = None
+    teacher: tuple[Tensor | TopK, Head] | None = None
     if kd_ratio > 0:
         if teacher_hidden is None or teacher_head is None:
             raise _missing_teacher(kd_ratio)
-        _check_hidden("teacher", teacher_hidden, teacher_head, labels)
+        if isinstance(teacher_hidden, TopK):
+            _check_rows("teacher_hidden", teacher_hidden.values, labels)
+        else:
+            _check_hidden("teacher", teacher_hidden, teacher_head, labels)
         vocab = match_vocabulary(teacher_head.vocab_size, student_head.vocab_size, teacher_vocab)
         teacher = teacher_hidden, teacher_head.first(vocab)
     counted = _counted_tokens(labels, student_head.vocab_size, ignore_index, num_tokens)
@@ -159,7 +164,7 @@ def distillation_loss(
         slope = transform_slope(logits, student_head.transform)
         losses = token_losses_(
             logits,
-            _logits(teacher[0][rows], teacher[1], teacher_workspace) if teacher else None,
+            _teacher_logits(*teacher, rows, teacher_workspace) if teacher else None,
             labels[rows].long(),
             temperature=temperature,
             kd_ratio=kd_ratio,
@@ -288,6 +293,12 @@ def _over_chunks(
 def _logits(hidden: Tensor, head: Head, workspace: Tensor) -> Tensor:
     """Return the final logits of a chunk as a view of the workspace."""
     return transform_(head_logits(hidden, head.weight, head.bias, workspace), head.transform)
+
+
+def _teacher_logits(teacher: Tensor | TopK, head: Head, rows: Tensor, workspace: Tensor) -> Tensor:
+    if isinstance(teacher, TopK):
+        return teacher.dense(rows, workspace, head.vocab_size)
+    return _logits(teacher[rows], head, workspace)
 
 
 def _wants_gradient(tensor: Tensor | None) -> TypeGuard[Tensor]:

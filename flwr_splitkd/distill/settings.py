@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flwr_splitkd.distill.head import Head
 from flwr_splitkd.distill.kd import LossTerms, distillation_loss, distillation_loss_from_logits
+from flwr_splitkd.distill.top_k import TopK
 from flwr_splitkd.errors import ConfigError
 
 __all__ = ["DistillationLoss"]
@@ -77,7 +78,7 @@ class DistillationLoss:
         self,
         student_hidden: Float[Tensor, "tokens student_hidden"],
         student_head: Head,
-        teacher_hidden: Float[Tensor, "tokens teacher_hidden"] | None,
+        teacher_hidden: Float[Tensor, "tokens teacher_hidden"] | TopK | None,
         teacher_head: Head | None,
         labels: Int[Tensor, " tokens"],
         *,

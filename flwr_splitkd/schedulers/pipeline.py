@@ -18,9 +18,10 @@ def pipeline_depth(
     A micro-batch is away for the time of all its stages, and the slowest one takes up a new one every
     :math:`\max_k t_k` seconds, so by Little's law
 
-    .. math:: d = \min\left(M, \left\lceil \frac{\sum_k t_k + t_\text{latency}}{\max_k t_k} \right\rceil\right)
+    .. math:: d = \min\left(M, 1 + \left\lceil \frac{\sum_k t_k + t_\text{latency}}{\max_k t_k} \right\rceil\right)
 
-    are under way. More would take memory on the device and save nothing.
+    are under way, and one more because the device's two passes take turns and come irregularly. Yet more would take memory on the
+    device and save next to nothing.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ def pipeline_depth(
     slowest_s = max(stages)
     if num_microbatches <= 1 or slowest_s <= 0:
         return 1
-    return max(1, min(num_microbatches, math.ceil((sum(stages) + latency_s) / slowest_s)))
+    return max(1, min(num_microbatches, 1 + math.ceil((sum(stages) + latency_s) / slowest_s)))
 
 
 def pipelined_step_s(

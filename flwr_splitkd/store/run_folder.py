@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class RunFolder:
         runs/<id>/config.json      what reproduces the run: settings and versions
                   metrics.jsonl    one line a turn (in the chain an epoch, and a device), a round and an evaluation
                   summary.txt      the table that the run ended with
+                  trace.json       every stage of every step, if the run was traced; opens in ui.perfetto.dev
                   figure.png       loss, cuts or split points, bytes and more, with the `report` extra
                   tensorboard/     the same as events, with the `report` extra
                   commits/         the commit log
@@ -35,7 +36,7 @@ class RunFolder:
         Created when missing.
     """
 
-    CONFIG, METRICS, FIGURE = "config.json", "metrics.jsonl", "figure.png"
+    CONFIG, METRICS, FIGURE, TRACE = "config.json", "metrics.jsonl", "figure.png", "trace.json"
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -119,6 +120,23 @@ class RunFolder:
                 file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         except OSError as error:
             raise StoreError(f"{self.metrics} cannot be written: {error}. Free some disk space.") from error
+
+    def append_trace(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Add events to ``trace.json``, which is an array that is never closed.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or the file cannot be written.
+        """
+        path = self.path / self.TRACE
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                if file.tell() == 0:
+                    file.write("[\n")
+                file.writelines(json.dumps(event, allow_nan=False) + ",\n" for event in events)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error}. Free some disk space.") from error
 
     def read_config(self) -> dict[str, Any]:
         """What ``config.json`` holds; nothing if there is none, or it cannot be read."""

@@ -10,7 +10,7 @@ from typing import Any
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.progress import Progress
-from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, perplexity
+from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, bottleneck, perplexity
 from flwr_splitkd.strategies.turns import Call
 from flwr_splitkd.tiers.edge import EdgeSetup
 
@@ -109,3 +109,5 @@ def log_end(result: SplitKDResult, duration_s: float) -> None:
         total_bytes / _MIB,
         result.run_folder,
     )
+    if slowest := bottleneck(result.turns):
+        log(INFO, "%s", slowest)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp.strategy import Result
 
+from flwr_splitkd.telemetry.bottleneck import Bottleneck, find_bottleneck
 from flwr_splitkd.tiers.edge import TurnOutcome
 
-__all__ = ["SplitKDResult", "TurnRecord"]
+__all__ = ["SplitKDResult", "TurnRecord", "bottleneck"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,23 @@ class SplitKDResult(Result):
     turns: list[TurnRecord] = field(default_factory=list)
     run_folder: Path | None = None
     stopped: str = ""
+
+
+def bottleneck(turns: Iterable[TurnRecord]) -> Bottleneck | None:
+    """The slowest stage of the completed turns that trained; None if there was none."""
+    outcomes = [turn.outcome for turn in turns if turn.mode == "train" and turn.outcome is not None]
+    stages_s = dict.fromkeys(("device", "edge", "uplink", "downlink", "hand-over", "latency"), 0.0)
+    for outcome in outcomes:
+        handed_up = outcome.handover_uplink_bytes / max(outcome.uplink_payload_bytes, 1)
+        handed_down = outcome.handover_downlink_bytes / max(outcome.downlink_payload_bytes, 1)
+        stages_s["device"] += outcome.device_s
+        stages_s["edge"] += outcome.edge_s
+        stages_s["uplink"] += outcome.uplink_s * (1 - handed_up)
+        stages_s["downlink"] += outcome.downlink_s * (1 - handed_down)
+        stages_s["hand-over"] += outcome.fixed_s + outcome.uplink_s * handed_up + outcome.downlink_s * handed_down
+        stages_s["latency"] += outcome.other_s
+    duration_s = sum(outcome.duration_s for outcome in outcomes)
+    return find_bottleneck(stages_s, duration_s) if duration_s > 0 else None
 
 
 def perplexity(cross_entropy: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.progress import Progress, Unfinished
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
+from flwr_splitkd.telemetry.spans import LocatedSpan
+from flwr_splitkd.telemetry.trace import trace_events
 from flwr_splitkd.tiers.edge import EdgeService, TurnMode, TurnOutcome
 from flwr_splitkd.wire.codec import CodecName
 
@@ -117,6 +120,7 @@ class RoundRunner:
         self._reply_timeout_s = min(timeout_s, _REPLY_TIMEOUT_S)
         self._started_s = time.monotonic()
         self._ahead: CallWindow | None = None
+        self._pids: dict[str, int] = {}
 
     def train(self, server_round: int, config: ConfigRecord, *, call_ahead: bool = False) -> dict[str, float]:
         """Serve a round's turns; return their metrics.
@@ -349,8 +353,26 @@ class RoundRunner:
     def _record(self, turn: TurnRecord) -> None:
         self._result.turns.append(turn)
         self._folder.append_metrics(turn.to_json())
+        if turn.outcome is not None and turn.outcome.spans:
+            self._record_spans(turn, turn.outcome.spans)
         console.log_turn(turn)
         self._callbacks.tell("on_turn", turn)
+
+    def _record_spans(self, turn: TurnRecord, spans: Sequence[LocatedSpan]) -> None:
+        """A line for each step, and the turn's part of the trace."""
+        for step, stages in itertools.groupby(sorted(spans, key=lambda span: span.step), key=lambda span: span.step):
+            self._folder.append_metrics(
+                {
+                    "kind": "step",
+                    "server_round": turn.server_round,
+                    "turn": turn.turn,
+                    "device": turn.device,
+                    "step": step,
+                    "spans": [[s.where, s.stage, s.microbatch, s.start_s, s.duration_s] for s in stages],
+                }
+            )
+        pid = self._pids.setdefault(turn.device, len(self._pids) + 1)
+        self._folder.append_trace(trace_events(spans, device=turn.device, pid=pid, began_s=turn.started_s))
 
     def _wait_for(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
         with self._edge.server.changed:

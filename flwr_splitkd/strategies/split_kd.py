@@ -141,6 +141,10 @@ class SplitKD(Strategy):
     teacher_cache_bytes, teacher_cache_disk_bytes
         Most bytes that the edge keeps, in memory and on disk, of what the teacher made of a device's sequences. From the second
         epoch on the teacher need not run for these, nor do their embeddings travel. 0 and 0 keep nothing.
+    teacher_top_k
+        How many of the teacher's largest logits the loss compares one by one; the others share what probability is left. Takes
+        ``4 (2 k + 1)`` bytes of a token in the cache instead of the teacher's hidden state, and is lossy: what is left over is in
+        each turn's ``teacher_rest_mass``. None compares all.
     max_batches
         At most so many batches of each local epoch; 0 for all.
     commit_every_steps
@@ -221,6 +225,7 @@ class SplitKD(Strategy):
         trace: bool = False,
         teacher_cache_bytes: int = 512 << 20,
         teacher_cache_disk_bytes: int = 0,
+        teacher_top_k: int | None = None,
         max_batches: int = 0,
         commit_every_steps: int = 0,
         uplink_codec: CodecName = "none",
@@ -285,6 +290,7 @@ class SplitKD(Strategy):
             teacher_cut=teacher_cut,
             teacher_cache_bytes=teacher_cache_bytes,
             teacher_cache_disk_bytes=teacher_cache_disk_bytes,
+            teacher_top_k=teacher_top_k,
             optimizer=optimizer or OptimizerSettings(),
             optimizer_handover=optimizer_handover,
             turn=TurnSettings(

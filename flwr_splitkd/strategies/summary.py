@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
+from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, bottleneck
 
 __all__ = ["summarize"]
 
@@ -25,6 +25,8 @@ def summarize(result: SplitKDResult) -> str:
         console.print(_modelled_costs(result.turns))
     if result.evaluate_metrics_serverapp:
         console.print(_evaluations(result))
+    if slowest := bottleneck(result.turns):
+        out.write(f"{slowest}\n")
     if result.stopped:
         console.print(f"Stopped early: {result.stopped}.")
     if result.run_folder is not None:

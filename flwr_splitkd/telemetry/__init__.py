@@ -1,12 +1,15 @@
 """What is measured on a machine, and the modelled clock that stands in for it in simulations.
 
-===========  =================================================================================
-``profile``  seconds of each block of a model, forward and backward, and what follows
-``passes``   one pass through the blocks, and the moments at which each begins and ends
-``machine``  a machine's name, clock, cores and memory, as far as it tells
-``source``   a model with random weights, from a config or a function, to be measured
-``modelled`` a world made of the cost model: its clock, links and batteries
-===========  =================================================================================
+==============  ================================================================================================
+``profile``     seconds of each block of a model, forward and backward, and what follows
+``passes``      one pass through the blocks, and the moments at which each begins and ends
+``machine``     a machine's name, clock, cores and memory, as far as it tells
+``source``      a model with random weights, from a config or a function, to be measured
+``spans``       stages of a turn's steps, on both sides and on one clock
+``trace``       spans as a trace for ui.perfetto.dev
+``bottleneck``  the slowest stage, and what helps
+``modelled``    a world made of the cost model: its clock, links and batteries
+==============  ================================================================================================
 """
 
 from __future__ import annotations

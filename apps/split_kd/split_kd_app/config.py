@@ -79,6 +79,8 @@ class AppConfig:
         Whether every stage of every step is recorded, in metrics.jsonl and trace.json.
     teacher_cache_mib, teacher_cache_disk_mib
         Most MiB in which the edge keeps what the teacher made of sequences.
+    teacher_top_k
+        Logits of the teacher that are compared one by one (0 for all).
     optimizer_handover
         full, reset or device.
     student_on_device
@@ -163,6 +165,7 @@ class AppConfig:
     trace: bool = setting(False)
     teacher_cache_mib: int = setting(512, minimum=0)
     teacher_cache_disk_mib: int = setting(0, minimum=0)
+    teacher_top_k: int = setting(0, minimum=0)
     optimizer_handover: str = setting("full", choices=("full", "reset", "device"))
     student_on_device: str = setting("part", choices=("part", "whole"))
     uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flwr_splitkd.distill import DistillationLoss, Head, LossTerms, match_vocabulary
+from flwr_splitkd.distill import DistillationLoss, Head, LossTerms, TopK, match_vocabulary
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import HeadTap, find_head
 from flwr_splitkd.split import EdgeHalf
@@ -68,7 +68,8 @@ class Objective:
         self._head: Head | None = None if task == "classification" else find_head(student)
         if self._head is not None and self.teacher is not None and self.teacher.head is not None:
             # Asked again in each step, but a run that cannot work should end before the first device is called.
-            match_vocabulary(self.teacher.head.vocab_size, self._head.vocab_size, loss.teacher_vocab)
+            vocab = match_vocabulary(self.teacher.head.vocab_size, self._head.vocab_size, loss.teacher_vocab)
+            self.teacher.compare(vocab)
 
     def __call__(
         self,
@@ -88,10 +89,11 @@ class Objective:
         with HeadTap(self._student) as tap:
             half(smashed, inputs)
         hidden = tap.hidden.flatten(0, -2)
-        teacher_hidden: Tensor | None = None
+        teacher_hidden: Tensor | TopK | None = None
         teacher_head: Head | None = None
         if self.teacher and taught is not None:
-            teacher_hidden = taught.flatten(0, -2)
+            rows = taught.flatten(0, -2)
+            teacher_hidden = TopK.unpack(rows) if self.teacher.top_k else rows
             teacher_head = self.teacher.head
         loss = self.loss if teacher_hidden is not None else _labels_only(self.loss)
         terms = loss.from_hidden(

@@ -63,6 +63,7 @@ class EdgeSetup:
     peft: PeftConfig | None = None
     teacher_blocks: tuple[str, ...] = ()
     teacher_cut: int | None = None
+    teacher_top_k: int | None = None
     teacher_cache_bytes: int = 0
     teacher_cache_disk_bytes: int = 0
 
@@ -184,6 +185,8 @@ class EdgeSetup:
                 compute_device=self.compute_device,
                 blocks=self.teacher_blocks,
                 cut=self.teacher_cut,
+                top_k=self.teacher_top_k,
+                temperature=self.loss.temperature,
             )
         edge_student = EdgeStudent(
             whole.to(self.compute_device),

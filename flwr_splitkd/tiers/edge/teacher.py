@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flwr_splitkd.distill import Head
+from flwr_splitkd.distill import Head, top_k_logits
 from flwr_splitkd.errors import ConfigError, CutError
 from flwr_splitkd.models import HeadTap, find_head, token_embedding
 from flwr_splitkd.split import EdgeHalf, find_layout, is_token_model, random_batch, unit_state, verify_cut
@@ -44,6 +44,11 @@ class EdgeTeacher:
         Where it runs.
     blocks
         Dotted paths of its blocks; found for transformers models.
+    top_k
+        How many of the largest logits of each token make up its outcome; None for final hidden states, from which the loss has
+        all of them. It needs a head.
+    temperature
+        At which the loss compares distributions.
     cut
         Blocks that run on the device. 0 is for language models of transformers: the device has the token embedding alone, and
         needs no code of the teacher. None is 0 for these and 1 for others.
@@ -62,7 +67,13 @@ class EdgeTeacher:
         compute_device: torch.device,
         blocks: Sequence[str] = (),
         cut: int | None = None,
+        top_k: int | None = None,
+        temperature: float = 1.0,
     ) -> None:
+        if top_k is not None and not has_head:
+            raise ConfigError(
+                f"`teacher_top_k` is {top_k} for a classifier; expected None: its logits are no more than its classes."
+            )
         if not blocks and not has_layer_count(model):
             raise ConfigError(
                 f"`teacher_blocks` is empty and the teacher is a {type(model).__name__}; expected the path of each of its "
@@ -80,6 +91,9 @@ class EdgeTeacher:
         self.model = model.to(compute_device).eval().requires_grad_(False)
         self.layout.check_cut(self.cut, lowest=0)
         self.head: Head | None = find_head(model) if has_head else None
+        self.top_k, self._temperature = top_k, temperature
+        self._compared: Head | None = self.head
+        self._rest_mass_sum, self._num_tokens = 0.0, 0
         self.embedding_scale = 1.0
         self.units: dict[str, dict[str, Tensor]] = dict(self._device_units())
         self.versions = {unit: digest(tensors) for unit, tensors in self.units.items()}
@@ -104,16 +118,52 @@ class EdgeTeacher:
         if self.cut:
             begin.teacher_blocks.extend(self.blocks)
 
+    def compare(self, vocab_size: int) -> None:
+        """Compare the first entries of the vocabulary alone, as many as the student has.
+
+        Raises
+        ------
+        ConfigError
+            If `top_k` is not less than that.
+        """
+        if self.head is not None:
+            self._compared = self.head.first(vocab_size)
+        if self.top_k is not None and self.top_k >= vocab_size:
+            raise ConfigError(
+                f"`teacher_top_k` is {self.top_k}; expected 1..{vocab_size - 1} for a vocabulary of {vocab_size}, or None for all."
+            )
+
     @torch.no_grad()
     def outputs(self, data: TeacherData) -> Float[Tensor, ...]:
-        """Final hidden states ``[batch, sequence, hidden]`` when the teacher has a head, else class logits."""
+        """What the loss needs of the teacher.
+
+        Final hidden states ``[batch, sequence, hidden]`` when it has a head, or with `top_k` a packed `TopK`
+        ``[batch, sequence, 2 k + 1]``; else class logits.
+        """
         half = self._cut_half(data)
         # Meant for the student, which may know arguments that the teacher does not, such as token types.
         inputs = {name: t for name, t in data.inputs.items() if name in DEVICE_ONLY or accepts(self.model, name)}
         with ExitStack() as stack:
             tap = stack.enter_context(HeadTap(self.model)) if self.head else None
             output = half(data.embeddings.to(self.device), inputs)
-        return tap.hidden if tap else class_logits(output, "teacher")
+        if tap is None:
+            return class_logits(output, "teacher")
+        return self._largest(tap.hidden) if self.top_k else tap.hidden
+
+    @property
+    def rest_mass(self) -> float | None:
+        """Mean probability of what `top_k` leaves out, over all tokens so far; None if nothing is left out."""
+        return self._rest_mass_sum / max(self._num_tokens, 1) if self.top_k else None
+
+    def _largest(self, hidden: Float[Tensor, "batch sequence hidden"]) -> Float[Tensor, "batch sequence columns"]:
+        if self._compared is None or self.top_k is None:
+            raise ValueError("Only a teacher with a head and `top_k` has largest logits.")
+        largest, rest_mass = top_k_logits(
+            hidden.flatten(0, -2), self._compared, k=self.top_k, temperature=self._temperature
+        )
+        self._rest_mass_sum += float(rest_mass.sum())
+        self._num_tokens += len(rest_mass)
+        return largest.pack().reshape(*hidden.shape[:-1], -1)
 
     def _cut_half(self, data: TeacherData) -> EdgeHalf:
         """The teacher's half; a module from outside transformers is tried on random data of the first batch's shape."""

@@ -162,6 +162,7 @@ class _Turn:
             device_s=times.compute_s,
             edge_s=sum(self._spans.totals_s[stage] for stage in _EDGE_STAGES),
             teacher_s=self._spans.totals_s["teacher"],
+            teacher_rest_mass=self._objective.teacher.rest_mass if self._objective.teacher else None,
             pipeline_depth=self._plan.pipeline_depth,
             exchange_s=times.exchange_s,
             uplink_s=self._link.receive_s,

@@ -274,25 +274,13 @@ def _drop(name: str) -> Callable[[Any, Tensors], None]:
     [
         (NonFiniteError, "smashed data of step 1 has 1 of 192 values NaN", _put("smashed", _one(float("nan")))),
         (NonFiniteError, "smashed data of step 1 has 1 of 192 values", _put("smashed", _one(float("-inf")))),
-        (
-            NonFiniteError,
-            "teacher embeddings of step 1 has 1 of 240 values",
-            _put("teacher_embeddings", _one(float("inf"))),
-        ),
         (TensorError, r"torch.float64 of shape \(2, 6, 16\); expected torch.float32", _put("smashed", Tensor.double)),
         (TensorError, r"shape \(2, 6, 8\); expected torch.float32 with 16", _put("smashed", lambda t: t[..., :8])),
-        (ProtocolError, "do not go through the edge's half", _put("inputs/attention_mask", lambda t: t[:, :3])),
         (DataError, r"has shape \(6, 16\) and labels \(12,\)", _put("smashed", lambda t: t[:1])),
         (DataError, f"{VOCAB + 2}", _put("labels", _one(VOCAB + 2))),
         (DataError, r"has shape \(12, 16\) and labels \(8,\)", _put("labels", lambda t: t[:, :4])),
-        (
-            ProtocolError,
-            r"'teacher_embeddings': \(2, 6, 8\)\} of the device in step 1 do not go through",
-            _put("teacher_embeddings", lambda t: t[..., :8]),
-        ),
-        (ProtocolError, r"has 3 tensors, .*; expected 'smashed' as well", _drop("smashed")),
+        (ProtocolError, r"has 1 tensors, .*; expected 'smashed' as well", _drop("smashed")),
         (ProtocolError, "expected 'labels' as well", _drop("labels")),
-        (ProtocolError, "expected 'teacher_embeddings' as well", _drop("teacher_embeddings")),
         (ProtocolError, "sent step 2, micro-batch 0; expected step 1, micro-batch 0: one was lost", _set(step=2)),
         (ProtocolError, "sent step 0, micro-batch 0; expected step 1, micro-batch 0: one was dupl", _set(step=0)),
         (ProtocolError, "sent step 1, micro-batch 1; expected step 1, micro-batch 0", _set(microbatch=1)),
@@ -304,6 +292,32 @@ def test_a_forward_that_is_refused(
     tmp_path: Path, kind: type[SplitKDError], message: str, change: Callable[[Any, Tensors], None]
 ) -> None:
     _, told = _refused(tmp_path, kind, message, uplink=_change("Forward", change))
+    assert "the edge reported" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "change"),
+    [
+        (NonFiniteError, "teacher embeddings of step 1 has 1 of 240 values", _put("embeddings", _one(float("inf")))),
+        (
+            ProtocolError,
+            r"shape \(2, 6, 20\) with \{'attention_mask': \(2, 3\)\} do not go through the teacher",
+            _put("inputs/attention_mask", lambda t: t[:, :3]),
+        ),
+        (
+            ProtocolError,
+            r"Teacher embeddings of shape \(2, 6, 8\) with .* do not go through the teacher",
+            _put("embeddings", lambda t: t[..., :8]),
+        ),
+        (ProtocolError, "expected 'embeddings' as well", _drop("embeddings")),
+        (ProtocolError, r"is of step 2, micro-batch 0, after \(0, 0\)", _set(step=2)),
+        (ProtocolError, "is of step 1, micro-batch 1", _set(microbatch=1)),
+    ],
+)
+def test_teacher_data_that_are_refused(
+    tmp_path: Path, kind: type[SplitKDError], message: str, change: Callable[[Any, Tensors], None]
+) -> None:
+    _, told = _refused(tmp_path, kind, message, uplink=_change("TeacherData", change))
     assert "the edge reported" in str(told)
 
 

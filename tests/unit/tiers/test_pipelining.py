@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_turns import CNN_BLOCKS, OPTIMIZER, Cnn, Federation, images, llama, quick, sentences
 from torch import Tensor, nn
 
 from flwr_splitkd.distill import DistillationLoss
@@ -18,7 +19,6 @@ from flwr_splitkd.tiers.edge import TurnSettings, teacher_cache, teaching
 from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
-from test_turns import CNN_BLOCKS, OPTIMIZER, Cnn, Federation, images, llama, quick, sentences
 
 __all__ = ["quick"]  # a fixture, in force here too
 
@@ -328,3 +328,33 @@ def test_a_damaged_file_of_the_cache_ends_the_turn_and_is_forgotten(tmp_path: Pa
     with pytest.raises(teacher_cache.StoreError):
         cache.get("a", b"1")
     assert cache.pin("a") == []
+
+
+def test_the_largest_logits_alone_are_smaller_and_near(tmp_path: Path, passes: list[int]) -> None:
+    cache = _cache(tmp_path)
+    federation = Federation(tmp_path / "k", teacher=llama(20), teacher_top_k=8, cache=cache)
+    exact = Federation(tmp_path / "exact", teacher=llama(20))
+    few, _ = federation.turn(0, 2, batches(2), epochs=2)
+    assert passes == [8, 8]
+    assert cache.bytes_in_memory == 2 * 8 * 6 * 4 * (2 * 8 + 1)
+    all_, _ = exact.turn(0, 2, batches(2), epochs=2)
+    assert few.teacher_rest_mass is not None
+    assert 0.5 < few.teacher_rest_mass < 1 - 8 / 40, "random weights: nearly flat distributions"
+    assert all_.teacher_rest_mass is None
+    assert few.loss == pytest.approx(all_.loss, rel=0.02)
+    assert few.loss != all_.loss
+
+
+def test_the_largest_logits_need_a_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`teacher_top_k` is 40; expected 1..39"):
+        Federation(tmp_path, teacher=llama(20), teacher_top_k=40)
+    with pytest.raises(ConfigError, match="`teacher_top_k` is 2 for a classifier"):
+        Federation(
+            tmp_path / "classes",
+            build=Cnn,
+            teacher=Cnn(),
+            teacher_blocks=CNN_BLOCKS,
+            task="classification",
+            blocks=CNN_BLOCKS,
+            teacher_top_k=2,
+        )

@@ -128,6 +128,7 @@ class Federation:
     teacher_blocks: Sequence[str] = ()
     teacher_cut: int | None = None
     teacher_on_device: Callable[[], nn.Module] | None = None
+    teacher_top_k: int | None = None
     task: TaskName = "causal-lm"
     handover: HandoverName = "full"
     blocks: Sequence[str] | None = None
@@ -149,7 +150,10 @@ class Federation:
         teacher = None
         if self.teacher:
             blocks, cut = self.teacher_blocks, self.teacher_cut
-            teacher = EdgeTeacher(self.teacher, has_head=has_head, compute_device=CPU, blocks=blocks, cut=cut)
+            top_k = self.teacher_top_k
+            teacher = EdgeTeacher(
+                self.teacher, has_head=has_head, compute_device=CPU, blocks=blocks, cut=cut, top_k=top_k
+            )
         loss = DistillationLoss(kd_ratio=0.5 if teacher else 0.0)
         self.objective = Objective(model, teacher, loss, self.task)
 
