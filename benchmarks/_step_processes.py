@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 __all__ = [
+    "STEP_WORKER",
     "Job",
     "Placement",
     "Processes",
     "SplitSteps",
     "Tensors",
     "UnsplitSteps",
+    "Worker",
+    "differences",
     "pinned",
     "quartile_distance",
     "start",
+    "workers",
 ]
 
-_WORKER = Path(__file__).with_name("_step_worker.py")
+STEP_WORKER = Path(__file__).with_name("_step_worker.py")
 
 Event = tuple[str, str, float, float]
 Tensors = dict[str, tuple[list[int], str]]
@@ -80,12 +84,21 @@ class Job:
         Bound of the global gradient norm, or None.
     warmup, steps
         Steps left out at the start, and steps measured after them.
+    batch_size
+        Sequences of a step; None for the demo's.
+    num_microbatches
+        Parts into which a step's batch is divided; they overlap where the step is split. A divisor of `batch_size`.
+    pipeline_depth
+        Micro-batches under way at once; None for what the package chooses.
     """
 
     cut: int
-    max_grad_norm: float | None
+    max_grad_norm: float | None = None
     warmup: int
     steps: int
+    batch_size: int | None = None
+    num_microbatches: int = 1
+    pipeline_depth: int | None = None
 
     def message(self) -> dict[str, Any]:
         """Return the job as the processes read it."""
@@ -94,15 +107,24 @@ class Job:
             "cut": self.cut,
             "max_grad_norm": self.max_grad_norm,
             "steps": self.warmup + self.steps + 1,
+            "batch_size": self.batch_size,
+            "num_microbatches": self.num_microbatches,
+            "pipeline_depth": self.pipeline_depth,
         }
+
+    @property
+    def measured(self) -> slice:
+        """Which of all steps are measured."""
+        return slice(self.warmup, self.warmup + self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnsplitSteps:
-    """Seconds of each measured step, and the digest of the student at the end."""
+    """Seconds of each measured step, the digest of the student at the end, and the loss of every step where it is known."""
 
     step_s: list[float]
     student: str
+    losses: list[float]
 
     @property
     def median_s(self) -> float:
@@ -113,6 +135,8 @@ class UnsplitSteps:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSteps(UnsplitSteps):
     """The same of split steps, from one batch's departure at the device to the next, and where the time went.
+
+    The three parts are empty where micro-batches overlap: then they do not add up to the step.
 
     Parameters
     ----------
@@ -137,27 +161,44 @@ class SplitSteps(UnsplitSteps):
 class Processes:
     """An edge, a device and an unsplit process, alive until the ``with`` block of `start` ends."""
 
-    def __init__(self, edge: _Worker, device: _Worker, unsplit: _Worker) -> None:
+    def __init__(self, edge: Worker, device: Worker, unsplit: Worker) -> None:
         self._edge, self._device, self._unsplit = edge, device, unsplit
-        self.about = f"torch {edge.about['torch']}, batch {edge.about['batch']}"
+        batch = f"{edge.about['batch_size']} x {edge.about['sequence_length']} tokens"
+        self.about = f"torch {edge.about['torch']}, batch {batch}"
+        self.has_microbatches: bool = edge.about["has_microbatches"]
 
     def split(self, job: Job) -> SplitSteps:
-        """Take steps in a turn of the edge and the device."""
+        """Take steps in a turn of the edge and the device.
+
+        Raises
+        ------
+        SystemExit
+            If the job has micro-batches and the package does not know them.
+        """
+        if job.num_microbatches > 1 and not self.has_microbatches:
+            raise SystemExit(
+                f"`num_microbatches` is {job.num_microbatches}; expected 1: this package's TurnSettings has no such setting."
+            )
         with self._edge.awake(), self._device.awake():
             self._edge.ask(job.message())
             self._device.ask(job.message() | self._edge.answer())
             device, edge = self._device.answer(), self._edge.answer()
-        starts_s = [start_s for _, kind, start_s, _ in device["events"] if kind == "Forward"]
-        waiting_s = _between(device["events"], "send", "receive")
-        answering_s = _between(edge["events"], "receive", "send")
-        measured = slice(job.warmup, job.warmup + job.steps)
-        step_s, waiting_s, answering_s = (times[measured] for times in (_differences(starts_s), waiting_s, answering_s))
+        step_s = differences(device["starts_s"])[job.measured]
+        device_s: list[float] = []
+        edge_s: list[float] = []
+        exchange_s: list[float] = []
+        if job.num_microbatches == 1:
+            waiting_s = _between(device["events"], "send", "receive")[job.measured]
+            edge_s = _between(edge["events"], "receive", "send")[job.measured]
+            device_s = [step - waiting for step, waiting in zip(step_s, waiting_s, strict=True)]
+            exchange_s = [waiting - answering for waiting, answering in zip(waiting_s, edge_s, strict=True)]
         return SplitSteps(
             step_s=step_s,
             student=edge["student"],
-            device_s=[step - waiting for step, waiting in zip(step_s, waiting_s, strict=True)],
-            edge_s=answering_s,
-            exchange_s=[waiting - edge for waiting, edge in zip(waiting_s, answering_s, strict=True)],
+            losses=[],
+            device_s=device_s,
+            edge_s=edge_s,
+            exchange_s=exchange_s,
             up=device["tensors"]["Forward"],
             down=edge["tensors"]["Backward"],
         )
@@ -167,23 +208,32 @@ class Processes:
         with self._unsplit.awake():
             self._unsplit.ask(job.message())
             answer = self._unsplit.answer()
-        step_s = _differences(answer["starts_s"])[job.warmup : job.warmup + job.steps]
-        return UnsplitSteps(step_s=step_s, student=answer["student"])
+        step_s = differences(answer["starts_s"])[job.measured]
+        return UnsplitSteps(step_s=step_s, student=answer["student"], losses=answer["losses"])
 
 
 @contextmanager
 def start(placement: Placement) -> Iterator[Processes]:
     """Start the three processes and wait until they have imported everything."""
+    with workers(placement, STEP_WORKER, ("edge", "device", "unsplit")) as (edge, device, unsplit):
+        yield Processes(edge, device, unsplit)
+
+
+@contextmanager
+def workers(placement: Placement, script: Path, roles: Sequence[str]) -> Iterator[list[Worker]]:
+    """Start a process of `script` for each role; the one called "device" has a place of its own."""
     edge_core, device_core = placement.cores or (None, None)
-    edge_threads, device_threads = placement.edge_threads, placement.device_threads
     with ExitStack() as stack:
-        edge = stack.enter_context(_Worker("edge", placement.wait_policy, edge_threads, edge_core))
-        device = stack.enter_context(_Worker("device", placement.wait_policy, device_threads, device_core))
-        unsplit = stack.enter_context(_Worker("unsplit", placement.wait_policy, edge_threads, edge_core))
-        for worker in (edge, device, unsplit):
+        started = []
+        for role in roles:
+            on_device = role == "device"
+            threads = placement.device_threads if on_device else placement.edge_threads
+            worker = Worker(script, role, placement.wait_policy, threads, device_core if on_device else edge_core)
+            started.append(stack.enter_context(worker))
+        for worker in started:
             worker.about = worker.answer()
             worker.rest()
-        yield Processes(edge, device, unsplit)
+        yield started
 
 
 def quartile_distance(values: Sequence[float]) -> float:
@@ -194,17 +244,17 @@ def quartile_distance(values: Sequence[float]) -> float:
     return high - low
 
 
-class _Worker:
+class Worker:
     """A process that does not run at all unless it is `awake`: OpenMP's idle threads may spin for minutes."""
 
-    def __init__(self, role: str, wait_policy: str | None, threads: int, core: int | None) -> None:
+    def __init__(self, script: Path, role: str, wait_policy: str | None, threads: int, core: int | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         environment.pop("OMP_WAIT_POLICY", None)
         if wait_policy is not None:
             environment["OMP_WAIT_POLICY"] = wait_policy
         self.about: dict[str, Any] = {}
         self._process = subprocess.Popen(
-            [sys.executable, str(_WORKER), role],
+            [sys.executable, str(script), role],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -215,17 +265,21 @@ class _Worker:
             # Long before torch and gRPC start threads, which inherit it.
             os.sched_setaffinity(self._process.pid, {core})
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Worker:
+        """End with the ``with`` block."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Kill the process."""
         with self._process:
             self._process.kill()  # SIGTERM would wait for a stopped process to be continued
 
     def ask(self, job: dict[str, Any]) -> None:
+        """Send a job."""
         print(json.dumps(job), file=self._stdin, flush=True)
 
     def answer(self) -> dict[str, Any]:
+        """Wait for the next answer."""
         line = self._stdout.readline()
         if not line:
             raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}; see its message above.")
@@ -233,16 +287,19 @@ class _Worker:
         return answer
 
     def rest(self) -> None:
+        """Stop until it is `awake`."""
         self._process.send_signal(signal.SIGSTOP)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
+        """Let it run inside the ``with`` block."""
         self._process.send_signal(signal.SIGCONT)
         yield
         self.rest()
 
 
-def _differences(times_s: Sequence[float]) -> list[float]:
+def differences(times_s: Sequence[float]) -> list[float]:
+    """Return the distance of each time from the one before."""
     return [later - earlier for earlier, later in pairwise(times_s)]
 
 

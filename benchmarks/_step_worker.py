@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +60,29 @@ def build_teacher() -> nn.Module:
     return TeacherRecipe().model(task.load_tokenizer())
 
 
-def batches(count: int) -> list[dict[str, Tensor]]:
-    """Return full batches of random tokens, the same in every process."""
+def has_microbatches() -> bool:
+    """Whether the package can split a batch into micro-batches and overlap them."""
+    return "num_microbatches" in {field.name for field in fields(TurnSettings)}
+
+
+def batches(count: int, batch_size: int | None = None) -> list[dict[str, Tensor]]:
+    """Return full batches of random tokens, the same in every process; None is the demo's batch size."""
     generator = torch.Generator().manual_seed(0)
     vocab = len(task.load_tokenizer())
     distinct = []
     for _ in range(DISTINCT_BATCHES):
-        ids = torch.randint(vocab, (DEMO.batch_size, DEMO.sequence_length), generator=generator)
+        ids = torch.randint(vocab, (batch_size or DEMO.batch_size, DEMO.sequence_length), generator=generator)
         distinct.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids})
     return [distinct[index % DISTINCT_BATCHES] for index in range(count)]
 
 
 def run_edge(job: Job, folder: Path) -> Answer:
     """Serve one turn."""
+    pipeline = {
+        name: job[name]
+        for name in ("num_microbatches", "pipeline_depth")
+        if job[name] is not None and has_microbatches()
+    }
     setup = EdgeSetup(
         student=task.build_student,
         teacher=build_teacher,
@@ -82,7 +93,7 @@ def run_edge(job: Job, folder: Path) -> Answer:
         blocks=(),
         optimizer=OPTIMIZER,
         optimizer_handover="full",
-        turn=TurnSettings(seed=DEMO.seed, max_grad_norm=job["max_grad_norm"], step_timeout_s=TIMEOUT_S),
+        turn=TurnSettings(seed=DEMO.seed, max_grad_norm=job["max_grad_norm"], step_timeout_s=TIMEOUT_S, **pipeline),
         data_address="127.0.0.1:0",
         advertised_address=None,
         tls=None,
@@ -119,7 +130,7 @@ def run_device(job: Job, folder: Path) -> Answer:
         student=fingerprint_to_wire(fingerprint(model, layout)),
         codecs=supported_codecs(),
     )
-    data = DeviceData(batches(job["steps"]))
+    data = DeviceData(batches(job["steps"], job["batch_size"]))
     with connect(job["address"], hello) as link:
         recorder = Recorder(link)
         run_turn(
@@ -136,34 +147,47 @@ def run_device(job: Job, folder: Path) -> Answer:
 
 
 def run_unsplit(job: Job, folder: Path) -> Answer:
-    """Take the same steps on whole models, with torch's own clipping."""
+    """Take the same steps on whole models, micro-batch after micro-batch, with torch's own clipping."""
     student, teacher = task.build_student().train(), build_teacher().eval().requires_grad_(False)
     layout, head, teacher_head = find_layout(student), find_head(student), find_head(teacher)
     optimizer = OPTIMIZER.build(student.parameters())
-    starts_s = []
+    num_microbatches = job["num_microbatches"] or 1
+    starts_s: list[float] = []
+    losses: list[float] = []
     with seed_dropout(student, layout, DEMO.seed) as seeds:
-        for step, batch in enumerate(batches(job["steps"])):
+        for step, batch in enumerate(batches(job["steps"], job["batch_size"])):
             starts_s.append(time.perf_counter())
-            seeds.at(step, 0)
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            labels = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=LOSS.ignore_index)
-            with HeadTap(student) as tap:
-                student(**inputs)
-            with torch.no_grad(), HeadTap(teacher) as teacher_tap:
-                teacher(**inputs)
-            terms = LOSS.from_hidden(
-                tap.hidden.flatten(0, 1),
-                head,
-                teacher_tap.hidden.flatten(0, 1),
-                teacher_head,
-                labels.flatten(),
-            )
-            terms.loss.backward()  # type: ignore[no-untyped-call]
+            labels = next_tokens(batch["labels"])
+            num_tokens = int((labels != LOSS.ignore_index).sum())
+            loss = 0.0
+            for index in range(num_microbatches):
+                seeds.at(step, index)
+                inputs = {name: batch[name].chunk(num_microbatches)[index] for name in ("input_ids", "attention_mask")}
+                with HeadTap(student) as tap:
+                    student(**inputs)
+                with torch.no_grad(), HeadTap(teacher) as teacher_tap:
+                    teacher(**inputs)
+                terms = LOSS.from_hidden(
+                    tap.hidden.flatten(0, 1),
+                    head,
+                    teacher_tap.hidden.flatten(0, 1),
+                    teacher_head,
+                    labels.chunk(num_microbatches)[index].flatten(),
+                    num_tokens=num_tokens,
+                )
+                terms.loss.backward()  # type: ignore[no-untyped-call]
+                loss += float(terms.loss.detach())
+            losses.append(loss)
             if job["max_grad_norm"] is not None:
                 nn.utils.clip_grad_norm_(student.parameters(), job["max_grad_norm"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return {"starts_s": starts_s, "student": digest(student.state_dict())}
+    return {"starts_s": starts_s, "losses": losses, "student": digest(student.state_dict())}
+
+
+def next_tokens(labels: Tensor) -> Tensor:
+    """Return the label of each position: the token after it."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=LOSS.ignore_index)
 
 
 class Recorder:
@@ -178,6 +202,7 @@ class Recorder:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._events: list[tuple[str, str, float, float]] = []
+        self._starts_s: list[float] = []
         self._tensors: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {}
         self._send, self._receive = link.send, link.receive
         link.send, link.receive = self.send, self.receive  # type: ignore[method-assign]
@@ -185,6 +210,8 @@ class Recorder:
     def send(self, body: Any, tensors: Mapping[str, EncodedTensor] | None = None) -> None:
         """Send, and note it."""
         start_s = time.perf_counter()
+        if isinstance(body, pb.Forward) and body.microbatch == 0:
+            self._starts_s.append(start_s)
         self._send(body, tensors)
         self._events.append(("send", body.DESCRIPTOR.name, start_s, time.perf_counter()))
         self._tensors[body.DESCRIPTOR.name] = {
@@ -201,7 +228,7 @@ class Recorder:
 
     def answer(self) -> Answer:
         """Return what was noted."""
-        return {"events": self._events, "tensors": self._tensors}
+        return {"events": self._events, "starts_s": self._starts_s, "tensors": self._tensors}
 
 
 ROLES: dict[str, Callable[[Job, Path], Answer]] = {
@@ -216,11 +243,17 @@ def say(**answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def main() -> None:
+def main(roles: Mapping[str, Callable[[Job, Path], Answer]] = ROLES) -> None:
     """Work until stdin ends."""
-    run = ROLES[sys.argv[1]]
+    run = roles[sys.argv[1]]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    say(pid=os.getpid(), torch=torch.__version__, batch=f"{DEMO.batch_size} x {DEMO.sequence_length} tokens")
+    say(
+        pid=os.getpid(),
+        torch=torch.__version__,
+        batch_size=DEMO.batch_size,
+        sequence_length=DEMO.sequence_length,
+        has_microbatches=has_microbatches(),
+    )
     for line in sys.stdin:
         with tempfile.TemporaryDirectory(prefix="split-step-") as folder:
             say(**run(json.loads(line), Path(folder)))

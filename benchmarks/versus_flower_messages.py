@@ -10,37 +10,17 @@ the device's app imports no torch and loads no model.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
-import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
+from _flower_exchanges import WARMUP, FlowerExchanges, flower_exchanges
 from _report import Row, report
-from _step_processes import Job, SplitSteps, Tensors, pinned, quartile_distance, start
-
-from flower_run import Value, deployment
+from _step_processes import Job, SplitSteps, pinned, quartile_distance, start
 
 # Flower's exchange over ours; see benchmarks/README.md.
 BOUND = 50.0
 CUT = 4
-APP = Path(__file__).with_name("flower_messages_app")
-# The first message finds nothing compiled and the node's process not yet started once.
-FLOWER_WARMUP = 1
-TIMEOUT_S = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowerExchanges:
-    """Seconds of each counted exchange, and the bytes that the arrays of one had."""
-
-    seconds: list[float]
-    up_bytes: int
-    down_bytes: int
 
 
 def main() -> None:
@@ -50,13 +30,13 @@ def main() -> None:
     with start(pinned()) as processes:
         about = processes.about
         ours = [processes.split(job) for _ in range(arguments.turns)]
-    flower = _flower_exchanges(ours[0].up, ours[0].down, arguments.exchanges)
+    flower = flower_exchanges(ours[0].up, ours[0].down, arguments.exchanges)
     rows = _rows(ours, flower)
     ratio = rows[0].ratio or 0.0
     notes = [
         f"{about}, float32, cut {CUT}: {flower.up_bytes / 2**20:.2f} MiB up and {flower.down_bytes / 2**20:.2f} MiB "
         f"down a step; flwr {version('flwr')}, 1 SuperNode.",
-        f"value: Flower messages, median of {len(flower.seconds)} exchanges after {FLOWER_WARMUP} that does not "
+        f"value: Flower messages, median of {len(flower.seconds)} exchanges after {WARMUP} that does not "
         f"count, fastest {min(flower.seconds):.2f} s. reference: data plane, median of "
         f"{sum(len(run.step_s) for run in ours)} steps, one pinned torch thread on either side.",
         "whole step: the exchange and the compute of the data plane's step. spread: quartile distance of the ratios of "
@@ -79,30 +59,6 @@ def _arguments() -> argparse.Namespace:
     if arguments.quick:
         arguments.exchanges, arguments.turns, arguments.steps, arguments.warmup = 2, 1, 3, 1
     return arguments
-
-
-def _flower_exchanges(up: Tensors, down: Tensors, count: int) -> FlowerExchanges:
-    """Exchange tensors of these shapes in a deployment of one SuperNode."""
-    with tempfile.TemporaryDirectory(prefix="flower-messages-") as folder:
-        result = Path(folder) / "exchanges.json"
-        settings: dict[str, Value] = {
-            "num-exchanges": count + FLOWER_WARMUP,
-            "up": json.dumps(up),
-            "down": json.dumps(down),
-            "result": str(result),
-        }
-        with deployment(Path(folder) / "logs", supernodes=1) as federation:
-            outcome = federation.run(APP, settings, timeout_s=TIMEOUT_S)
-        if not outcome.completed:
-            raise SystemExit(outcome.tail())
-        exchanges = json.loads(result.read_text(encoding="utf-8"))
-    print(json.dumps({"flower_exchanges": exchanges}), file=sys.stderr, flush=True)
-    counted = exchanges[FLOWER_WARMUP:]
-    return FlowerExchanges(
-        seconds=[item["seconds"] for item in counted],
-        up_bytes=counted[0]["up_bytes"],
-        down_bytes=counted[0]["down_bytes"],
-    )
 
 
 def _rows(ours: list[SplitSteps], flower: FlowerExchanges) -> list[Row]:
