@@ -37,7 +37,7 @@ def nvflare_version(python: Path) -> str:
         If it has none, or lacks what the halves import.
     """
     code = "import nvflare.collab, importlib.metadata as m, _peer_halves; print(m.version('nvflare'))"
-    done = subprocess.run([python, "-c", code], env=_environment(1), capture_output=True, text=True)
+    done = subprocess.run([python, "-c", code], env=_environment(python, 1), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(
             f"{python} cannot run NVFlare's job: {done.stderr.strip().splitlines()[-1]}. Make it so: python -m venv env; "
@@ -124,8 +124,8 @@ def deployment(
         jobs, answers = (os.open(folder / pipe, os.O_RDWR) for pipe in ("jobs", "answers"))
         settings = json.dumps({"folder": name, "inline": inline, "cores": cores or [None, None]})
         command = [*_NAMESPACES, *([] if os.geteuid() == 0 else ["--map-root-user"])]
-        command += ["sh", "-c", _SCRIPT, "sh", str(python), str(HERE / "_peer_nvflare.py"), settings]
-        environment = {**_environment(threads[0]), "NVFLARE_POC_WORKSPACE": str(folder / "poc")}
+        command += ["sh", "-c", _SCRIPT, "sh", str(python.absolute()), str(HERE / "_peer_nvflare.py"), settings]
+        environment = _environment(python, threads[0]) | {"NVFLARE_POC_WORKSPACE": str(folder / "poc"), "HOME": name}
         with (folder / "log.txt").open("wb") as log:
             process = subprocess.Popen(
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -140,10 +140,17 @@ def deployment(
                 os.close(answers)
 
 
-def _environment(threads: int) -> dict[str, str]:
-    paths = [HERE, HERE.parent, HERE.parent / "apps" / "split_kd"]
+def _environment(python: Path, threads: int) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "PYTHONHOME")}
-    return {**kept, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    modules = [HERE, HERE.parent, HERE.parent / "apps" / "split_kd"]
+    # NVFlare's scripts start "python3"; its processes hand their PYTHONPATH on.
+    programs = [str(python.absolute().parent), *kept.get("PATH", os.defpath).split(os.pathsep)]
+    return {
+        **kept,
+        "OMP_NUM_THREADS": str(threads),
+        "PATH": os.pathsep.join(programs),
+        "PYTHONPATH": os.pathsep.join(map(str, modules)),
+    }
 
 
 def main() -> None:
