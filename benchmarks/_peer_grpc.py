@@ -64,7 +64,7 @@ def run_edge(job: Job, folder: Path) -> Answer:
     say(address=f"127.0.0.1:{port}")
     if not done.wait(TIMEOUT_S):
         raise RuntimeError(f"The device has not finished after {TIMEOUT_S:g} s.")
-    server.stop(None).wait()
+    server.stop(TIMEOUT_S).wait()  # not at once, which would cut off the stream's own end
     return {"losses": edge.losses}
 
 

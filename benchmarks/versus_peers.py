@@ -125,12 +125,10 @@ def main() -> None:
     job = Job(cut=CUT, warmup=arguments.warmup, steps=arguments.steps, batch_size=arguments.batch)
     measured: list[Measured] = []
     rows: list[Row] = []
-    placements = [
-        ("1 pinned thread each", pinned()),
-        ("2 threads each", Placement(edge_threads=TWO_THREADS, device_threads=TWO_THREADS)),
-    ]
+    two_each = Placement(edge_threads=TWO_THREADS, device_threads=TWO_THREADS)
+    placements = {"1": ("1 pinned thread each", pinned()), "2": ("2 threads each", two_each)}
     notes: list[str] = []
-    for said, placement in placements:
+    for said, placement in (placements[threads] for threads in arguments.threads):
         for item in _measure_placement(said, placement, job, arguments):
             measured.append(item)
             rows += item.rows
@@ -267,6 +265,9 @@ def _arguments() -> argparse.Namespace:
         "--nvflare-python", type=Path, help="interpreter of an environment with NVFlare; without it, not run"
     )
     parser.add_argument("--no-flower", action="store_true", help="leave Flower messages out")
+    parser.add_argument(
+        "--threads", nargs="+", choices=("1", "2"), default=["1", "2"], help="one pinned thread each, two (both)"
+    )
     parser.add_argument("--pairs", type=int, default=5, help="alternating pairs per row (5)")
     parser.add_argument("--steps", type=int, default=20, help="measured steps per run (20)")
     parser.add_argument("--warmup", type=int, default=4, help="steps before them (4)")
