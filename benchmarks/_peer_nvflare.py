@@ -83,14 +83,6 @@ class Deployment:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def end(self) -> None:
-        """Let the job end by itself, for a while."""
-        os.write(self._jobs, b'{"end": true}\n')
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            print("NVFlare's deployment was killed: it has not ended by itself within 60 s.", file=sys.stderr)
-
     def _tail(self) -> str:
         logs = [self._log, *sorted(self._log.parent.glob("poc/**/log*.txt"))]
         return "\n".join(f"--- {log}\n" + "\n".join(log.read_text().splitlines()[-25:]) for log in logs)
@@ -131,9 +123,9 @@ def deployment(
                 command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
             try:
-                yield (running := Deployment(process, jobs, answers, folder / "log.txt"))
-                running.end()
+                yield Deployment(process, jobs, answers, folder / "log.txt")
             finally:
+                # Its orderly end takes longer than a minute, and has nothing to keep.
                 process.kill()
                 process.wait()
                 os.close(jobs)

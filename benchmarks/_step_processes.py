@@ -31,6 +31,8 @@ __all__ = [
     "workers",
 ]
 
+_UP = ("TeacherData", "Forward")
+
 STEP_WORKER = Path(__file__).with_name("_step_worker.py")
 
 Event = tuple[str, str, float, float]
@@ -199,7 +201,8 @@ class Processes:
             device_s=device_s,
             edge_s=edge_s,
             exchange_s=exchange_s,
-            up=device["tensors"]["Forward"],
+            # What the teacher needs may travel in messages of its own, ahead of the step.
+            up={f"{kind}/{name}": t for kind in _UP for name, t in device["tensors"].get(kind, {}).items()},
             down=edge["tensors"]["Backward"],
         )
 
