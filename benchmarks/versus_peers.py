@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -143,14 +144,15 @@ def main() -> None:
         notes.append("NVFlare: not run: no NVFlare interpreter given (--nvflare-python, see --help).")
     else:
         notes.append(
-            f"NVFlare {nvflare}: PocEnv, one server and one client, each with its job's process, on TLS as it comes. Smashed "
-            "data and teacher embeddings travel in one result. Its parent processes are not pinned."
+            f"NVFlare {nvflare}: PocEnv, one server and one client, each with its job's process, as it provisions them. "
+            "Smashed data and teacher embeddings travel in one result. Its parent processes are not pinned."
         )
     if arguments.microbatches > 1 and not any(len(item.whole) for item in measured):
         notes.append("Pipelined: not run: TurnSettings of this package has no `num_microbatches`.")
     notes += [
         f"float32, CPU, batch {arguments.batch} x 128 tokens, cut {CUT}, AdamW; {arguments.pairs} alternating pairs of "
         f"{arguments.steps} steps after {arguments.warmup} that do not count.",
+        f"Load of the machine: {os.getloadavg()[1]:.1f} over the last 5 minutes, {os.cpu_count()} cores.",
         "value, reference: median step, split and unsplit. ratio: median of the pairs' ratios; spread: quartile distance.",
         *(item.check for item in measured),
     ]
