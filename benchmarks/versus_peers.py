@@ -129,9 +129,11 @@ def main() -> None:
     two_each = Placement(edge_threads=TWO_THREADS, device_threads=TWO_THREADS)
     placements = {"1": ("1 pinned thread each", pinned()), "2": ("2 threads each", two_each)}
     notes: list[str] = []
+    checks: list[str] = []
     for said, placement in (placements[threads] for threads in arguments.threads):
         for item in _measure_placement(said, placement, job, arguments):
             measured.append(item)
+            checks.append(item.check)
             rows += item.rows
         if not arguments.no_flower and placement.cores:
             ours = next(item for item in measured if isinstance(item.split[0], SplitSteps))
@@ -154,7 +156,7 @@ def main() -> None:
         f"{arguments.steps} steps after {arguments.warmup} that do not count.",
         f"Load of the machine: {os.getloadavg()[1]:.1f} over the last 5 minutes, {os.cpu_count()} cores.",
         "value, reference: median step, split and unsplit. ratio: median of the pairs' ratios; spread: quartile distance.",
-        *(item.check for item in measured),
+        *checks,
     ]
     name = "versus_peers" + (" (quick: a smoke test, not a measurement)" if arguments.quick else "")
     report(name, rows, notes=notes, json_path=arguments.json)
