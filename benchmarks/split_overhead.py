@@ -106,7 +106,7 @@ def main() -> None:
     measured: list[Measured] = []
     left_out: list[str] = []
     about = ""
-    for placement, cases in _cases(arguments.only_overlap):
+    for placement, cases in _cases(arguments.microbatches, arguments.only_overlap):
         with start(placement) as processes:
             about = processes.about
             for case in cases:
@@ -138,6 +138,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     parser.add_argument("--quick", action="store_true", help="a smoke test: two pairs of three steps each")
+    parser.add_argument(
+        "--microbatches", type=int, nargs="*", default=MICROBATCHES, choices=MICROBATCHES, help="numbers of them (all)"
+    )
     parser.add_argument("--only-overlap", action="store_true", help="only the steps with micro-batches")
     parser.add_argument("--pairs", type=int, default=5, help="alternating pairs per row (5)")
     parser.add_argument("--steps", type=int, default=20, help="measured steps per run (20)")
@@ -148,7 +151,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _cases(only_overlap: bool) -> Iterator[tuple[Placement, Sequence[Case]]]:
+def _cases(microbatches: Sequence[int], only_overlap: bool) -> Iterator[tuple[Placement, Sequence[Case]]]:
     overlap = [
         Case(
             name=f"1 pinned thread each, cut {PRIMARY_CUT}, batch {OVERLAP_BATCH}, M = {count}",
@@ -156,7 +159,7 @@ def _cases(only_overlap: bool) -> Iterator[tuple[Placement, Sequence[Case]]]:
             batch_size=OVERLAP_BATCH,
             num_microbatches=count,
         )
-        for count in MICROBATCHES
+        for count in microbatches
     ]
     if only_overlap:
         yield pinned(), overlap
