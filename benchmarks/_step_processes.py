@@ -250,14 +250,22 @@ def quartile_distance(values: Sequence[float]) -> float:
 class Worker:
     """A process that does not run at all unless it is `awake`: OpenMP's idle threads may spin for minutes."""
 
-    def __init__(self, script: Path, role: str, wait_policy: str | None, threads: int, core: int | None) -> None:
+    def __init__(
+        self,
+        script: Path,
+        role: str,
+        wait_policy: str | None,
+        threads: int,
+        core: int | None,
+        within: Sequence[str] = (),
+    ) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         environment.pop("OMP_WAIT_POLICY", None)
         if wait_policy is not None:
             environment["OMP_WAIT_POLICY"] = wait_policy
         self.about: dict[str, Any] = {}
         self._process = subprocess.Popen(
-            [sys.executable, str(script), role],
+            [*within, sys.executable, str(script), role],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -93,11 +93,18 @@ def run_edge(job: Job, folder: Path) -> Answer:
         blocks=(),
         optimizer=OPTIMIZER,
         optimizer_handover="full",
-        turn=TurnSettings(seed=DEMO.seed, max_grad_norm=job["max_grad_norm"], step_timeout_s=TIMEOUT_S, **pipeline),
-        data_address="127.0.0.1:0",
+        turn=TurnSettings(
+            seed=DEMO.seed,
+            max_grad_norm=job["max_grad_norm"],
+            step_timeout_s=TIMEOUT_S,
+            trace=job.get("trace", False),
+            **pipeline,
+        ),
+        teacher_cache_bytes=job.get("teacher_cache_bytes", 0),
+        data_address=job.get("data_address", "127.0.0.1:0"),
         advertised_address=None,
         tls=None,
-        insecure=False,
+        insecure="data_address" in job,  # in a network namespace of its own
         compute_device=torch.device("cpu"),
     )
     edge = setup.open(setup.build_student(), folder, ticket_lifetime_s=TIMEOUT_S)
@@ -110,10 +117,13 @@ def run_edge(job: Job, folder: Path) -> Answer:
         if session.link is None:
             raise RuntimeError(f"The device did not connect within {TIMEOUT_S:g} s.")
         recorder = Recorder(session.link)
-        edge.serve(session, mode="train", cut=job["cut"], local_epochs=1, info={})
+        outcome = edge.serve(session, mode="train", cut=job["cut"], local_epochs=job.get("local_epochs", 1), info={})
     finally:
         edge.close()
-    return recorder.answer() | {"student": digest(edge.student.model.state_dict())}
+    return recorder.answer() | {
+        "student": digest(edge.student.model.state_dict()),
+        "spans": [list(span) for span in outcome.spans],
+    }
 
 
 def run_device(job: Job, folder: Path) -> Answer:
