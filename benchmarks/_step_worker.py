@@ -213,6 +213,7 @@ class Recorder:
         self._link = link
         self._events: list[tuple[str, str, float, float]] = []
         self._starts_s: list[float] = []
+        self._step_bytes: dict[int, int] = {}
         self._tensors: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {}
         self._send, self._receive = link.send, link.receive
         link.send, link.receive = self.send, self.receive  # type: ignore[method-assign]
@@ -222,6 +223,9 @@ class Recorder:
         start_s = time.perf_counter()
         if isinstance(body, pb.Forward) and body.microbatch == 0:
             self._starts_s.append(start_s)
+        if isinstance(body, pb.Forward | pb.TeacherData):
+            payload = sum(len(tensor.payload) for tensor in (tensors or {}).values())
+            self._step_bytes[body.step] = self._step_bytes.get(body.step, 0) + payload
         self._send(body, tensors)
         self._events.append(("send", body.DESCRIPTOR.name, start_s, time.perf_counter()))
         self._tensors[body.DESCRIPTOR.name] = {
@@ -238,7 +242,12 @@ class Recorder:
 
     def answer(self) -> Answer:
         """Return what was noted."""
-        return {"events": self._events, "starts_s": self._starts_s, "tensors": self._tensors}
+        return {
+            "events": self._events,
+            "starts_s": self._starts_s,
+            "step_bytes": [self._step_bytes[step] for step in sorted(self._step_bytes)],
+            "tensors": self._tensors,
+        }
 
 
 ROLES: dict[str, Callable[[Job, Path], Answer]] = {
