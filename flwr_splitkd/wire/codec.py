@@ -12,7 +12,16 @@ from flwr_splitkd.errors import ConfigError, NonFiniteError, TensorError
 from flwr_splitkd.wire.tensors import INT8_BLOCK, EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["CodecName", "codec_code", "decode", "encode", "round_trip", "supported_codecs"]
+__all__ = [
+    "CodecName",
+    "codec_code",
+    "decode",
+    "dtype_code",
+    "encode",
+    "require_finite",
+    "round_trip",
+    "supported_codecs",
+]
 
 CodecName = Literal["none", "float16", "bfloat16", "int8"]
 
@@ -58,6 +67,19 @@ def codec_code(name: str) -> pb.Codec:
     return _CODES[name]
 
 
+def dtype_code(dtype: torch.dtype) -> pb.DType:
+    """Return the wire code of a tensor's dtype.
+
+    Raises
+    ------
+    TensorError
+        If it has none.
+    """
+    if dtype not in _DTYPE_CODES:
+        raise TensorError(f"Tensor dtype is {dtype}; expected one of {list(_DTYPE_CODES)}.")
+    return _DTYPE_CODES[dtype]
+
+
 def encode(tensor: Tensor, codec: int = pb.CODEC_NONE) -> EncodedTensor:
     """Encode a tensor of any shape for the wire.
 
@@ -72,24 +94,21 @@ def encode(tensor: Tensor, codec: int = pb.CODEC_NONE) -> EncodedTensor:
     TensorError
         If the tensor's dtype has no code on the wire.
     """
-    if tensor.dtype not in _DTYPE_CODES:
-        raise TensorError(f"Tensor dtype is {tensor.dtype}; expected one of {list(_DTYPE_CODES)}.")
+    dtype = dtype_code(tensor.dtype)
     flat = tensor.detach().contiguous().reshape(-1)
     if not tensor.is_floating_point():
         codec = pb.CODEC_NONE
     if codec == pb.CODEC_NONE:
         payload = flat
     elif codec in _HALF:
-        # Rounding keeps the order, and both extremes are NaN if any value is: one look at the input, none at the payload.
-        if flat.numel():
-            _require_finite(torch.stack(torch.aminmax(flat)).to(_HALF[codec]), codec)
+        require_finite(flat, codec, _HALF[codec])
         payload = flat.to(_HALF[codec])
     elif codec == pb.CODEC_INT8_BLOCKWISE:
         payload = _quantize(flat)
     else:
         raise TensorError(f"Codec code is {codec}; expected one of {supported_codecs()}.")
     buffer = payload.cpu().view(torch.uint8).numpy().data if payload.numel() else b""
-    return EncodedTensor(_DTYPE_CODES[tensor.dtype], tuple(tensor.shape), codec, buffer)
+    return EncodedTensor(dtype, tuple(tensor.shape), codec, buffer)
 
 
 def decode(encoded: EncodedTensor) -> Tensor:
@@ -122,6 +141,23 @@ def decode(encoded: EncodedTensor) -> Tensor:
     return flat.reshape(encoded.shape)
 
 
+def require_finite(values: Tensor, codec: int, dtype: torch.dtype | None = None) -> None:
+    """Refuse NaN, infinity and what rounds to infinity in `dtype`, in one look at the values.
+
+    Rounding keeps the order, and both extremes are NaN if any value is.
+
+    Raises
+    ------
+    NonFiniteError
+        If there is such a value.
+    """
+    if values.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(values)).to(dtype or values.dtype)).all()):
+        raise NonFiniteError(
+            f"A tensor has NaN, infinity or a value too large for {pb.Codec.Name(codec)}; expected finite "
+            "values within the codec's range. Use codec 'bfloat16' or 'none', or a lower learning rate."
+        )
+
+
 def round_trip(tensor: Tensor, codec: int) -> Tensor:
     """What a peer gets when `tensor` is sent with `codec`: same shape and dtype, on the CPU."""
     encoded = encode(tensor, codec)
@@ -142,9 +178,8 @@ def _quantize(flat: Tensor) -> Tensor:
         divisors = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero block stays zero
         # A subnormal scale may round below amax / 127, so the quotient is clamped.
         target.copy_((values / divisors).round_().clamp_(-127, 127))
-    if num_values:
-        # What the receiver will make of the largest value: next to float32's end that rounds to infinity.
-        _require_finite(scales.amax() * 127.0, pb.CODEC_INT8_BLOCKWISE)
+    # What the receiver will make of the largest value: next to float32's end that rounds to infinity.
+    require_finite(scales * 127.0, pb.CODEC_INT8_BLOCKWISE)
     payload[num_values:] = scales.view(-1).view(torch.uint8)
     return payload
 
@@ -176,11 +211,3 @@ def _rows(scales: Tensor, slabs: list[Tensor]) -> list[Tensor]:
     """The scales of each slab's blocks."""
     ends = list(accumulate(len(slab) for slab in slabs))
     return [scales[end - len(slab) : end] for end, slab in zip(ends, slabs, strict=True)]
-
-
-def _require_finite(values: Tensor, codec: int) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise NonFiniteError(
-            f"A tensor has NaN, infinity or a value too large for {pb.Codec.Name(codec)}; expected finite "
-            "values within the codec's range. Use codec 'bfloat16' or 'none', or a lower learning rate."
-        )
