@@ -11,7 +11,8 @@ Copies: bytes allocated for each byte of the payload, by tracemalloc, stage by s
 there it is whether the memory is shared.
 
 Codecs: bytes, seconds of a 16 MiB float32 tensor beside a plain copy of it, relative error (L2) on Gaussian values and on what
-crosses the cut of a student of the quality benchmark in training; perplexity of that student trained with each, beside none.
+crosses the cut of a student of the quality benchmark in training; perplexity of that student trained with int8, beside none, and
+beside none with smashed data changed by a millionth: so far does its training stray by itself.
 """
 
 from __future__ import annotations
