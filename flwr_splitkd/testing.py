@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from flwr_splitkd.wire.framing import Frame, Limits
+from flwr_splitkd.wire.chunk_frame import ChunkFrame, Frame, parse_frame
+from flwr_splitkd.wire.framing import Limits
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -74,13 +75,17 @@ def connected_links(
             pump.join(_JOIN_S)
 
 
-def _pump(receiver: Stream, frames: Iterator[Frame]) -> None:
+def _pump(receiver: Stream, frames: Iterator[Frame | ChunkFrame]) -> None:
     receiver.carry(frames)
     if receiver.corrupt:
         receiver.end("its bytes were corrupt")
 
 
-def _carried(sender: Stream, frame_type: type[Frame], tamper: Tamper | None) -> Iterator[Frame]:
+def _carried(sender: Stream, frame_type: type[Frame], tamper: Tamper | None) -> Iterator[Frame | ChunkFrame]:
     for frame in sender.outgoing():
-        for carried in tamper(frame) if tamper else (frame,):
-            yield frame_type.FromString(carried.SerializeToString())
+        serialized = frame.SerializeToString()
+        if tamper is None:
+            yield parse_frame(frame_type, serialized)
+            continue
+        for carried in tamper(frame_type.FromString(serialized)):
+            yield parse_frame(frame_type, carried.SerializeToString())

@@ -152,6 +152,8 @@ class SplitKD(Strategy):
         device. It costs the way of the layers and their moments each time; 0 for only at the turn's end.
     uplink_codec, downlink_codec
         ``"none"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` for smashed data up and gradients down.
+    error_feedback
+        Whether what the downlink codec leaves out of a gradient is added to the next step's.
     fraction_train, fraction_evaluate
         Share of the connected nodes that takes a turn in a round, and that evaluates after it.
     min_train_nodes, min_evaluate_nodes, min_available_nodes
@@ -230,6 +232,7 @@ class SplitKD(Strategy):
         commit_every_steps: int = 0,
         uplink_codec: CodecName = "none",
         downlink_codec: CodecName = "none",
+        error_feedback: bool = False,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 0.0,
         min_train_nodes: int = 1,
@@ -303,6 +306,7 @@ class SplitKD(Strategy):
                 max_batches=max_batches,
                 uplink_codec=uplink_codec,
                 downlink_codec=downlink_codec,
+                error_feedback=error_feedback,
                 lr_schedule=lr_schedule,
                 commit_every_steps=commit_every_steps,
                 step_timeout_s=step_timeout_s,

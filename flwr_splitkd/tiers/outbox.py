@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flwr_splitkd.errors import SplitKDError
 from flwr_splitkd.wire.codec import encode
+from flwr_splitkd.wire.feedback import ErrorFeedback
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -26,10 +27,19 @@ __all__ = ["Outbox", "Parcel"]
 
 
 class Parcel(NamedTuple):
-    """A tensor that is to be sent, and its ``pb.Codec``."""
+    """A tensor that is to be sent.
+
+    Attributes
+    ----------
+    codec
+        A ``pb.Codec``.
+    kind
+        Of tensors that follow one another, for error feedback; empty for none.
+    """
 
     tensor: Tensor
     codec: int = pb.CODEC_NONE
+    kind: str = ""
 
 
 Timer = Callable[[], AbstractContextManager[None]]
@@ -46,10 +56,12 @@ class Outbox:
         Takes the messages. Nothing else may send on it before `flush`.
     device
         Where the tensors are.
+    feedback
+        Encodes the tensors that name their kind; None for no error feedback.
     """
 
-    def __init__(self, link: Link, device: torch.device) -> None:
-        self._link, self._device = link, device
+    def __init__(self, link: Link, device: torch.device, feedback: ErrorFeedback | None = None) -> None:
+        self._link, self._device, self._feedback = link, device, feedback
         self._thread = ThreadPoolExecutor(1, "outbox") if device.type == "cuda" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._under_way: list[Future[int]] = []
@@ -81,7 +93,7 @@ class Outbox:
         """
         if self._thread is None:
             with timer():
-                tensors = {name: encode(*parcel) for name, parcel in parcels.items()}
+                tensors = {name: self._encode(parcel) for name, parcel in parcels.items()}
             self._link.send(body, tensors)
             self._payload_bytes += _num_bytes(tensors)
             return
@@ -106,21 +118,28 @@ class Outbox:
         try:
             with timer(), torch.cuda.stream(self._stream):
                 ready.wait(self._stream)
-                tensors = {name: encode(self._to_host(tensor), codec) for name, (tensor, codec) in parcels.items()}
+                tensors = {name: self._encode(parcel) for name, parcel in parcels.items()}
             self._link.send(body, tensors)
         except SplitKDError as error:
             self._link.give_up(error)  # the computing thread may wait for an answer that will not come
             raise
         return _num_bytes(tensors)
 
-    def _to_host(self, tensor: Tensor) -> Tensor:
-        if self._stream is None or tensor.device.type != "cuda":
-            return tensor
-        tensor = tensor.detach()
-        tensor.record_stream(self._stream)  # its memory is not given to another before the copy
+    def _encode(self, parcel: Parcel) -> EncodedTensor:
+        tensor = parcel.tensor.detach()
+        if self._stream is not None and tensor.device.type == "cuda":
+            tensor.record_stream(self._stream)  # its memory is not given to another before the copy
+            if parcel.codec == pb.CODEC_NONE:  # otherwise it is encoded where it is, and less is to be copied
+                tensor = self._to_host(tensor, self._stream)
+        if parcel.kind and self._feedback is not None:
+            return self._feedback.encode(tensor, parcel.codec, parcel.kind)
+        return encode(tensor, parcel.codec)
+
+    @staticmethod
+    def _to_host(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         pinned.copy_(tensor, non_blocking=True)
-        self._stream.synchronize()
+        stream.synchronize()
         return pinned
 
 

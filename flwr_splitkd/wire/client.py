@@ -12,18 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import grpc
 
 from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.wire.channel import channel_options
+from flwr_splitkd.wire.chunk_frame import parse_frame, serialize_frame
 from flwr_splitkd.wire.failures import error_from
 from flwr_splitkd.wire.framing import Limits
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.stream import Stream
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
-from flwr_splitkd.wire.v1 import dataplane_pb2_grpc as pb_grpc
 
 __all__ = ["Opening", "connect"]
 
@@ -31,6 +32,11 @@ _log = logging.getLogger(__name__)
 
 Opening = pb.Hello | pb.CloudHello
 """Who dials, and therefore which service: a device the edge's, an edge the cloud's."""
+
+_METHODS: dict[type[Opening], str] = {
+    pb.Hello: "/flwr_splitkd.wire.v1.DataPlane/Turn",
+    pb.CloudHello: "/flwr_splitkd.wire.v1.CloudPlane/Serve",
+}
 
 _SILENT = {
     "edge": "Has the run ended? Else check `advertised_address`.",
@@ -221,10 +227,13 @@ class _Connection:
             self._wait_ready(channel, timeout_s)
             stream = Stream(pb.UplinkFrame, peer=self.link.peer, limits=self._limits)
             stream.open(opening)
-            if isinstance(self._hello, pb.CloudHello):
-                call = pb_grpc.CloudPlaneStub(channel).Serve(stream.outgoing())
-            else:
-                call = pb_grpc.DataPlaneStub(channel).Turn(stream.outgoing())
+            # Not the generated stub, by which protobuf would copy every chunk four times.
+            turn = channel.stream_stream(
+                _METHODS[type(self._hello)],
+                request_serializer=serialize_frame,
+                response_deserializer=partial(parse_frame, pb.DownlinkFrame),
+            )
+            call = turn(stream.outgoing())
             self._call = call
             self._shake_hands(stream, call, timeout_s)
             self._opened.set()

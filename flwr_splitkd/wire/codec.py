@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
@@ -11,7 +12,16 @@ from flwr_splitkd.errors import ConfigError, NonFiniteError, TensorError
 from flwr_splitkd.wire.tensors import INT8_BLOCK, EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["CodecName", "codec_code", "decode", "encode", "round_trip", "supported_codecs"]
+__all__ = [
+    "CodecName",
+    "codec_code",
+    "decode",
+    "dtype_code",
+    "encode",
+    "require_finite",
+    "round_trip",
+    "supported_codecs",
+]
 
 CodecName = Literal["none", "float16", "bfloat16", "int8"]
 
@@ -35,6 +45,8 @@ _DTYPE_CODES: dict[torch.dtype, pb.DType] = {
 }
 _DTYPES: dict[int, torch.dtype] = {code: dtype for dtype, code in _DTYPE_CODES.items()}
 _HALF: dict[int, torch.dtype] = {pb.CODEC_FLOAT16: torch.float16, pb.CODEC_BFLOAT16: torch.bfloat16}
+_SLAB_BLOCKS = 2048
+"""Int8 blocks that are worked on at once on a CPU: their 1 MiB of float32 stay in its cache from one operation to the next."""
 
 
 def supported_codecs() -> tuple[pb.Codec, ...]:
@@ -55,11 +67,25 @@ def codec_code(name: str) -> pb.Codec:
     return _CODES[name]
 
 
+def dtype_code(dtype: torch.dtype) -> pb.DType:
+    """Return the wire code of a tensor's dtype.
+
+    Raises
+    ------
+    TensorError
+        If it has none.
+    """
+    if dtype not in _DTYPE_CODES:
+        raise TensorError(f"Tensor dtype is {dtype}; expected one of {list(_DTYPE_CODES)}.")
+    return _DTYPE_CODES[dtype]
+
+
 def encode(tensor: Tensor, codec: int = pb.CODEC_NONE) -> EncodedTensor:
     """Encode a tensor of any shape for the wire.
 
     Integer and boolean tensors always travel as they are. With ``CODEC_NONE`` the payload is a view of a
-    contiguous CPU tensor's own memory: do not change the tensor before it has been sent.
+    contiguous CPU tensor's own memory: do not change the tensor before it has been sent. A tensor on an accelerator is
+    encoded there, so that only the payload is copied to the host.
 
     Raises
     ------
@@ -68,22 +94,21 @@ def encode(tensor: Tensor, codec: int = pb.CODEC_NONE) -> EncodedTensor:
     TensorError
         If the tensor's dtype has no code on the wire.
     """
-    if tensor.dtype not in _DTYPE_CODES:
-        raise TensorError(f"Tensor dtype is {tensor.dtype}; expected one of {list(_DTYPE_CODES)}.")
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    dtype = dtype_code(tensor.dtype)
+    flat = tensor.detach().contiguous().reshape(-1)
     if not tensor.is_floating_point():
         codec = pb.CODEC_NONE
     if codec == pb.CODEC_NONE:
         payload = flat
     elif codec in _HALF:
+        require_finite(flat, codec, _HALF[codec])
         payload = flat.to(_HALF[codec])
-        _require_finite(payload, codec)
     elif codec == pb.CODEC_INT8_BLOCKWISE:
         payload = _quantize(flat)
     else:
         raise TensorError(f"Codec code is {codec}; expected one of {supported_codecs()}.")
-    buffer = payload.view(torch.uint8).numpy().data if payload.numel() else b""
-    return EncodedTensor(_DTYPE_CODES[tensor.dtype], tuple(tensor.shape), codec, buffer)
+    buffer = payload.cpu().view(torch.uint8).numpy().data if payload.numel() else b""
+    return EncodedTensor(dtype, tuple(tensor.shape), codec, buffer)
 
 
 def decode(encoded: EncodedTensor) -> Tensor:
@@ -116,6 +141,23 @@ def decode(encoded: EncodedTensor) -> Tensor:
     return flat.reshape(encoded.shape)
 
 
+def require_finite(values: Tensor, codec: int, dtype: torch.dtype | None = None) -> None:
+    """Refuse NaN, infinity and what rounds to infinity in `dtype`, in one look at the values.
+
+    Rounding keeps the order, and both extremes are NaN if any value is.
+
+    Raises
+    ------
+    NonFiniteError
+        If there is such a value.
+    """
+    if values.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(values)).to(dtype or values.dtype)).all()):
+        raise NonFiniteError(
+            f"A tensor has NaN, infinity or a value too large for {pb.Codec.Name(codec)}; expected finite "
+            "values within the codec's range. Use codec 'bfloat16' or 'none', or a lower learning rate."
+        )
+
+
 def round_trip(tensor: Tensor, codec: int) -> Tensor:
     """What a peer gets when `tensor` is sent with `codec`: same shape and dtype, on the CPU."""
     encoded = encode(tensor, codec)
@@ -124,31 +166,48 @@ def round_trip(tensor: Tensor, codec: int) -> Tensor:
 
 def _quantize(flat: Tensor) -> Tensor:
     """Int8 values, then their blocks' float32 scales, as one byte tensor."""
-    values = flat.to(torch.float32)
-    padded = torch.nn.functional.pad(values, (0, -values.numel() % INT8_BLOCK)).view(-1, INT8_BLOCK)
-    scales = padded.abs().amax(dim=1) / 127.0
+    num_values = flat.numel()
+    blocks = -(-num_values // INT8_BLOCK)
+    payload = torch.empty(num_values + 4 * blocks, dtype=torch.uint8, device=flat.device)
+    scales = torch.empty(blocks, 1, dtype=torch.float32, device=flat.device)
+    targets = _slabs(payload[:num_values].view(torch.int8))
+    for source, target, scale in zip(_slabs(flat), targets, _rows(scales, targets), strict=True):
+        values = source.to(torch.float32)
+        amax = torch.maximum(values.amax(dim=1, keepdim=True), values.amin(dim=1, keepdim=True).neg_()).abs_()
+        torch.div(amax, 127.0, out=scale)
+        divisors = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero block stays zero
+        # A subnormal scale may round below amax / 127, so the quotient is clamped.
+        target.copy_((values / divisors).round_().clamp_(-127, 127))
     # What the receiver will make of the largest value: next to float32's end that rounds to infinity.
-    _require_finite(scales * 127.0, pb.CODEC_INT8_BLOCKWISE)
-    divisors = torch.where(scales > 0, scales, torch.ones_like(scales))  # an all-zero block stays zero
-    # A subnormal scale may round below amax / 127, so the quotient is clamped.
-    quantized = (padded / divisors[:, None]).round_().clamp_(-127, 127).to(torch.int8).view(-1)
-    return torch.cat([quantized[: flat.numel()].view(torch.uint8), scales.view(torch.uint8)])
+    require_finite(scales * 127.0, pb.CODEC_INT8_BLOCKWISE)
+    payload[num_values:] = scales.view(-1).view(torch.uint8)
+    return payload
 
 
 def _dequantize(raw: Tensor, dtype: torch.dtype) -> Tensor:
     # bytes = n + 4 * ceil(n / block), so n follows from the byte count alone.
     blocks = -(-raw.numel() // (INT8_BLOCK + 4))
     num_values = raw.numel() - 4 * blocks
-    values = raw[:num_values].view(torch.int8).to(torch.float32)
     # The scales need not be aligned to 4 bytes where they lie.
-    scales = raw[num_values:].clone().view(torch.float32)
-    padded = torch.nn.functional.pad(values, (0, -num_values % INT8_BLOCK)).view(-1, INT8_BLOCK)
-    return (padded * scales[:, None]).view(-1)[:num_values].to(dtype)
+    scales = raw[num_values:].clone().view(torch.float32)[:, None]
+    decoded = torch.empty(num_values, dtype=dtype)
+    targets = _slabs(decoded)
+    sources = _slabs(raw[:num_values].view(torch.int8))
+    for source, target, scale in zip(sources, targets, _rows(scales, targets), strict=True):
+        torch.mul(source.to(torch.float32), scale, out=target)
+    return decoded
 
 
-def _require_finite(values: Tensor, codec: int) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise NonFiniteError(
-            f"A tensor has NaN, infinity or a value too large for {pb.Codec.Name(codec)}; expected finite "
-            "values within the codec's range. Use codec 'bfloat16' or 'none', or a lower learning rate."
-        )
+def _slabs(flat: Tensor) -> list[Tensor]:
+    """Views of some blocks at a time, one a row, and of the last block if it is shorter than the others."""
+    whole = flat.numel() // INT8_BLOCK * INT8_BLOCK
+    rows = _SLAB_BLOCKS if flat.device.type == "cpu" else max(whole, 1)
+    blocks = flat[:whole].view(-1, INT8_BLOCK)
+    slabs = [blocks[start : start + rows] for start in range(0, len(blocks), rows)]
+    return [*slabs, flat[whole:][None]] if whole < flat.numel() else slabs
+
+
+def _rows(scales: Tensor, slabs: list[Tensor]) -> list[Tensor]:
+    """The scales of each slab's blocks."""
+    ends = list(accumulate(len(slab) for slab in slabs))
+    return [scales[end - len(slab) : end] for end, slab in zip(ends, slabs, strict=True)]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
+from flwr_splitkd.wire.checksum import crc32
+from flwr_splitkd.wire.chunk_frame import Chunk, ChunkFrame, Frame, parse_frame
 from flwr_splitkd.wire.tensors import EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["Assembler", "Frame", "Limits", "WireMessage", "parse_uplink_frame", "to_frames"]
-
-Frame = pb.UplinkFrame | pb.DownlinkFrame
 
 _BODY_FIELDS: dict[type[Frame], dict[str, str]] = {
     frame_type: {
@@ -28,6 +28,10 @@ _BODY_FIELDS: dict[type[Frame], dict[str, str]] = {
 
 _MAX_NAME = 512
 """Characters of a tensor's name: it comes from outside and goes into errors."""
+_AHEAD = 16
+"""Times what has arrived of a tensor for which there is room at once; until bytes arrive there the system gives no memory."""
+_MOST_AHEAD_BYTES = 64 << 20
+"""Room from which it only doubles: an address space has its end, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +87,10 @@ class WireMessage:
 
 def to_frames(
     frame_type: type[Frame], body: Any, tensors: Mapping[str, EncodedTensor], limits: Limits
-) -> Iterator[Frame]:
+) -> Iterator[Frame | ChunkFrame]:
     """Lay a message out in frames of at most ``limits.chunk_bytes`` payload; sequence numbers are unset.
+
+    The frames after the first refer to the tensors' memory; it is copied when they are serialized.
 
     The body goes first and alone: from its arrival to the last chunk's the receiver can tell the link's rate.
     """
@@ -101,23 +107,27 @@ def to_frames(
             total_bytes=total,
             num_chunks=-(-total // limits.chunk_bytes),
         )
-    room = 0
+    yield frame
+    chunks: list[Chunk] = []
+    room = limits.chunk_bytes
     for position, tensor in enumerate(tensors.values()):
         payload = memoryview(tensor.payload)
         for index, start in enumerate(range(0, len(payload), limits.chunk_bytes)):
-            chunk = payload[start : start + limits.chunk_bytes]
-            if len(chunk) > room:
-                yield frame
-                frame, room = frame_type(), limits.chunk_bytes
-            frame.chunks.add(tensor=position, index=index, data=bytes(chunk), crc32=zlib.crc32(chunk))
-            room -= len(chunk)
-    yield frame
+            data = payload[start : start + limits.chunk_bytes]
+            if len(data) > room:
+                yield ChunkFrame(chunks=chunks)
+                chunks, room = [], limits.chunk_bytes
+            chunks.append(Chunk(position, index, data, crc32(data)))
+            room -= len(data)
+    if chunks:
+        yield ChunkFrame(chunks=chunks)
 
 
-def parse_uplink_frame(serialized: bytes, limits: Limits, peer: str, *, admitted: bool) -> pb.UplinkFrame:
+def parse_uplink_frame(serialized: bytes, limits: Limits, peer: str, *, admitted: bool) -> pb.UplinkFrame | ChunkFrame:
     """Parse a frame whose sender need not be what it says.
 
-    A frame takes up to thirty times its bytes once it is parsed, so those before the device's turn must be small.
+    A frame of many small parts takes up to thirty times its bytes once it is parsed, so those before the device's turn must be
+    small.
 
     Raises
     ------
@@ -131,9 +141,7 @@ def parse_uplink_frame(serialized: bytes, limits: Limits, peer: str, *, admitted
             f"{peer} sent a frame of {len(serialized)} bytes; expected at most {limits.max_opening_bytes} before its turn."
         )
     try:
-        frame = pb.UplinkFrame()
-        frame.ParseFromString(serialized)
-        return frame
+        return parse_frame(pb.UplinkFrame, serialized)
     except DecodeError:
         raise CorruptFrameError(
             f"{peer} sent {len(serialized)} bytes that are no frame; expected one of protocol flwr_splitkd.wire.v1."
@@ -155,7 +163,7 @@ class Assembler:
         self._next_sequence = 0
         self._message: _Partial | None = None
 
-    def feed(self, frame: Frame) -> WireMessage | None:
+    def feed(self, frame: Frame | ChunkFrame) -> WireMessage | None:
         """Take the next frame; return the message that it completes, if it completes one.
 
         Raises
@@ -195,7 +203,7 @@ class Assembler:
         if self._message is not None:
             raise TensorError(f"{self._message.position()} was truncated by the stream's end. {self._blame()}")
 
-    def _check_sequence(self, frame: Frame) -> None:
+    def _check_sequence(self, frame: Frame | ChunkFrame) -> None:
         expected, got = self._next_sequence, frame.sequence
         if got != expected:
             what = "duplicated" if got < expected else "lost or reordered"
@@ -214,8 +222,8 @@ class _Partial:
         self._kind = body.DESCRIPTOR.name
         self._headers = list(body.tensors) if "tensors" in body.DESCRIPTOR.fields_by_name else []
         self._check_headers(limits, peer)
-        # Filled as bytes arrive: a header that promises much and sends little costs nothing.
-        self._buffers = [bytearray() for _ in self._headers]
+        # Grown as bytes arrive: a header that promises much and sends little costs nothing.
+        self._buffers = [np.empty(0, np.uint8) for _ in self._headers]
         self._tensor, self._chunk, self._filled = 0, 0, 0
         self._skip_empty()
 
@@ -230,7 +238,7 @@ class _Partial:
             f"{self._filled} of {header.total_bytes} bytes)"
         )
 
-    def add(self, chunk: pb.TensorChunk) -> None:
+    def add(self, chunk: pb.TensorChunk | Chunk) -> None:
         if self.complete:
             raise TensorError(
                 f"{self._kind} carries chunk {chunk.index} of tensor {chunk.tensor} beyond its last tensor; "
@@ -240,14 +248,15 @@ class _Partial:
         if got != expected:
             what = "duplicated" if got < expected else "lost or reordered"
             raise TensorError(f"{self.position()}: got chunk {got}, expected {expected}; a chunk was {what}.")
-        header, end = self._headers[self._tensor], self._filled + len(chunk.data)
+        data = chunk.data  # once: a message makes a copy each time
+        header, end = self._headers[self._tensor], self._filled + len(data)
         if end > header.total_bytes:
             raise TensorError(f"{self.position()} is oversized: {end} bytes arrived.")
-        if (got_crc := zlib.crc32(chunk.data)) != chunk.crc32:
+        if (got_crc := crc32(data)) != chunk.crc32:
             raise CorruptFrameError(
                 f"{self.position()} has CRC-32 {got_crc:08x}; expected {chunk.crc32:08x}: its bytes were altered on their way."
             )
-        self._buffers[self._tensor] += chunk.data
+        self._append(data, end, header.total_bytes)
         self._chunk, self._filled = self._chunk + 1, end
         if self._chunk == header.num_chunks:
             if self._filled != header.total_bytes:
@@ -257,10 +266,19 @@ class _Partial:
 
     def finish(self) -> WireMessage:
         tensors = {
-            header.name: EncodedTensor(header.dtype, tuple(header.shape), header.codec, buffer)
+            header.name: EncodedTensor(header.dtype, tuple(header.shape), header.codec, buffer.data)
             for header, buffer in zip(self._headers, self._buffers, strict=True)
         }
         return WireMessage(self._body, tensors)
+
+    def _append(self, data: bytes | memoryview, end: int, total: int) -> None:
+        buffer = self._buffers[self._tensor]
+        if end > len(buffer):
+            room = max(min(_AHEAD * end, _MOST_AHEAD_BYTES), 2 * end)
+            grown = np.empty(min(room, total), np.uint8)
+            grown[: self._filled] = buffer[: self._filled]
+            self._buffers[self._tensor] = buffer = grown
+        buffer[self._filled : end] = np.frombuffer(data, np.uint8)
 
     def _skip_empty(self) -> None:
         while not self.complete and self._headers[self._tensor].total_bytes == 0:

@@ -18,6 +18,7 @@ from flwr_splitkd.errors import ConfigError, CorruptFrameError, SplitKDError
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
 from flwr_splitkd.wire.channel import channel_options
+from flwr_splitkd.wire.chunk_frame import ChunkFrame, serialize_frame
 from flwr_splitkd.wire.credentials import ResumeTokens, TlsFiles
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
@@ -103,9 +104,7 @@ class StreamServer:
             maximum_concurrent_rpcs=max_streams,
         )
         # Not the generated service: it parses on gRPC's own thread, whatever the size, and logs what is no frame.
-        method = grpc.stream_stream_rpc_method_handler(
-            self._serve, response_serializer=pb.DownlinkFrame.SerializeToString
-        )
+        method = grpc.stream_stream_rpc_method_handler(self._serve, response_serializer=serialize_frame)
         full_name = pb.DESCRIPTOR.services_by_name[service.name].full_name
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(full_name, {service.method: method}),)
@@ -154,7 +153,9 @@ class StreamServer:
 
     # ---- gRPC's threads
 
-    def _serve(self, serialized: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[pb.DownlinkFrame]:
+    def _serve(
+        self, serialized: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[pb.DownlinkFrame | ChunkFrame]:
         stream = Stream(pb.DownlinkFrame, peer=self._peer, limits=self._limits)
         self._places.take(stream, context.cancel)
         # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
@@ -179,7 +180,7 @@ class StreamServer:
         while not self._stopped.wait(_SWEEP_S):
             self._places.sweep(time.monotonic())
 
-    def _read(self, stream: Stream, frames: Iterator[pb.UplinkFrame]) -> None:
+    def _read(self, stream: Stream, frames: Iterator[pb.UplinkFrame | ChunkFrame]) -> None:
         try:
             settle = self._admit(stream, stream.first(frames))
             stream.carry(_noticed(frames, settle))
@@ -209,7 +210,9 @@ def resume_link(stream: Stream, resume: pb.Resume, link: Link | None, tokens: Re
     return resumed.resume_token
 
 
-def _noticed(frames: Iterator[pb.UplinkFrame], notice: Callable[[], None]) -> Iterator[pb.UplinkFrame]:
+def _noticed(
+    frames: Iterator[pb.UplinkFrame | ChunkFrame], notice: Callable[[], None]
+) -> Iterator[pb.UplinkFrame | ChunkFrame]:
     """The same frames; `notice` is called with the first one."""
     for position, frame in enumerate(frames):
         if position == 0:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from flwr_splitkd.errors import CorruptFrameError, PeerLostError, SplitKDError
+from flwr_splitkd.wire.chunk_frame import ChunkFrame
 from flwr_splitkd.wire.failures import failure_from
 from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, parse_uplink_frame, to_frames
 from flwr_splitkd.wire.link import Link
@@ -88,7 +89,7 @@ class Stream:
             self._ended = self.displaced = True
             self._changed.notify_all()
 
-    def first(self, frames: Iterator[Frame]) -> WireMessage:
+    def first(self, frames: Iterator[Frame | ChunkFrame]) -> WireMessage:
         """Wait for the other side's first message.
 
         Raises
@@ -130,7 +131,7 @@ class Stream:
 
     # ---- the transport's threads
 
-    def outgoing(self, opening_timeout_s: float | None = None) -> Iterator[Frame]:
+    def outgoing(self, opening_timeout_s: float | None = None) -> Iterator[Frame | ChunkFrame]:
         """Frames to put on the wire, in order, until this side has no more to say or the stream has ended.
 
         Parameters
@@ -155,7 +156,7 @@ class Stream:
         if link.closed and not self._ended:
             yield self._frame_type(sequence=self._sequence, acknowledged=link.received, last=True)
 
-    def parsed(self, serialized: Iterable[bytes]) -> Iterator[pb.UplinkFrame]:
+    def parsed(self, serialized: Iterable[bytes]) -> Iterator[pb.UplinkFrame | ChunkFrame]:
         """A device's frames, each parsed when it is asked for.
 
         Raises
@@ -169,7 +170,7 @@ class Stream:
             admitted = self._link is not None and self._link.admitted
             yield parse_uplink_frame(one, self._limits, self.peer, admitted=admitted)
 
-    def carry(self, frames: Iterable[Frame]) -> None:
+    def carry(self, frames: Iterable[Frame | ChunkFrame]) -> None:
         """Hand the other side's messages to the link until there are no more.
 
         Whatever the frames contain is no reason to raise here; only the transport's own iterator may.
@@ -220,7 +221,7 @@ class Stream:
                 self._opening, self._ended = failure_from(PeerLostError(silence)), True
             return self._opening
 
-    def _frames(self, body: Any, tensors: Any, acknowledged: int) -> Iterator[Frame]:
+    def _frames(self, body: Any, tensors: Any, acknowledged: int) -> Iterator[Frame | ChunkFrame]:
         for frame in to_frames(self._frame_type, body, tensors, self._limits):
             frame.sequence = self._sequence
             frame.acknowledged = acknowledged

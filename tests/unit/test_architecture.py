@@ -55,8 +55,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "strategies": {f"{PACKAGE}.clients"},
     "clients": {f"{PACKAGE}.strategies"},
 }
-# The only module of the wire that may know what a torch tensor is.
-TORCH_ON_THE_WIRE = {f"{PACKAGE}.wire.codec"}
+# The only modules of the wire that may know what a torch tensor is.
+TORCH_ON_THE_WIRE = {f"{PACKAGE}.wire.codec", f"{PACKAGE}.wire.feedback"}
 # The only modules of the studies that may draw.
 FIGURES_OF_STUDIES = {f"{PACKAGE}.case_studies.{study}.figures" for study in ("scct", "split_kd")}
 NEVER = {

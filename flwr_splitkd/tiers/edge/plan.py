@@ -39,6 +39,8 @@ class TurnSettings:
         At most so many batches of each local epoch; 0 for all.
     uplink_codec, downlink_codec
         For smashed data and teacher embeddings, and for gradients.
+    error_feedback
+        Whether what the downlink codec leaves out of a micro-batch's gradient is added to the next step's; see `ErrorFeedback`.
     lr_schedule
         Factor on the base learning rate by step.
     commit_every_steps
@@ -58,6 +60,7 @@ class TurnSettings:
     max_batches: int = 0
     uplink_codec: CodecName = "none"
     downlink_codec: CodecName = "none"
+    error_feedback: bool = False
     lr_schedule: LearningRateSchedule = constant
     commit_every_steps: int = 0
     step_timeout_s: float = 300.0

@@ -37,6 +37,7 @@ from flwr_splitkd.tiers.outbox import Outbox, Parcel
 from flwr_splitkd.tiers.spans import spans_from_wire
 from flwr_splitkd.tiers.units import Moments, decode_all, decode_one, encode_all, require_finite
 from flwr_splitkd.wire.codec import codec_code
+from flwr_splitkd.wire.feedback import ErrorFeedback
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
@@ -111,7 +112,7 @@ class _Turn:
             )
         self._cached = {item.unit: item.version for item in hello.cached_units}
         self._device = next(student.model.parameters()).device
-        self._outbox = Outbox(link, self._device)
+        self._outbox = Outbox(link, self._device, ErrorFeedback() if settings.error_feedback else None)
         # Asked while the student is whole: its half knows nothing of the device's blocks.
         self._device_trainable = student.trainable_in(student.device_units(plan.cut))
         self._step, self._microbatch, self._step_microbatches = plan.first_step, 0, 0
@@ -310,7 +311,11 @@ class _Turn:
         )
         if last and self._training and not clipping:
             answer.update.CopyFrom(self._update(forward.step))
-        parcels = {} if gradient is None else {"gradient": Parcel(gradient, self._downlink_codec)}
+        parcels = (
+            {}
+            if gradient is None
+            else {"gradient": Parcel(gradient, self._downlink_codec, f"gradient/{forward.microbatch}")}
+        )
         self._outbox.send(answer, parcels, partial(self._spans.span, "encode", forward.step, forward.microbatch))
         self._microbatch += 1
         self._num_batches += 1

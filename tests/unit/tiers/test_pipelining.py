@@ -358,3 +358,15 @@ def test_the_largest_logits_need_a_vocabulary(tmp_path: Path) -> None:
             blocks=CNN_BLOCKS,
             teacher_top_k=2,
         )
+
+
+def test_error_feedback_gives_back_what_the_downlink_codec_left_out(tmp_path: Path) -> None:
+    """Three steps of the same batch: the second and third are rounded otherwise than without it."""
+    ended: dict[str, dict[str, Tensor]] = {}
+    for name, codec, feedback in (("exact", "none", False), ("rounded", "int8", False), ("fed-back", "int8", True)):
+        settings = TurnSettings(downlink_codec=codec, error_feedback=feedback)  # type: ignore[arg-type]
+        federation = Federation(tmp_path / name, settings=settings)
+        federation.turn(0, 2, sentences(1), epochs=3)
+        ended[name] = federation.weights()
+    assert any(not torch.equal(ended["rounded"][name], tensor) for name, tensor in ended["fed-back"].items())
+    assert any(not torch.equal(ended["exact"][name], tensor) for name, tensor in ended["fed-back"].items())

@@ -113,6 +113,39 @@ def test_half_precision_is_one_rounding(codec: int, half: torch.dtype) -> None:
     assert torch.equal(round_trip(tensor, codec), tensor.to(half).to(torch.float32))
 
 
+def _plain_int8(tensor: Tensor) -> tuple[bytes, Tensor]:
+    """The codec's formula in whole-tensor operations: payload, and what comes of it."""
+    values = tensor.reshape(-1).to(torch.float32)
+    blocks = torch.nn.functional.pad(values, (0, -values.numel() % INT8_BLOCK)).view(-1, INT8_BLOCK)
+    scales = blocks.abs().amax(dim=1) / 127.0
+    divisors = torch.where(scales > 0, scales, torch.ones_like(scales))
+    levels = (blocks / divisors[:, None]).round().clamp(-127, 127).to(torch.int8)
+    decoded = (levels.to(torch.float32) * scales[:, None]).view(-1)[: values.numel()].to(tensor.dtype)
+    payload = levels.view(-1)[: values.numel()].numpy().tobytes() + scales.numpy().tobytes()
+    return payload, decoded.view(tensor.shape)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("num_values", [0, 1, 127, 128, 129, 262_143, 262_144, 262_145, 300_001])
+def test_int8_is_its_formula_bit_for_bit(dtype: torch.dtype, num_values: int) -> None:
+    """In slabs as in one piece, at the edge of a slab and of a block."""
+    tensor = _random((num_values,), dtype, seed=num_values)
+    tensor[num_values // 2 : num_values // 2 + 300] = -0.0
+    tensor[num_values // 3 : num_values // 3 + 200] *= 1e-5
+    payload, decoded = _plain_int8(tensor)
+    encoded = encode(tensor, pb.CODEC_INT8_BLOCKWISE)
+    assert bytes(encoded.payload) == payload
+    assert torch.equal(decode(_through_frames(encoded)), decoded)
+
+
+def test_int8_is_its_formula_where_scales_are_subnormal() -> None:
+    tensor = _random((4096,), torch.float32) * torch.logspace(-45, -36, 4096, dtype=torch.float64).to(torch.float32)
+    payload, decoded = _plain_int8(tensor)
+    encoded = encode(tensor, pb.CODEC_INT8_BLOCKWISE)
+    assert bytes(encoded.payload) == payload
+    assert torch.equal(decode(encoded), decoded)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e6, 1e30])
 @pytest.mark.parametrize("num_values", [1, 127, 128, 129, 1000, 4096])

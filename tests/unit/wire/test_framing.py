@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flwr_splitkd.errors import CorruptFrameError, ProtocolError, TensorError
+from flwr_splitkd.wire import framing
 from flwr_splitkd.wire.framing import Assembler, Limits, WireMessage, parse_uplink_frame, to_frames
 from flwr_splitkd.wire.tensors import ITEM_BYTES, EncodedTensor, payload_bytes
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -298,6 +299,25 @@ def test_a_promise_within_the_bounds_costs_nothing_until_bytes_arrive() -> None:
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 1 << 20
+
+
+def test_room_grows_with_what_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first to a multiple, later to twice as much; never beyond what was announced, and nothing is lost on the way."""
+    monkeypatch.setattr(framing, "_MOST_AHEAD_BYTES", 1 << 20)
+    total, chunk_bytes = 8 << 20, 60_000
+    tensor = _tensor(np.random.default_rng(0), (total,))
+    tracemalloc.start()
+    assembler, message, arrived = Assembler(Limits(), "device 3"), None, 0
+    for frame in _frames([(pb.Forward(), {"a": tensor})], Limits(chunk_bytes=chunk_bytes)):
+        tracemalloc.reset_peak()
+        held = tracemalloc.get_traced_memory()[0]
+        message = assembler.feed(frame)
+        arrived += sum(len(chunk.data) for chunk in frame.chunks)
+        # A chunk of a message is a copy, too.
+        most = max(min(16 * arrived, 1 << 20), 2 * arrived) + chunk_bytes + 20_000
+        assert tracemalloc.get_traced_memory()[1] - held <= most
+    tracemalloc.stop()
+    assert message is not None and bytes(message.tensors["a"].payload) == tensor.payload
 
 
 def test_a_stranger_may_not_send_tensors() -> None:
