@@ -120,7 +120,7 @@ def bottleneck(turns: Iterable[TurnRecord]) -> Bottleneck | None:
         stages_s["uplink"] += outcome.uplink_s * (1 - handed_up)
         stages_s["downlink"] += outcome.downlink_s * (1 - handed_down)
         stages_s["hand-over"] += outcome.fixed_s + outcome.uplink_s * handed_up + outcome.downlink_s * handed_down
-        stages_s["latency"] += outcome.other_s
+        stages_s["latency"] += max(outcome.other_s, 0.0)
     duration_s = sum(outcome.duration_s for outcome in outcomes)
     return find_bottleneck(stages_s, duration_s) if duration_s > 0 else None
 
