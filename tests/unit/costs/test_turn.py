@@ -21,7 +21,7 @@ from flwr_splitkd.costs import (
     cut_terms,
     turn_cost,
 )
-from flwr_splitkd.costs.turn import CODEC_BYTES
+from flwr_splitkd.costs.workload import CODEC_BYTES
 from flwr_splitkd.errors import ConfigError
 
 # Blocks of 3 S + S^2 FLOPs, so that 4 tokens take 28, and 20 with causal attention.
