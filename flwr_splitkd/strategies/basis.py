@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from flwr_splitkd.costs import ModelShape, Workload
+from flwr_splitkd.costs import RUNTIME_BYTES, ModelShape, Workload
 from flwr_splitkd.models import measured_shape
 from flwr_splitkd.strategies.planner import Planner, PlannerBasis
 from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup
@@ -51,6 +51,7 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
             kept_moments=_moments(setup),
             train_embeddings=setup.train_embeddings,
             trained_share=_trained_share(edge),
+            runtime_bytes=RUNTIME_BYTES,
         ),
         handover_bytes=own_bytes,
         max_batches=setup.turn.max_batches,
