@@ -2,8 +2,8 @@
 
 Llama-3.2-1B's shape in float32, the embedding tied and frozen, AdamW with moments handed over, and the embedding of a teacher of
 Llama-3.2-3B's width. A fresh process takes a real turn over gRPC on loopback at each cut; measured is its peak resident memory
-(``VmHWM``) less what it held after its imports, for the begin of the turn, its steps and its end. Twice: as the first to train
-these layers, and as one that gets the moments of another device with them.
+(``VmHWM``) less what it held after its imports, for the begin of the turn, its steps and its end. It gets the moments of another
+device with its layers; with ``--first-visit`` it is measured as the first to train them too.
 
 The other side is an edge that keeps nothing (`_memory_edge.py`), since device and edge together would need more than the memory of
 an ordinary machine. ``--real-edge CUT`` measures a cut against the real one too, whose blocks above the cut are frozen. Beside them
@@ -48,7 +48,7 @@ def main() -> None:
     predicted = device_memory(named_shape("llama-3.2-1b"), named_shape("llama-3.2-3b"), workload)
     rows, phases, found = [], _phases_table(), []
     for cut in arguments.cuts:
-        for moments in (False, True):
+        for moments in (False, True) if arguments.first_visit else (True,):
             one = _device(arguments, cut, moments=moments)
             found.append(one)
             rows.append(_row(f"cut {cut}, {_words(moments)}", one, predicted, cut))
