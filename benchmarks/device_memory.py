@@ -83,6 +83,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=128, help="tokens in a sample (128)")
     parser.add_argument("--steps", type=int, default=2, help="(2)")
     parser.add_argument(
+        "--first-visit", action="store_true", help="measure turns without moments to begin with as well"
+    )
+    parser.add_argument(
         "--real-edge", type=int, nargs="*", default=[1], help="cuts measured beside the real edge too (1)"
     )
     parser.add_argument(

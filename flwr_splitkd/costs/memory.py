@@ -25,11 +25,11 @@ from flwr_splitkd.costs.workload import Workload
 
 __all__ = ["RUNTIME_BYTES", "DeviceMemory", "device_memory", "kept_values"]
 
-RUNTIME_BYTES = 440e6
+RUNTIME_BYTES = 400e6
 """What a device's process takes beside the model: Python, torch, transformers, gRPC and Flower.
 
 Measured by ``benchmarks/device_memory.py`` on x86-64 Linux with Python 3.11, torch 2.13 for the CPU, transformers 5.23 and
-Flower 1.41: resident memory after the imports. A build of torch for CUDA takes several times as much.
+Flower 1.41: 395 MB resident after the imports. A build of torch for CUDA takes several times as much.
 """
 
 # A frame as its bytes, as a message and as a chunk, on its way in gRPC's buffers; the largest is 1 MiB, a few are under way.
