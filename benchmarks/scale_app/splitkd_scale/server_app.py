@@ -9,7 +9,8 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_splitkd import Callback, SplitKD
+from flwr_splitkd import SplitKD
+from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.strategies.result import TurnRecord
 from splitkd_scale.task import build_student, build_teacher
 
