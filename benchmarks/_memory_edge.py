@@ -56,7 +56,9 @@ class HandIn:
 
 
 @contextmanager
-def serve_turn(*, cut: int, moments: bool) -> Iterator[tuple[str, HandIn]]:
+def serve_turn(
+    *, cut: int, moments: bool, num_microbatches: int = 1, pipeline_depth: int = 1
+) -> Iterator[tuple[str, HandIn]]:
     """Listen for one device on a free port of the loopback interface; yield the address and what came of the turn.
 
     Parameters
@@ -65,11 +67,15 @@ def serve_turn(*, cut: int, moments: bool) -> Iterator[tuple[str, HandIn]]:
         Blocks on the device.
     moments
         Whether another device has trained its layers before, so that AdamW's moments travel with them.
+    num_microbatches, pipeline_depth
+        Parts of a batch, and how many of them may be without an answer.
     """
     handed = HandIn()
     limits = Limits()
     server = grpc.server(ThreadPoolExecutor(max_workers=2), options=channel_options(limits))
-    pb_grpc.add_DataPlaneServicer_to_server(_Edge(_plan(cut, moments), handed), server)  # type: ignore[no-untyped-call]
+    pb_grpc.add_DataPlaneServicer_to_server(
+        _Edge(_plan(cut, moments, num_microbatches, pipeline_depth), handed), server
+    )  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -78,7 +84,9 @@ def serve_turn(*, cut: int, moments: bool) -> Iterator[tuple[str, HandIn]]:
         server.stop(grace=None).wait()
 
 
-def _plan(cut: int, with_moments: bool) -> tuple[pb.Begin, dict[str, Tensor]]:
+def _plan(
+    cut: int, with_moments: bool, num_microbatches: int, pipeline_depth: int
+) -> tuple[pb.Begin, dict[str, Tensor]]:
     """Begin as an edge sends it, and the tensors of its units."""
     skeleton = build_skeleton(build_student)
     layout = find_layout(skeleton)
@@ -98,6 +106,8 @@ def _plan(cut: int, with_moments: bool) -> tuple[pb.Begin, dict[str, Tensor]]:
         optimizer_handover=pb.OPTIMIZER_HANDOVER_FULL,
         frozen=[name for unit in own for name in names[unit] if name in frozen],
         teacher_embedding_scale=1.0,
+        num_microbatches=num_microbatches,
+        pipeline_depth=pipeline_depth,
         ignore_index=-100,
     )
     step, squares = torch.tensor(1.0), {}
@@ -143,7 +153,7 @@ class _Edge(pb_grpc.DataPlaneServicer):  # type: ignore[misc]
                 self._handed.received_bytes = sum(header.total_bytes for header in body.tensors)
                 units = [pb.UnitVersion(unit=item.unit, version="1") for item in self._begin.units]
                 yield from self._frames(pb.TurnResult(commit_id="1", units=units), {})
-            else:
+            elif not isinstance(body, pb.TeacherData):
                 self._handed.failures.append(str(body)[:500])
                 return
 

@@ -43,6 +43,8 @@ def main() -> None:
         batch_size=arguments.batch_size,
         sequence_length=arguments.sequence_length,
         num_batches=arguments.steps,
+        num_microbatches=arguments.num_microbatches,
+        pipeline_depth=arguments.pipeline_depth,
         runtime_bytes=RUNTIME_BYTES,
     )
     predicted = device_memory(named_shape("llama-3.2-1b"), named_shape("llama-3.2-3b"), workload)
@@ -67,7 +69,8 @@ def main() -> None:
     notes += [
         f"Bound: predicted within {BOUND:.0%} of measured, without the process's own base: "
         + (f"MISSED at {', '.join(missed)}." if missed else "met everywhere."),
-        f"float32, {arguments.batch_size} x {arguments.sequence_length} tokens, {arguments.steps} steps, one thread; base after "
+        f"float32, {arguments.batch_size} x {arguments.sequence_length} tokens in "
+        f"{arguments.num_microbatches} parts, {arguments.pipeline_depth} at once, {arguments.steps} steps, one thread; base after "
         f"the imports {min(one['base'] for one in found) / 1e6:.0f} to {max(one['base'] for one in found) / 1e6:.0f} MB, "
         f"RUNTIME_BYTES {RUNTIME_BYTES / 1e6:.0f} MB; value: measured, reference: predicted, both less their base.",
     ]
@@ -141,7 +144,8 @@ def _job(arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 
 def _device(arguments: argparse.Namespace, cut: int, *, moments: bool) -> dict[str, Any]:
-    with serve_turn(cut=cut, moments=moments) as (address, handed), _process("device") as process:
+    pipeline = {name: getattr(arguments, name) for name in ("num_microbatches", "pipeline_depth")}
+    with serve_turn(cut=cut, moments=moments, **pipeline) as (address, handed), _process("device") as process:
         base = _hear(process)["base"]
         _tell(process, _job(arguments, address=address))
         answer = _hear(process)

@@ -6,7 +6,8 @@ s trains, k moments for each, b_w bytes a weight and b_a a value:
 - held all the time: ``b_w (sum w_i + embedding + teacher) + k b_w (s sum w_i + trained embedding) + runtime``
 - gradients: ``g_i = s b_w w_i``, and the embedding's if it trains
 - activations: ``a_i = n b_a kept_i`` for each micro-batch, ``kept_i = p_i + (p_i - 2 h) / 3 + 6 d``: see `kept_values`
-- messages: ``A n (2 (d + d_t) b_a + token_bytes)``: smashed data and their gradient, teacher embeddings as made and as sent
+- messages: ``A n (2 d b_a + token_bytes)``, smashed data and their gradient, and ``2 N d_t b_a``: teacher embeddings, as made
+  and as sent, of all N tokens of a step, since those of the next step are sent ahead
 - the backward pass: block by block activations go and gradients come. With one micro-batch at once it holds most at
   ``max_i (sum_{j >= i} g_j + sum_{j <= i} a_j)``; with more, earlier ones have left their gradients: ``sum g_j + A sum a_j``
 - the optimiser's step: gradients, no activations, and two temporaries as large as the largest matrix
@@ -59,7 +60,7 @@ class DeviceMemory:
     activations
         What the blocks keep for the backward pass, of every micro-batch at once.
     messages
-        Smashed data, their gradients, teacher embeddings and labels, of every micro-batch at once.
+        Smashed data, their gradients and labels, of every micro-batch at once, and the teacher embeddings of a step.
     frames
         What the transport has under way.
     backward
@@ -126,19 +127,21 @@ def device_memory(student: ModelShape, teacher: ModelShape | None, workload: Wor
     student, teacher
         The device holds the teacher's token embedding; None without a teacher.
     workload
-        What a turn has to do. `batch_size` samples make a step, in `num_microbatches` equal parts.
+        What a turn has to do.
     """
     cuts = student.num_blocks - 1
     own = student.block_parameters[:-1] * workload.weight_bytes
     trained = own * workload.trained_share
     embedding = student.embedding_parameters * workload.weight_bytes
     trained_embedding = embedding * workload.train_embeddings
-    at_once = min(workload.pipeline_depth, workload.num_microbatches)
+    in_step = workload.step_microbatches
+    at_once = min(workload.pipeline_depth, in_step)
     tokens = workload.microbatch_tokens
     kept = kept_values(student)[:-1] * tokens * workload.activation_bytes
     gradients = np.cumsum(trained) + trained_embedding
-    widths = student.hidden_size + (teacher.embedding_width if teacher else 0)
-    each_message = tokens * (2 * widths * workload.activation_bytes + workload.token_bytes)
+    each_message = tokens * (2 * student.hidden_size * workload.activation_bytes + workload.token_bytes)
+    step_tokens = workload.batch_tokens * workload.gradient_accumulation_steps
+    ahead = 2 * step_tokens * (teacher.embedding_width if teacher else 0) * workload.activation_bytes
     largest = np.maximum.accumulate(_LARGEST_MATRIX * trained)
     if workload.train_embeddings:
         largest = np.maximum(largest, embedding)
@@ -154,9 +157,9 @@ def device_memory(student: ModelShape, teacher: ModelShape | None, workload: Wor
         moments=workload.memory_moments * gradients,
         gradients=gradients,
         activations=at_once * np.cumsum(kept),
-        messages=everywhere(at_once * each_message),
+        messages=everywhere(at_once * each_message + ahead),
         frames=everywhere(_FRAMES_BYTES if workload.runtime_bytes else 0.0),
-        backward=_backward(trained, kept, at_once, workload.num_microbatches) + trained_embedding,
+        backward=_backward(trained, kept, at_once, in_step) + trained_embedding,
         optimizer=gradients + _TEMPORARIES * largest,
         runtime=everywhere(workload.runtime_bytes),
     )
@@ -183,9 +186,9 @@ def kept_values(shape: ModelShape) -> Float:
     )
 
 
-def _backward(gradients: Float, kept: Float, at_once: int, num_microbatches: int) -> Float:
+def _backward(gradients: Float, kept: Float, at_once: int, in_step: int) -> Float:
     """The most that gradients and activations take together, at every cut. Shape ``[L-1]``."""
-    if num_microbatches > 1:  # the gradients of those before are there throughout
+    if in_step > 1:  # the gradients of those before are there throughout
         return np.asarray(np.cumsum(gradients) + at_once * np.cumsum(kept), dtype=np.float64)
     below = np.cumsum(kept)
     most = np.zeros_like(below)

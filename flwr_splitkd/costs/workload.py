@@ -39,6 +39,8 @@ class Workload:
         Share of the blocks' weights that train: 1 but for adapters.
     causal
         Whether attention skips what is masked.
+    gradient_accumulation_steps
+        Batches in an optimiser step.
     num_microbatches
         Parts that a batch goes through in.
     pipeline_depth
@@ -59,6 +61,7 @@ class Workload:
     train_embeddings: bool = False
     trained_share: float = 1.0
     causal: bool = False
+    gradient_accumulation_steps: int = 1
     num_microbatches: int = 1
     pipeline_depth: int = 1
     runtime_bytes: float = 0.0
@@ -71,7 +74,8 @@ class Workload:
         ConfigError
             If one is out of range.
         """
-        counts = ("batch_size", "sequence_length", "num_batches", "local_epochs", "num_microbatches", "pipeline_depth")
+        counts = ("batch_size", "sequence_length", "num_batches", "local_epochs")
+        counts += ("gradient_accumulation_steps", "num_microbatches", "pipeline_depth")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
@@ -95,6 +99,11 @@ class Workload:
     def batch_tokens(self) -> int:
         """Tokens in a batch."""
         return self.batch_size * self.sequence_length
+
+    @property
+    def step_microbatches(self) -> int:
+        """Micro-batches in an optimiser step."""
+        return self.gradient_accumulation_steps * self.num_microbatches
 
     @property
     def microbatch_tokens(self) -> int:

@@ -51,6 +51,10 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
             kept_moments=_moments(setup),
             train_embeddings=setup.train_embeddings,
             trained_share=_trained_share(edge),
+            gradient_accumulation_steps=setup.turn.gradient_accumulation_steps,
+            num_microbatches=setup.turn.num_microbatches,
+            # Chosen by what turns take, it may become as many as there are.
+            pipeline_depth=setup.turn.pipeline_depth or setup.turn.step_microbatches,
             runtime_bytes=RUNTIME_BYTES,
         ),
         handover_bytes=own_bytes,

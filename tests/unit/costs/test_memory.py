@@ -90,7 +90,8 @@ def test_the_optimizers_step_is_the_worst_where_batches_are_small() -> None:
 def test_microbatches_take_less_and_depth_more() -> None:
     whole, halves, both = _memory(), _memory(num_microbatches=2), _memory(num_microbatches=2, pipeline_depth=2)
     assert (2 * halves.activations).tolist() == both.activations.tolist() == whole.activations.tolist()
-    assert (2 * halves.messages).tolist() == both.messages.tolist()
+    ahead = 2 * 32 * 3 * 4  # teacher embeddings travel a step ahead, of all micro-batches
+    assert (2 * (halves.messages - ahead)).tolist() == (both.messages - ahead).tolist()
     # Gradients of the micro-batch before are there throughout.
     assert halves.backward.tolist() == (halves.gradients + halves.activations).tolist()
     deeper = _memory(num_microbatches=2, pipeline_depth=9)
@@ -98,8 +99,16 @@ def test_microbatches_take_less_and_depth_more() -> None:
     assert _memory(pipeline_depth=4).peak.tolist() == whole.peak.tolist()
 
 
+def test_accumulated_batches_are_micro_batches_of_their_own() -> None:
+    one, two = _memory(), _memory(gradient_accumulation_steps=2, pipeline_depth=2)
+    assert two.activations.tolist() == (2 * one.activations).tolist()
+    assert two.messages.tolist() == (2 * one.messages).tolist()
+    assert two.backward.tolist() == (two.gradients + two.activations).tolist()
+
+
 def test_uneven_microbatches_count_as_the_largest() -> None:
-    assert _memory(batch_size=4, num_microbatches=3).messages.tolist() == _memory(batch_size=2).messages.tolist()
+    uneven, two = _memory(batch_size=4, num_microbatches=3), _memory(batch_size=2)
+    assert uneven.activations.tolist() == two.activations.tolist()
 
 
 def test_what_does_not_train_has_neither_gradients_nor_moments() -> None:

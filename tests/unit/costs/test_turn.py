@@ -288,6 +288,7 @@ def test_no_such_option(cut: int, codec: str) -> None:
         ("weight_bytes", math.inf, "a finite number of at least 0"),
         ("moments", -1, "a finite number of at least 0"),
         ("token_bytes", math.nan, "a finite number of at least 0"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
         ("num_microbatches", 0, "at least 1"),
         ("pipeline_depth", 0, "at least 1"),
         ("runtime_bytes", -1.0, "a finite number of at least 0"),

@@ -175,7 +175,7 @@ def _within_step(student: ModelShape, teacher: ModelShape | None, work: Workload
     for block in reversed(range(cut)):
         gradients += float(student.block_parameters[block]) * work.weight_bytes
         backward = max(backward, gradients + sum(activations[: block + 1]))
-    widths = student.hidden_size + (teacher.embedding_width if teacher else 0)
+    widths = student.hidden_size + (teacher.embedding_width if teacher else 0)  # the teacher's a step ahead
     backward += tokens * (2 * widths * work.activation_bytes + work.token_bytes)
     largest = 0.3 * max(float(student.block_parameters[block]) for block in range(cut))
     if work.train_embeddings:  # whose gradients the caller counts
