@@ -74,9 +74,9 @@ class Workload:
         ConfigError
             If one is out of range.
         """
-        counts = ("batch_size", "sequence_length", "num_batches", "local_epochs")
-        counts += ("gradient_accumulation_steps", "num_microbatches", "pipeline_depth")
-        for name in counts:
+        of_data = ("batch_size", "sequence_length", "num_batches", "local_epochs")
+        of_steps = ("gradient_accumulation_steps", "num_microbatches", "pipeline_depth")
+        for name in (*of_data, *of_steps):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
         if not 0 <= self.trained_share <= 1:
