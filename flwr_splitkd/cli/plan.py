@@ -17,6 +17,7 @@ from flwr_splitkd.cli.plan_output import Planned, draw_plan, plan_json, print_de
 from flwr_splitkd.cli.plan_scct import ChainOptions, show_chain_plan
 from flwr_splitkd.costs import (
     RADIO_PRESETS,
+    RUNTIME_BYTES,
     DeviceProfile,
     Fleet,
     Link,
@@ -229,6 +230,7 @@ def plan(
         weight_bytes=item_bytes,
         moments=moments,
         causal=causal,
+        runtime_bytes=RUNTIME_BYTES,
     )
     rng = np.random.default_rng(seed)
     everybody = (

@@ -14,6 +14,7 @@ from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.fleet_io import fleet_from_json, load_device, load_server, table_ii_fleet
 from flwr_splitkd.costs.links import Link, LinkState, WiredLink
 from flwr_splitkd.costs.links_io import link_from_json
+from flwr_splitkd.costs.memory import RUNTIME_BYTES, DeviceMemory, device_memory
 from flwr_splitkd.costs.mobility import Trajectory, street_trajectories
 from flwr_splitkd.costs.profiles import (
     GENERIC_DEVICE,
@@ -31,12 +32,14 @@ from flwr_splitkd.costs.radio import RADIO_PRESETS, RadioSettings
 from flwr_splitkd.costs.radio_link import RadioLink, RadioState
 from flwr_splitkd.costs.shape import ModelShape
 from flwr_splitkd.costs.trace import TraceLink
-from flwr_splitkd.costs.turn import CutTerms, TurnCost, Workload, cut_terms, turn_cost
+from flwr_splitkd.costs.turn import CutTerms, TurnCost, cut_terms, turn_cost
+from flwr_splitkd.costs.workload import Workload
 
 __all__ = [
     "GENERIC_DEVICE",
     "GENERIC_SERVER",
     "RADIO_PRESETS",
+    "RUNTIME_BYTES",
     "TABLE_II_DEVICES",
     "TABLE_II_SERVER",
     "BlockTimes",
@@ -48,6 +51,7 @@ __all__ = [
     "ChainWorkload",
     "CutTerms",
     "DeviceEstimate",
+    "DeviceMemory",
     "DeviceProfile",
     "EdgeEstimate",
     "Fleet",
@@ -74,6 +78,7 @@ __all__ = [
     "correct",
     "cut_terms",
     "device_from_json",
+    "device_memory",
     "equivalent_gain",
     "fleet_from_json",
     "handover_s",

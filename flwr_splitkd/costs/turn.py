@@ -22,104 +22,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_splitkd.costs.links import LinkState
+from flwr_splitkd.costs.memory import device_memory
 from flwr_splitkd.costs.profiles import DeviceProfile, ServerProfile
 from flwr_splitkd.costs.shape import Float, ModelShape
+from flwr_splitkd.costs.workload import Workload
 from flwr_splitkd.errors import ConfigError
 
-__all__ = ["CODEC_BYTES", "CutTerms", "TurnCost", "Workload", "cut_terms", "turn_cost"]
-
-CODEC_BYTES = {"float16": 2.0, "bfloat16": 2.0, "int8": 1.0 + 4 / 128}
-"""Bytes a value takes on the way; with ``"none"`` it is those of the activations themselves."""
+__all__ = ["CutTerms", "TurnCost", "cut_terms", "turn_cost"]
 
 # Values that a block keeps for its backward pass, per token and unit of width, without attention maps: Korthikanti et al.,
 # "Reducing Activation Recomputation in Large Transformer Models", 2022, section 4.1 (34 bytes at 2 bytes a value).
 KEPT_VALUES = 17
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What a turn has to do.
-
-    Parameters
-    ----------
-    batch_size, sequence_length
-        Samples in a batch, tokens in a sample.
-    num_batches
-        Batches in one pass over the device's data.
-    local_epochs
-        Passes in the turn.
-    activation_bytes, weight_bytes
-        Bytes of one value of smashed data and of one weight.
-    moments
-        Values of optimiser state that travel with each weight; 2 for AdamW with ``optimizer_handover="full"``.
-    token_bytes
-        What travels beside the smashed data for each token: labels, masks, positions.
-    kept_moments
-        Values of optimiser state that each trained weight has in memory; those of `moments` when not given.
-    train_embeddings
-        Whether the token embedding trains, and so changes hands.
-    trained_share
-        Share of the blocks' weights that train: 1 but for adapters.
-    causal
-        Whether attention skips what is masked.
-    """
-
-    batch_size: int
-    sequence_length: int
-    num_batches: int
-    local_epochs: int = 1
-    activation_bytes: float = 4.0
-    weight_bytes: float = 4.0
-    moments: int = 2
-    token_bytes: float = 8.0
-    kept_moments: int | None = None
-    train_embeddings: bool = False
-    trained_share: float = 1.0
-    causal: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises
-        ------
-        ConfigError
-            If one is out of range.
-        """
-        for name in ("batch_size", "sequence_length", "num_batches", "local_epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
-        if not 0 <= self.trained_share <= 1:
-            raise ConfigError(f"`trained_share` is {self.trained_share}; expected 0 to 1.")
-        for name in ("activation_bytes", "weight_bytes", "moments", "token_bytes"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")
-
-    @property
-    def memory_moments(self) -> int:
-        """Values of optimiser state in memory for each trained weight."""
-        return self.moments if self.kept_moments is None else self.kept_moments
-
-    @property
-    def num_steps(self) -> int:
-        """Batches that go through in the turn."""
-        return self.num_batches * self.local_epochs
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens in a batch."""
-        return self.batch_size * self.sequence_length
-
-    def value_bytes(self, codec: str) -> float:
-        """Bytes that a value takes on the way.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such codec.
-        """
-        if codec != "none" and codec not in CODEC_BYTES:
-            raise ConfigError(f"The codec is {codec!r}; expected 'none' or one of {sorted(CODEC_BYTES)}.")
-        return self.activation_bytes if codec == "none" else CODEC_BYTES[codec]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -291,7 +204,7 @@ def cut_terms(
         downlink_bytes=np.repeat(downlink, len(cuts)),
         handover_uplink_bytes=np.tile(handover_bytes, every),
         handover_downlink_bytes=np.tile(handover_bytes, every),
-        device_memory_bytes=np.tile(_device_memory(student, teacher, workload), every),
+        device_memory_bytes=np.tile(device_memory(student, teacher, workload).peak, every),
         server_memory_bytes=np.tile(_server_memory(student, teacher, workload), every),
         other_s=np.zeros(every * len(cuts)),
     )
@@ -369,17 +282,6 @@ def _server_flops(student: ModelShape, teacher: ModelShape | None, workload: Wor
 def _kept(student: ModelShape, workload: Workload) -> float:
     """Bytes that one block keeps of a batch for its backward pass."""
     return KEPT_VALUES * workload.batch_tokens * student.hidden_size * workload.activation_bytes
-
-
-def _device_memory(student: ModelShape, teacher: ModelShape | None, workload: Workload) -> Float:
-    """Weights, gradients and moments of the half, what its blocks keep, and the teacher's embedding."""
-    below, count = np.cumsum(student.block_parameters)[:-1], np.arange(1, student.num_blocks)
-    extra = 1 + workload.memory_moments  # gradient and moments of what trains
-    weights = below * (1 + extra * workload.trained_share)
-    weights = weights + student.embedding_parameters * (1 + extra * workload.train_embeddings)
-    if teacher:
-        weights = weights + teacher.vocab_size * teacher.embedding_width
-    return np.asarray(weights * workload.weight_bytes + count * _kept(student, workload), dtype=np.float64)
 
 
 def _server_memory(student: ModelShape, teacher: ModelShape | None, workload: Workload) -> Float:

@@ -112,6 +112,8 @@ def import_optimizer_state(
     optimizer: Optimizer,
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     state: Mapping[str, Mapping[str, Tensor]],
+    *,
+    copy: bool = True,
 ) -> None:
     """Give the optimiser the states of parameters that it takes over, bit for bit.
 
@@ -123,6 +125,9 @@ def import_optimizer_state(
         The parameters by name; those without an entry in `state` keep what they have.
     state
         What :func:`export_optimizer_state` returned on the other side.
+    copy
+        False lets the optimiser have the very tensors, where nobody else needs them: moments are twice the weights, and a
+        small device has not the memory to hold them twice.
 
     Raises
     ------
@@ -147,6 +152,8 @@ def import_optimizer_state(
         parameter = parameters[name]
         # A step count is a scalar that optimisers keep on the CPU unless they are capturable.
         optimizer.state[parameter] = {
-            key: value.detach().clone().to(parameter.device if value.dim() or parameter.dim() == 0 else value.device)
+            key: (value.detach().clone() if copy else value.detach()).to(
+                parameter.device if value.dim() or parameter.dim() == 0 else value.device
+            )
             for key, value in entries.items()
         }

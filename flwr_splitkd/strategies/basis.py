@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from flwr_splitkd.costs import ModelShape, Workload
+from flwr_splitkd.costs import RUNTIME_BYTES, ModelShape, Workload
 from flwr_splitkd.models import measured_shape
 from flwr_splitkd.strategies.planner import Planner, PlannerBasis
 from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup
@@ -51,6 +51,11 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
             kept_moments=_moments(setup),
             train_embeddings=setup.train_embeddings,
             trained_share=_trained_share(edge),
+            gradient_accumulation_steps=setup.turn.gradient_accumulation_steps,
+            num_microbatches=setup.turn.num_microbatches,
+            # Chosen by what turns take, it may become as many as there are.
+            pipeline_depth=setup.turn.pipeline_depth or setup.turn.step_microbatches,
+            runtime_bytes=RUNTIME_BYTES,
         ),
         handover_bytes=own_bytes,
         max_batches=setup.turn.max_batches,

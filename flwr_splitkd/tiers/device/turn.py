@@ -252,7 +252,8 @@ class _Turn:
         if self._plan.optimizer_handover == pb.OPTIMIZER_HANDOVER_DEVICE:
             moments = self._own_moments()
         held = {name for name, _ in self._trainable}
-        import_optimizer_state(optimizer, self._trainable, {n: m for n, m in moments.items() if n in held})
+        taken = {n: m for n, m in moments.items() if n in held}
+        import_optimizer_state(optimizer, self._trainable, taken, copy=False)  # received for this turn alone
         return optimizer
 
     def _trained_units(self) -> dict[str, dict[str, Tensor]]:

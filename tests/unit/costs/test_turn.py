@@ -19,9 +19,10 @@ from flwr_splitkd.costs import (
     ServerProfile,
     Workload,
     cut_terms,
+    device_memory,
     turn_cost,
 )
-from flwr_splitkd.costs.turn import CODEC_BYTES
+from flwr_splitkd.costs.workload import CODEC_BYTES
 from flwr_splitkd.errors import ConfigError
 
 # Blocks of 3 S + S^2 FLOPs, so that 4 tokens take 28, and 20 with causal attention.
@@ -82,9 +83,8 @@ def test_terms_by_hand() -> None:
     assert terms.uplink_bytes.tolist() == [10 * 8 * (2 * 4 + 3 * 4 + 8)] * 2
     assert terms.downlink_bytes.tolist() == [10 * 8 * 2 * 4] * 2
     assert terms.handover_uplink_bytes.tolist() == terms.handover_downlink_bytes.tolist() == [10 * 12, 30 * 12]
-    # The embedding, of 10 weights, is frozen: it has no moments.
+    assert terms.device_memory_bytes.tolist() == device_memory(STUDENT, TEACHER, WORKLOAD).peak.tolist()
     kept = 17 * 8 * 2 * 4
-    assert terms.device_memory_bytes.tolist() == [(40 + 10 + 15) * 4 + kept, (120 + 10 + 15) * 4 + 2 * kept]
     assert terms.server_memory_bytes.tolist() == [
         (72 * 3 - 10 * 2 + 50 + 2 + 140) * 4 + 2 * kept,
         (72 * 3 - 10 * 2 + 30 + 2 + 140) * 4 + kept,
@@ -137,7 +137,8 @@ def test_without_a_teacher() -> None:
     with_teacher, alone = _terms(), _terms(teacher=None)
     assert (with_teacher.server_flops - alone.server_flops).tolist() == [10 * 2 * 224] * 2
     assert (with_teacher.uplink_bytes - alone.uplink_bytes).tolist() == [10 * 8 * 3 * 4] * 2
-    assert (with_teacher.device_memory_bytes - alone.device_memory_bytes).tolist() == [15 * 4] * 2
+    # Its table of 15 weights, and its embeddings of 8 tokens as they are made and as they are sent.
+    assert (with_teacher.device_memory_bytes - alone.device_memory_bytes).tolist() == [15 * 4 + 8 * 2 * 3 * 4] * 2
     assert (with_teacher.server_memory_bytes - alone.server_memory_bytes).tolist() == [140 * 4] * 2
     assert with_teacher.downlink_bytes.tolist() == alone.downlink_bytes.tolist()
 
@@ -287,6 +288,10 @@ def test_no_such_option(cut: int, codec: str) -> None:
         ("weight_bytes", math.inf, "a finite number of at least 0"),
         ("moments", -1, "a finite number of at least 0"),
         ("token_bytes", math.nan, "a finite number of at least 0"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
+        ("num_microbatches", 0, "at least 1"),
+        ("pipeline_depth", 0, "at least 1"),
+        ("runtime_bytes", -1.0, "a finite number of at least 0"),
     ],
 )
 def test_a_workload_out_of_range(field: str, value: float, bound: str) -> None:

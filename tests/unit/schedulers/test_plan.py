@@ -132,8 +132,8 @@ def slow_options(case: Instance) -> Iterator[Slow]:
             handover = moved * work.weight_bytes * (1 + moments)
             up = tokens * student.hidden_size * width + tokens * work.token_bytes
             down = tokens * student.hidden_size * width
-            device_weights = weights_below * (2 + moments)
-            device_weights += student.embedding_parameters * (2 + moments if work.train_embeddings else 1)
+            trained_embedding = student.embedding_parameters if work.train_embeddings else 0
+            device_weights = weights_below * (1 + moments) + student.embedding_parameters + moments * trained_embedding
             server_weights = (weights_below + weights_above) * (1 + moments)
             server_weights += student.embedding_parameters * (1 + moments if work.train_embeddings else 1)
             server_weights += student.head_parameters * (2 + moments) + weights_above
@@ -143,6 +143,7 @@ def slow_options(case: Instance) -> Iterator[Slow]:
                 server_weights += float(teacher.block_parameters.sum())
                 server_weights += teacher.embedding_parameters + teacher.head_parameters
             kept = 17 * tokens * student.hidden_size * work.activation_bytes
+            within_step = _within_step(student, teacher, work, cut) + trained_embedding * work.weight_bytes
             dead = not (case.link.uplink_bps and case.link.downlink_bps)
             uplink_s = math.inf if dead else 8 * (steps * up + handover) / case.link.uplink_bps
             downlink_s = math.inf if dead else 8 * (steps * down + handover) / case.link.downlink_bps
@@ -155,11 +156,31 @@ def slow_options(case: Instance) -> Iterator[Slow]:
                 downlink_s=downlink_s,
                 cycles=server_flops / (server.cores * server.flops_per_cycle),
                 device_j=math.inf if dead else computing_w * device_s + device.transmit_power_w * uplink_s,
-                device_memory=device_weights * work.weight_bytes + cut * kept,
+                device_memory=device_weights * work.weight_bytes + within_step,
                 server_memory=server_weights * work.weight_bytes + (blocks - cut) * kept,
                 waiting_s=case.other_s + case.server_offset_s,
                 server=server,
             )
+
+
+def _within_step(student: ModelShape, teacher: ModelShape | None, work: Workload, cut: int) -> float:
+    """Bytes beside weights and moments: a backward pass walked through block by block, or the optimiser's step."""
+    tokens = work.batch_size * work.sequence_length
+    activations = []
+    for block in range(cut):
+        projections = float(student.block_flops_per_token[block]) / (2 * student.hidden_size)
+        mlp = max(projections - float(student.block_flops_per_pair[block]) / 2, 0) / 3
+        activations.append((projections + mlp + 6 * student.hidden_size) * tokens * work.activation_bytes)
+    gradients, backward = 0.0, 0.0
+    for block in reversed(range(cut)):
+        gradients += float(student.block_parameters[block]) * work.weight_bytes
+        backward = max(backward, gradients + sum(activations[: block + 1]))
+    widths = student.hidden_size + (teacher.embedding_width if teacher else 0)  # the teacher's a step ahead
+    backward += tokens * (2 * widths * work.activation_bytes + work.token_bytes)
+    largest = 0.3 * max(float(student.block_parameters[block]) for block in range(cut))
+    if work.train_embeddings:  # whose gradients the caller counts
+        largest = max(largest, student.embedding_parameters)
+    return max(backward, gradients + 2 * largest * work.weight_bytes)
 
 
 def broken(case: Instance, option: Slow, fastest_s: float) -> set[str]:

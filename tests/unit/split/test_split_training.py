@@ -142,3 +142,15 @@ def test_state_that_is_no_tensor() -> None:
     optimizer.state[parameter]["history"] = [1, 2]
     with pytest.raises(TensorError, match=r"`history` of `w` in AdamW is a list"):
         export_optimizer_state(optimizer, [("w", parameter)])
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_moments_are_copied_unless_nobody_else_needs_them(copied: bool) -> None:
+    parameter, moment = torch.nn.Parameter(torch.ones(3)), torch.full((3,), 2.0)
+    optimizer = adamw([parameter])
+    entries = {"exp_avg": moment, "exp_avg_sq": torch.ones(3), "step": torch.tensor(3.0)}
+    import_optimizer_state(optimizer, [("w", parameter)], {"w": entries}, copy=copied)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    assert (moment.tolist() == [2.0] * 3) == copied
+    assert (optimizer.state[parameter]["exp_avg"].data_ptr() == moment.data_ptr()) != copied

@@ -1,0 +1,68 @@
+"""The models of `device_memory.py`: shapes of published ones, random weights, one value a tensor where only size matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from flwr_splitkd.models import set_tied_embeddings
+
+__all__ = ["BATCH_SEED", "TEACHER_WIDTH", "VOCABULARY", "batches", "build_student", "build_teacher", "state_like"]
+
+VOCABULARY, BATCH_SEED = 128_256, 0
+TEACHER_WIDTH = 3_072
+"""Of Llama-3.2-3B, whose embedding the device holds."""
+
+
+def build_student(num_blocks: int = 16) -> nn.Module:
+    """Build Llama-3.2-1B's shape in float32, its embedding tied and frozen."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=2_048,
+        intermediate_size=8_192,
+        num_hidden_layers=num_blocks,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    set_tied_embeddings(model, "freeze")
+    return model
+
+
+def build_teacher() -> nn.Module:
+    """Build one of the 28 blocks of Llama-3.2-3B's shape: a device never sees more than the embedding."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=TEACHER_WIDTH,
+        intermediate_size=8_192,
+        num_hidden_layers=1,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def batches(count: int, batch_size: int, sequence_length: int) -> list[dict[str, Tensor]]:
+    """Return batches of random tokens."""
+    generator = torch.Generator().manual_seed(BATCH_SEED)
+    drawn = [torch.randint(VOCABULARY, (batch_size, sequence_length), generator=generator) for _ in range(count)]
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids} for ids in drawn]
+
+
+def state_like(skeleton: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give every tensor of a skeleton's state values; those of one shape share their memory, which is the sender's own."""
+    generator = torch.Generator().manual_seed(BATCH_SEED)
+    made: dict[tuple[int, ...], Tensor] = {}
+    for tensor in skeleton.values():
+        shape = tuple(tensor.shape)
+        if shape not in made:
+            is_norm = tensor.dim() == 1
+            made[shape] = torch.ones(shape) if is_norm else torch.randn(shape, generator=generator).mul_(0.02)
+    return {name: made[tuple(tensor.shape)] for name, tensor in skeleton.items()}
