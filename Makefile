@@ -124,9 +124,12 @@ format: $(READY) ## let ruff sort imports and lay out the code
 	$(PY) -m ruff format .
 
 .PHONY: bench
-bench: $(READY) ## run every benchmark; tables on the console, JSON in runs/bench
+bench: $(READY) ## run every benchmark: JSON in runs/bench, docs/benchmarks.md made anew; hours, and link_drop and pipeline need root
 	mkdir -p runs/bench
-	for file in benchmarks/[a-z]*.py; do $(PY) $$file --json runs/bench/$$(basename $$file .py).json; done
+	for file in benchmarks/[a-z]*.py; do \
+	    $(PY) $$file --json runs/bench/$$(basename $$file .py).json || echo "$$file has no figures" >&2; \
+	done
+	$(PY) benchmarks/_page.py runs/bench docs/benchmarks.md
 
 .PHONY: stubs
 stubs: .venv-stubs/.ready ## generate the gRPC stubs from the proto

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
+import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -14,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Row", "commit", "report"]
+__all__ = ["Row", "commit", "conditions", "report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +94,30 @@ def report(
             {name: value for name, value in asdict(row).items() if value is not None or name not in ("low", "high")}
             for row in rows
         ]
-        content = {"benchmark": benchmark, "command": command, "commit": revision, "rows": measured, **(more or {})}
+        content = {
+            "benchmark": benchmark,
+            "command": command,
+            "commit": revision,
+            "rows": measured,
+            "conditions": conditions(),
+            "notes": list(notes),
+            **(more or {}),
+        }
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def conditions() -> dict[str, str]:
+    """Return the machine, the versions and the load: what a figure depends on beside the commit."""
+    found = {
+        "machine": f"{platform.machine()} with {len(os.sched_getaffinity(0))} cores",
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "python": platform.python_version(),
+    }
+    for name in ("torch", "flwr", "transformers", "grpcio"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _git(*arguments: str, cwd: Path) -> str:
