@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.service import EdgeService
@@ -16,11 +17,13 @@ __all__ = [
     "EdgeStudent",
     "EdgeTeacher",
     "HandoverName",
+    "Member",
     "Objective",
     "TaskName",
     "TurnMode",
     "TurnOutcome",
     "TurnPlan",
     "TurnSettings",
+    "run_cluster",
     "run_turn",
 ]

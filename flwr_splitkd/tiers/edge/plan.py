@@ -43,6 +43,8 @@ class TurnSettings:
         Factor on the base learning rate by step.
     commit_every_steps
         Optimiser steps after which a turn commits what it has; 0 for only at its end.
+    batch_devices
+        Whether the edge computes for devices of one cluster and one cut in one batch, where that gives the same.
     step_timeout_s
         Seconds that a device may take for one answer.
     turn_timeout_s
@@ -60,6 +62,7 @@ class TurnSettings:
     downlink_codec: CodecName = "none"
     lr_schedule: LearningRateSchedule = constant
     commit_every_steps: int = 0
+    batch_devices: bool = True
     step_timeout_s: float = 300.0
     turn_timeout_s: float | None = None
 
@@ -157,7 +160,8 @@ class TurnOutcome:
     `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `num_resumed` counts connections
     that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had
     arrived: the device's part, the way of its layers and a forward pass; 0 if none came. `handover_downlink_bytes` are those of
-    `handover_bytes` that the device got before.
+    `handover_bytes` that the device got before. `cluster_wait_s` is what no stage explains in a cluster of several devices: for
+    the most part, each waits for the others.
     """
 
     cut: int
@@ -188,6 +192,7 @@ class TurnOutcome:
     teacher_rest_mass: float | None = None
     pipeline_depth: int = 1
     exchange_s: float = 0.0
+    cluster_wait_s: float = 0.0
     spans: tuple[LocatedSpan, ...] = field(default=(), repr=False)
 
     @property
@@ -198,5 +203,5 @@ class TurnOutcome:
     @property
     def other_s(self) -> float:
         """What no stage explains: latency of messages, waiting for a processor, retransmission."""
-        known_s = self.device_s + self.edge_s + self.uplink_s + self.downlink_s + self.fixed_s
+        known_s = self.device_s + self.edge_s + self.uplink_s + self.downlink_s + self.fixed_s + self.cluster_wait_s
         return max(self.duration_s - known_s, 0.0)
