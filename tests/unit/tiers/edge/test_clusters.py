@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import PeerLostError, SplitKDError
 from flwr_splitkd.models import HeadTap, build_skeleton, inner_model
 from flwr_splitkd.split import Layout, find_layout
+from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
 from flwr_splitkd.testing import connected_links
 from flwr_splitkd.tiers import device as device_tier
@@ -475,8 +476,10 @@ def test_other_lengths_go_one_after_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build", [Forgetful, Normalised])
 def test_what_looks_at_the_whole_batch_is_not_joined(
-    build: Callable[[], nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    build: Callable[[], nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The devices are threads of this process, and would seed the edge's generator.
+    monkeypatch.setattr(device_tier.turn, "seed_dropout", lambda *_: nullcontext(DropoutSeeds(0)))
     devices = [(1, points(0)), (1, points(1))]
     edges = []
     for batch_devices in (True, False):
@@ -511,6 +514,7 @@ def losing(device: int, forwards: int, monkeypatch: pytest.MonkeyPatch) -> Calla
             if "Forward" in expected:
                 if not left:
                     link.abandon(PeerLostError("its battery is empty"))
+                    raise PeerLostError("its battery is empty")  # whatever it has sent since
                 left -= 1
             return receive(expected, timeout_s)
 
@@ -536,7 +540,7 @@ def test_a_lost_device_is_left_out_and_the_others_go_on(
     without = composite(neox, [one for device, one in enumerate(devices) if device != lost])
     apart = distance(without, edge.weights())
     # Gradients that the edge had from it before count; its own layers do not.
-    assert apart < 1e-9 if not forwards else 1e-6 < apart
+    assert apart < 1e-9 if not forwards else apart > 1e-6, apart
 
 
 def test_a_cluster_that_is_lost_whole_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -617,7 +621,7 @@ def test_the_teacher_goes_along_in_a_joined_batch(tmp_path: Path) -> None:
         with torch.no_grad(), HeadTap(student) as tap, HeadTap(teacher) as teacher_tap:
             student(**inputs)
             teacher(**inputs)
-        ours = student.embed_out(tap.hidden.flatten(0, 1))[labels != -100].log_softmax(-1)
-        theirs = teacher.embed_out(teacher_tap.hidden.flatten(0, 1))[labels != -100].log_softmax(-1)
+        ours = student.get_output_embeddings()(tap.hidden.flatten(0, 1))[labels != -100].log_softmax(-1)
+        theirs = teacher.get_output_embeddings()(teacher_tap.hidden.flatten(0, 1))[labels != -100].log_softmax(-1)
         kl = nn.functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")
         assert outcome.kl_divergence == pytest.approx(float(kl), rel=1e-9)  # type: ignore[union-attr]
