@@ -2,8 +2,8 @@
 
 Each device has a link of its own. The edge computes for one cut after another, and goes on to the next step when all devices of
 this one are answered. So per step, with ``d`` the device's seconds, ``u`` and ``n`` those of its links and ``e`` the edge's, a
-cluster takes at least the larger of ``max_i (d_i + u_i + e_i + n_i)`` and ``sum_i e_i``; with one device this is the turn's own sum. In
-between, who waits for whom is followed step by step.
+cluster takes at least the larger of ``max_i (d_i + u_i + e_i + n_i)`` and ``sum_i e_i``; with one device it is the turn's own
+sum. In between, who waits for whom is followed step by step.
 """
 
 from __future__ import annotations

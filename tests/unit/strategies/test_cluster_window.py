@@ -81,16 +81,26 @@ def test_clusters_of_a_policy_need_not_be_full(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_cluster_begins_without_whoever_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     world = _World({2: NEVER})
-    round_ = _Clusters(world, monkeypatch, [[1, 2, 3], [4, 5, 6]], size=3).run()
-    assert round_.served == [[1, 3], [4, 5, 6]]
+    round_ = _Clusters(world, monkeypatch, [[1, 2, 3]], size=3).run()
+    assert round_.served == [[1, 3]]
     assert round_.gave_up == [2]
     assert world.overdue == [2]
 
 
+def test_a_full_cluster_of_others_goes_before_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = _World({2: 17.0})
+    round_ = _Clusters(world, monkeypatch, [[1, 2], [3, 4], [5, 6]], size=2).run()
+    assert round_.served[0] == [1, 3]
+    assert everyone(round_.served) == [1, 2, 3, 4, 5, 6]
+    assert not world.overdue
+
+
 def test_a_straggler_fills_a_later_cluster_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = _World({2: CONNECT_TIMEOUT_S + 2.0})
-    round_ = _Clusters(world, monkeypatch, [[1, 2], [3, 4], [5]], size=2).run()
-    assert round_.served == [[1], [3, 4], [5, 2]]
+    world = _World({2: CONNECT_TIMEOUT_S + 2.0, 3: CONNECT_TIMEOUT_S + 2.0})
+    round_ = _Clusters(world, monkeypatch, [[1, 2], [3], [4], [5]], size=2).run()
+    assert round_.served[0] == [1]
+    assert any(len(part) == 2 and {2, 3} & set(part) for part in round_.served)
+    assert everyone(round_.served) == [1, 2, 3, 4, 5]
 
 
 def test_a_device_that_fails_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
