@@ -89,9 +89,9 @@ def serve_together(
 
 
 def short_of_devices(grid: Grid, there: int, expected: int) -> int:
-    """Say that a cluster begins with fewer devices than it should have; return the size of clusters from now on.
+    """Say that a cluster begins with fewer devices than it should have; return the size of clusters for the rest of the round.
 
-    In a simulation a device that does not come waits for an actor that others hold, in every cluster again.
+    In a simulation a device that does not come waits for an actor that others hold, and would in every cluster again.
     """
     # Flower's grid for simulations has no other mark.
     if type(grid).__name__ != "InMemoryGrid":
@@ -99,9 +99,9 @@ def short_of_devices(grid: Grid, there: int, expected: int) -> int:
         return expected
     log(
         WARNING,
-        "\tclusters have %d devices from now on, instead of %d: no more got an actor of the simulation in time. Give it as "
-        "many CPUs as a cluster has devices (`options.backend.init-args.num-cpus`, or `flwr federation simulation-config "
-        "--init-args-num-cpus`), set fewer aside for each (`client-resources.num-cpus`), or lower `cluster_size`",
+        "\tclusters have %d devices for the rest of this round, instead of %d: no more got an actor of the simulation in time. "
+        "Give it as many CPUs as a cluster has devices (`options.backend.init-args.num-cpus`, or `flwr federation "
+        "simulation-config --init-args-num-cpus`), set fewer aside for each (`client-resources.num-cpus`), or lower `cluster_size`",
         there,
         expected,
     )

@@ -126,7 +126,6 @@ class RoundRunner:
         self._started_s = time.monotonic()
         self._ahead: CallWindow | None = None
         self._pids: dict[str, int] = {}
-        self._cluster_size = strategy.cluster_size
 
     def train(self, server_round: int, config: ConfigRecord, *, call_ahead: bool = False) -> dict[str, float]:
         """Serve a round's turns; return their metrics.
@@ -222,13 +221,9 @@ class RoundRunner:
             wait_for=self._wait_for,
             connect_timeout_s=self._strategy.connect_timeout_s,
             on_overdue=console.log_overdue,
-            cluster_size=self._cluster_size if mode == "train" else 1,
-            on_short=self._begin_short,
+            cluster_size=self._strategy.cluster_size if mode == "train" else 1,
+            on_short=lambda there, expected: short_of_devices(self._grid, there, expected),
         )
-
-    def _begin_short(self, there: int, expected: int) -> int:
-        self._cluster_size = short_of_devices(self._grid, there, expected)
-        return self._cluster_size
 
     def _called_ahead(self, server_round: int) -> CallWindow | None:
         """Begin the round with the calls that are under way, if there are any."""

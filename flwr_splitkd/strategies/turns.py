@@ -83,7 +83,8 @@ class CallWindow:
         after a while. A cluster waits for all of its devices; it begins without those that do not connect in time, or with as
         many of the next one, if these are ready and it is not: they may hold what the others need to come.
     on_short
-        Told how many devices are there when a cluster has to begin without some; returns the size of clusters from then on.
+        Told how many devices are there, and how many should be, when a cluster first has to begin without some; returns the size
+        of clusters from then on.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class CallWindow:
         self._connect_timeout_s = connect_timeout_s
         self._size, self._on_short = cluster_size, on_short
         self._waiting: list[Call] = []
-        self._exhausted = False
+        self._exhausted = self._told_short = False
         self._turn_ended_s = float("-inf")
         self.replies: dict[str, Message] = {}
 
@@ -156,6 +157,7 @@ class CallWindow:
             self._wait_for(lambda: bool(self._ready(started_s)), _POLL_S)
             if ready := self._ready(started_s):
                 self._waiting = [call for call in self._waiting if not any(call is one for one in ready)]
+                self._look_for_shortage(ready)
                 self._fill(self._size)  # the next ones start while these have their turns
                 yield ready
                 self._turn_ended_s = time.monotonic()
@@ -182,6 +184,13 @@ class CallWindow:
             if not call.overdue and not impatient:
                 return []
         return []
+
+    def _look_for_shortage(self, ready: list[Call]) -> None:
+        """Tell, once, that a cluster begins without devices that were called and have not come."""
+        late = any(call.overdue and not call.lost and not call.session.connected for call in self._waiting)
+        if late and len(ready) < self._size and not self._told_short:
+            self._told_short = True
+            self._size = max(self._on_short(len(ready), self._size), 1)
 
     def _ready_cluster(self, impatient: bool) -> list[Call]:
         """The devices of the cluster at the head, when all that are still expected are there; stragglers fill it up."""
@@ -214,7 +223,7 @@ class CallWindow:
 
     def _expired(self) -> list[GaveUp]:
         """Mark those who are late; give up those who are late a second time, when nobody else is left to serve."""
-        now_s, late = time.monotonic(), False
+        now_s = time.monotonic()
         gave_up = []
         for call in self._waiting:
             if call.session.connected or now_s - call.called_s < self._connect_timeout_s:
@@ -222,15 +231,11 @@ class CallWindow:
             if not call.overdue:
                 call.overdue, call.called_s = True, now_s
                 self._on_overdue(call)
-                late = True
             # With few simulation actors a device may be late because others were served: its time starts anew then.
             elif now_s - self._turn_ended_s < self._connect_timeout_s:
                 continue
             elif self._exhausted and all(other.overdue for other in self._waiting):
                 gave_up.append(GaveUp(call, self._why_expired(call)))
-        there = sum(call.session.connected for call in self._waiting)
-        if late and self._size > 1 and 0 < there < self._size:
-            self._size = max(self._on_short(there, self._size), 1)
         return gave_up
 
     def _why_expired(self, call: Call) -> str:

@@ -151,3 +151,18 @@ def test_every_round_ends_with_everybody_served_or_given_up(seed: int, monkeypat
     parts = [list(range(first, min(first + size, 10))) for first in range(0, 10, size)]
     round_ = _Clusters(world, monkeypatch, parts, size=size, on_short=lambda there, expected: there).run()
     assert sorted([*everyone(round_.served), *round_.gave_up]) == list(range(10))
+
+
+def test_a_slow_start_of_all_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the only actor is slower than the timeout, everybody is overdue before anybody has come."""
+    told = []
+    world = _World(dict.fromkeys(range(3), CONNECT_TIMEOUT_S + 5.0), actors=1)
+    round_ = _Clusters(
+        world,
+        monkeypatch,
+        [[0, 1, 2]],
+        size=3,
+        on_short=lambda there, expected: told.append((there, expected)) or there,
+    )
+    assert everyone(round_.run().served) == [0, 1, 2]
+    assert told == [(1, 3)]
