@@ -1,7 +1,7 @@
 """Micro-batches of several devices through one half: in one batch where that gives the same, else one after another.
 
-What is joined are the two models' blocks, whose matrices grow with the batch. The loss is computed device by device: it works
-through chunks of tokens anyway, and so each device's sums are its own.
+What is joined are the student's blocks, whose matrices grow with the batch. The loss is computed device by device: it works through
+chunks of tokens anyway, and so each device's sums are its own. The teacher has worked on each device's data when they came.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from flwr_splitkd.split import EdgeHalf
 from flwr_splitkd.split.surgery import DATA_SHAPE
 from flwr_splitkd.tiers.edge.exchange import Microbatch
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
-from flwr_splitkd.tiers.edge.teacher import TeacherData
 from flwr_splitkd.tiers.units import require_finite
 
 __all__ = ["Answered", "Batching", "Item", "differentiate", "join_inputs"]
@@ -135,8 +134,7 @@ def _one(objective: Objective, half: EdgeHalf, item: Item) -> Answered:
     try:
         with torch.enable_grad():
             outputs = _outputs(objective, half, smashed, microbatch.inputs, [item])
-            teacher = objective.teacher_outputs(microbatch.teacher)
-            loss = _loss(objective, outputs, teacher, item)
+            loss = _loss(objective, outputs, item)
     except (ConfigError, CutError):
         raise
     except SplitKDError as error:
@@ -152,14 +150,13 @@ def _joined(objective: Objective, half: EdgeHalf, items: Sequence[Item]) -> list
     smashed = torch.cat([microbatch.smashed.detach() for microbatch in microbatches]).requires_grad_()
     with torch.enable_grad():
         outputs = _outputs(objective, half, smashed, join_inputs([m.inputs for m in microbatches], sizes), items)
-    teachers = _teacher_outputs(objective, microbatches, sizes)
     # Each device's loss ends at a leaf of its own, so that no more than one gradient of the head is held at a time.
     leaves = [part.detach().requires_grad_() for part in torch.split(outputs, sizes)]
     losses: list[StepLoss | SplitKDError] = []
-    for item, leaf, teacher in zip(items, leaves, teachers, strict=True):
+    for item, leaf in zip(items, leaves, strict=True):
         try:
             with torch.enable_grad():
-                losses.append(_loss(objective, leaf, teacher, item))
+                losses.append(_loss(objective, leaf, item))
         except (ConfigError, CutError):
             raise
         except SplitKDError as error:
@@ -187,10 +184,10 @@ def _outputs(
         raise _not_through(items, error) from error
 
 
-def _loss(objective: Objective, outputs: Tensor, teacher: Tensor | None, item: Item) -> StepLoss:
+def _loss(objective: Objective, outputs: Tensor, item: Item) -> StepLoss:
     microbatch = item.microbatch
     try:
-        loss = objective.loss_of(outputs, teacher, microbatch.labels, microbatch.step_num_tokens)
+        loss = objective.loss_of(outputs, microbatch.taught, microbatch.labels, microbatch.step_num_tokens)
     except SplitKDError:
         raise
     except Exception as error:
@@ -253,11 +250,6 @@ def _fit(items: Sequence[Item]) -> bool:
         ({"smashed": first.smashed, "labels": first.labels}, {"smashed": last.smashed, "labels": last.labels}),
         (first.inputs, last.inputs),
     ]
-    if (first.teacher is None) != (last.teacher is None):
-        return False
-    if first.teacher is not None and last.teacher is not None:
-        pairs.append(({"teacher": first.teacher.embeddings}, {"teacher": last.teacher.embeddings}))
-        pairs.append((first.teacher.inputs, last.teacher.inputs))
     sizes = (first.num_samples, last.num_samples)
     return all(_alike(one, other, sizes) for one, other in pairs)
 
@@ -278,17 +270,6 @@ def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], sizes: tuple[
         elif not rows and not torch.equal(a, b):
             return False
     return True
-
-
-def _teacher_outputs(
-    objective: Objective, microbatches: Sequence[Microbatch], sizes: Sequence[int]
-) -> Sequence[Tensor | None]:
-    data = [microbatch.teacher for microbatch in microbatches if microbatch.teacher is not None]
-    if not data:
-        return [None] * len(microbatches)
-    embeddings = torch.cat([one.embeddings for one in data])
-    outputs = objective.teacher_outputs(TeacherData(embeddings, join_inputs([one.inputs for one in data], sizes)))
-    return [None] * len(microbatches) if outputs is None else torch.split(outputs, list(sizes))
 
 
 @torch.no_grad()

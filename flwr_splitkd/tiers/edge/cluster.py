@@ -46,6 +46,7 @@ from flwr_splitkd.tiers.edge.exchange import Exchange, Microbatch
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
+from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.tiers.optimizer import set_learning_rate
 from flwr_splitkd.tiers.units import FROZEN, Moments, require_finite
 from flwr_splitkd.wire.framing import WireMessage
@@ -84,6 +85,7 @@ def run_cluster(
     settings: TurnSettings,
     info: Mapping[str, Any],
     batching: Batching | None = None,
+    cache: TeacherCache | None = None,
 ) -> list[TurnOutcome | SplitKDError]:
     """Serve the turns of a cluster to one commit; if all devices are lost the student is as of the last one.
 
@@ -97,6 +99,8 @@ def run_cluster(
         What the commit shall remember; the ``info`` of those who have finished is added as ``cluster``.
     batching
         What is known of which micro-batches go through together; made from `settings` when not given.
+    cache
+        Of what the teacher made; None to keep none.
 
     Returns
     -------
@@ -108,7 +112,7 @@ def run_cluster(
     ConfigError, CutError, StoreError
         If it is no device's fault; everything is undone.
     """
-    cluster = _Cluster(members, student, objective, settings, info, batching)
+    cluster = _Cluster(members, student, objective, settings, info, batching, cache)
     try:
         return cluster.run()
     except BaseException as error:
@@ -118,6 +122,9 @@ def run_cluster(
         if isinstance(error, SplitKDError) and not isinstance(error, _FATAL):
             return [seat.error or error for seat in cluster.seats]
         raise
+    finally:
+        for seat in cluster.seats:
+            seat.exchange.end()
 
 
 @dataclass(slots=True, eq=False)
@@ -149,6 +156,7 @@ class _Cluster:
         settings: TurnSettings,
         info: Mapping[str, Any],
         batching: Batching | None,
+        cache: TeacherCache | None,
     ) -> None:
         self._student, self._objective, self._settings, self._info = student, objective, settings, info
         self._batching = batching or Batching(enabled=settings.batch_devices)
@@ -162,6 +170,7 @@ class _Cluster:
                     settings=settings,
                     plan=member.plan,
                     seed=member_seed(settings.seed, position),
+                    cache=cache,
                 ),
                 member.plan.cut,
                 member.plan.info,
@@ -255,8 +264,9 @@ class _Cluster:
             for item, answered in zip(group, answers, strict=True):
                 seat, _ = items[id(item)]
                 share_s = seconds * item.microbatch.num_samples / max(rows, 1)
+                seat.exchange.spans.add("student", self._step, item.microbatch.index, started_s, share_s)
                 with self._answerable(seat):
-                    self._answer(seat, answered, share_s)
+                    self._answer(seat, answered)
 
     def _item(self, seat: _Seat, seeds: DropoutSeeds, shares: _Shares) -> Item | None:
         microbatch = seat.microbatch
@@ -265,13 +275,13 @@ class _Cluster:
         at = partial(seeds.at, microbatch.step, microbatch.index, seed=seat.exchange.seed)
         return Item(microbatch=microbatch, peer=seat.exchange.link.peer, weight=shares.factor(seat), at=at)
 
-    def _answer(self, seat: _Seat, answered: Answered, edge_s: float) -> None:
+    def _answer(self, seat: _Seat, answered: Answered) -> None:
         if answered.error is not None:
             raise answered.error
         microbatch = seat.microbatch
         if microbatch is None or answered.loss is None or answered.gradient is None:
             raise ValueError("An answer without a micro-batch.")
-        seat.exchange.count(answered.loss, edge_s)
+        seat.exchange.count(answered.loss)
         update = microbatch.last and self._settings.max_grad_norm is None
         seat.exchange.answer(microbatch, answered.gradient, self._update() if update else None)
 

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.telemetry.spans import LocatedSpan, SpanRecorder, locate_spans
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
-from flwr_splitkd.tiers.edge.teacher import TeacherData
+from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
+from flwr_splitkd.tiers.edge.teaching import Lesson, Teaching
+from flwr_splitkd.tiers.outbox import Outbox, Parcel
+from flwr_splitkd.tiers.spans import spans_from_wire
 from flwr_splitkd.tiers.units import decode_all, decode_one, encode_all, require_finite
-from flwr_splitkd.wire.codec import codec_code, encode
+from flwr_splitkd.wire.codec import codec_code
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
@@ -31,6 +35,7 @@ __all__ = ["Exchange", "Microbatch"]
 _log = logging.getLogger(__name__)
 
 _DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
+_EDGE_STAGES = ("decode", "teacher", "student", "encode", "optimizer")
 _MODES = {"train": pb.MODE_TRAIN, "evaluate": pb.MODE_EVALUATE, "deliver": pb.MODE_DELIVER}
 
 
@@ -44,8 +49,12 @@ class Microbatch:
         Which of the run's steps, which micro-batch of it, and of how many.
     step_num_tokens
         Labels that count, over all micro-batches of the device's step.
-    smashed, labels, inputs, teacher
-        Its tensors on the edge's compute device; `teacher` is None where the teacher does not run.
+    smashed, labels, inputs
+        Its tensors on the edge's compute device.
+    taught
+        What the teacher made of it; None where the teacher does not run.
+    kept
+        Whether that is in the teacher's cache.
     """
 
     step: int
@@ -55,7 +64,8 @@ class Microbatch:
     smashed: Tensor
     labels: Tensor
     inputs: dict[str, Tensor]
-    teacher: TeacherData | None
+    taught: Tensor | None
+    kept: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -79,6 +89,8 @@ class Exchange:
         What the turn is served with.
     seed
         Of the device's dropout and the order of its data; that of `settings` when not given.
+    cache
+        Of what the teacher made; None to keep none.
     """
 
     def __init__(
@@ -91,22 +103,34 @@ class Exchange:
         settings: TurnSettings,
         plan: TurnPlan,
         seed: int | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
         self.link, self.plan = link, plan
         self.seed = settings.seed if seed is None else seed
         self._student, self._objective, self._settings = student, objective, settings
         self._training = plan.mode == "train"
         self._started_s, self._first_forward_s = time.monotonic(), 0.0
+        self._tracing = settings.trace and self._training
+        self.spans = SpanRecorder(tracing=self._tracing, first_step=plan.first_step)
+        self._teaching: Teaching | None = None
+        if self._training and objective.teacher:
+            self._teaching = Teaching(
+                objective.teacher,
+                cache,
+                device=hello.device_name,
+                first_step=plan.first_step,
+                most_microbatches=settings.step_microbatches,
+                spans=self.spans,
+            )
         self._cached = {item.unit: item.version for item in hello.cached_units}
         self._device = next(student.model.parameters()).device
+        self._outbox = Outbox(link, self._device)
         # Asked while the student is whole: its half knows nothing of the device's blocks.
         self._trainable = student.trainable_in(student.device_units(plan.cut))
         self._step, self._microbatch, self._step_microbatches = plan.first_step, 0, 0
         self._num_batches, self._num_tokens, self._num_correct = 0, 0, 0
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
         self._handover_bytes, self._handover_downlink_bytes = 0, 0
-        self._edge_s = 0.0
-        self._downlink_payload_bytes = 0
         self.num_samples = 0
         self._uplink_codec, self._downlink_codec = (
             codec_code(plan.codec or codec) for codec in (settings.uplink_codec, settings.downlink_codec)
@@ -144,6 +168,9 @@ class Exchange:
             clip_gradients=settings.max_grad_norm is not None,
             frozen=student.frozen_in(units),
             ignore_index=self._objective.loss.ignore_index,
+            num_microbatches=settings.num_microbatches,
+            pipeline_depth=plan.pipeline_depth,
+            trace=self._tracing,
         )
         tensors: dict[str, EncodedTensor] = {}
         for unit in units:
@@ -151,13 +178,12 @@ class Exchange:
                 begin, tensors, unit, student.version(unit), partial(student.travelling, unit, training=self._training)
             )
         teacher = self._objective.teacher
-        if teacher and self._training:
-            teacher.into(begin)
+        if teacher and self._teaching:
+            tensors.update(encode_all(self._teaching.into(begin)))
             for unit, version in teacher.versions.items():
                 self._add_unit(begin, tensors, unit, version, partial(teacher.units.__getitem__, unit))
         self._handover_downlink_bytes = sum(len(tensor.payload) for tensor in tensors.values())
         self._handover_bytes += self._handover_downlink_bytes
-        self._downlink_payload_bytes += self._handover_downlink_bytes
         self.link.send(begin, tensors)
 
     def _add_unit(
@@ -175,18 +201,31 @@ class Exchange:
     # ---- what the device sends
 
     def receive(self, expected: str) -> WireMessage:
-        """Wait for the device's next message, as long as it may take.
+        """Wait for the device's next message, as long as it may take; the teacher works on what comes for it in between.
 
         Raises
         ------
         SplitKDError
             If it does not come, or another one does.
         """
+        if self._teaching is None:
+            message = self._wait(expected)
+        else:
+            while (message := self._wait(f"{expected}|TeacherData")).kind == "TeacherData":
+                self._time_arrival(message)
+                self._teaching.teach(message, self._step)
+        if message.kind == "Forward":
+            self._time_arrival(message)
+            self._first_forward_s = self._first_forward_s or time.monotonic() - self._started_s
+        return message
+
+    def _wait(self, expected: str) -> WireMessage:
         timeout_s, bound_s = self._settings.step_timeout_s, self._settings.turn_timeout_s
         if bound_s is not None:
             timeout_s = min(timeout_s, max(self._started_s + bound_s - time.monotonic(), 0.0))
         try:
-            message = self.link.receive(expected, timeout_s)
+            with self.spans.span("wait", self._step, self._microbatch):
+                return self.link.receive(expected, timeout_s)
         except PeerLostError as error:
             if bound_s is None or time.monotonic() < self._started_s + bound_s or not self.link.attached:
                 raise
@@ -194,9 +233,11 @@ class Exchange:
                 f"{self.link.peer} has not ended its turn after {bound_s:g} s; expected it by then. Choose a lower cut or fewer "
                 "batches for it, or raise `turn_timeout_s`."
             ) from error
-        if message.kind == "Forward" and not self._first_forward_s:
-            self._first_forward_s = time.monotonic() - self._started_s
-        return message
+
+    def _time_arrival(self, message: WireMessage) -> None:
+        if message.tensors:
+            body, start_s = message.body, message.arrived_s - message.receive_s
+            self.spans.add("receive", body.step, body.microbatch, start_s, message.receive_s)
 
     def microbatch(self, message: WireMessage) -> Microbatch:
         """Decode a Forward.
@@ -208,21 +249,27 @@ class Exchange:
         """
         forward: pb.Forward = message.body
         self._check_order(forward)
-        inputs = self.inputs(message, "inputs/")
+        lesson: Lesson | None = None
+        if self._teaching:
+            lesson = self._teaching.take(forward.step, forward.microbatch)
+        with self.spans.span("decode", forward.step, forward.microbatch):
+            smashed = self._smashed(message)
+            labels = decode_one(message, "labels").to(self._device)
+            inputs = self._inputs(message)
         return Microbatch(
             step=forward.step,
             index=forward.microbatch,
             count=forward.num_microbatches,
             step_num_tokens=forward.step_num_tokens,
-            smashed=self._smashed(message),
-            labels=decode_one(message, "labels").to(self._device),
-            inputs=inputs,
-            teacher=self._teacher_data(message, inputs),
+            smashed=smashed,
+            labels=labels,
+            inputs=dict(lesson.inputs) if lesson is not None and lesson.inputs else inputs,
+            taught=lesson.outputs if lesson is not None else None,
+            kept=lesson is not None and lesson.kept,
         )
 
-    def inputs(self, message: WireMessage, prefix: str) -> dict[str, Tensor]:
-        """Decode the tensors beside the smashed data."""
-        return {name: tensor.to(self._device) for name, tensor in decode_all(message.tensors, prefix).items()}
+    def _inputs(self, message: WireMessage) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in decode_all(message.tensors, "inputs/").items()}
 
     def gradient_norms(self, step: int) -> dict[str, Tensor]:
         """Wait for the norms of the device's gradients; parameters without a gradient are left out.
@@ -244,14 +291,6 @@ class Exchange:
         for name, norm in norms.items():
             require_finite(norm, f"The gradient norm of {name!r} in step {step}", _DEVICE_REMEDY)
         return norms
-
-    def _teacher_data(self, message: WireMessage, inputs: dict[str, Tensor]) -> TeacherData | None:
-        teacher = self._objective.teacher
-        if teacher is None or not self._training:
-            return None
-        embeddings = decode_one(message, "teacher_embeddings")
-        require_finite(embeddings, f"The teacher embeddings of step {message.body.step}", _DEVICE_REMEDY)
-        return TeacherData(embeddings, self.inputs(message, "teacher_inputs/") if teacher.cut else inputs)
 
     def _smashed(self, message: WireMessage) -> Tensor:
         smashed = decode_one(message, "smashed")
@@ -286,12 +325,13 @@ class Exchange:
 
     def answer(self, microbatch: Microbatch, gradient: Tensor, update: pb.Update | None) -> None:
         """Send the gradient at the cut, of the device's own mean loss."""
-        answer = pb.Backward(step=microbatch.step, microbatch=microbatch.index)
+        answer = pb.Backward(step=microbatch.step, microbatch=microbatch.index, teacher_kept=microbatch.kept)
         if update is not None:
             answer.update.CopyFrom(update)
-        tensors = {"gradient": encode(gradient, self._downlink_codec)}
-        self._downlink_payload_bytes += len(tensors["gradient"].payload)
-        self.link.send(answer, tensors)
+        timer = partial(self.spans.span, "encode", microbatch.step, microbatch.index)
+        self._outbox.send(answer, {"gradient": Parcel(gradient, self._downlink_codec)}, timer)
+        if microbatch.last:
+            self._outbox.flush()
         self._num_batches += 1
         self.num_samples += microbatch.num_samples
         if microbatch.last:
@@ -299,15 +339,24 @@ class Exchange:
         else:
             self._microbatch += 1
 
-    def count(self, loss: StepLoss, edge_s: float) -> None:
-        """Add a micro-batch's losses, and the edge's seconds for it."""
+    def count(self, loss: StepLoss) -> None:
+        """Add a micro-batch's losses."""
         self._num_tokens += loss.terms.num_tokens
         self._num_correct += loss.num_correct
         self._cross_entropy_sum += float(loss.terms.cross_entropy_sum)
         self._kl_sum += float(loss.terms.kl_sum)
-        self._edge_s += edge_s
 
     # ---- the end
+
+    def end(self) -> None:
+        """No answer follows: nothing is promised of the teacher any more."""
+        if self._teaching:
+            self._teaching.end()
+        try:
+            with self._outbox:
+                pass
+        except SplitKDError as error:
+            _log.debug("%s was lost with an answer on its way: %s", self.link.peer, error)
 
     def take_half(self, done: WireMessage) -> dict[str, Tensor]:
         """Decode the device's half as it was trained.
@@ -328,7 +377,7 @@ class Exchange:
 
     def _check_times(self, done: WireMessage, duration_s: float) -> None:
         """The device's own seconds, which the planner reckons with: none may be more than the whole turn took."""
-        for name in ("setup_s", "compute_s", "receive_s"):
+        for name in ("setup_s", "compute_s", "receive_s", "exchange_s"):
             seconds = getattr(done.body.times, name)
             if not 0 <= seconds <= duration_s:
                 raise ProtocolError(
@@ -364,7 +413,8 @@ class Exchange:
         times: pb.DeviceTimes = done.times
         duration_s = time.monotonic() - self._started_s
         fixed_s = times.setup_s + commit_s
-        known_s = times.compute_s + self._edge_s + self.link.receive_s + times.receive_s + fixed_s
+        edge_s = sum(self.spans.totals_s[stage] for stage in _EDGE_STAGES)
+        known_s = times.compute_s + edge_s + self.link.receive_s + times.receive_s + fixed_s
         return TurnOutcome(
             cut=self.plan.cut,
             commit_id=result.commit_id,
@@ -384,11 +434,21 @@ class Exchange:
             handover_bytes=self._handover_bytes,
             handover_downlink_bytes=self._handover_downlink_bytes,
             device_s=times.compute_s,
-            edge_s=self._edge_s,
+            edge_s=edge_s,
+            teacher_s=self.spans.totals_s["teacher"],
+            teacher_rest_mass=self._objective.teacher.rest_mass if self._objective.teacher else None,
+            pipeline_depth=self.plan.pipeline_depth,
+            exchange_s=times.exchange_s,
             uplink_s=self.link.receive_s,
             downlink_s=times.receive_s,
             fixed_s=fixed_s,
             uplink_payload_bytes=self.link.payload_bytes_received,
-            downlink_payload_bytes=self._downlink_payload_bytes,
+            downlink_payload_bytes=self._handover_downlink_bytes + self._outbox.payload_bytes,
+            spans=self._located_spans(times, duration_s) if self._tracing else (),
             cluster_wait_s=max(duration_s - known_s, 0.0) if num_together > 1 else 0.0,
         )
+
+    def _located_spans(self, times: pb.DeviceTimes, duration_s: float) -> tuple[LocatedSpan, ...]:
+        """The turn's spans of both sides, by the edge's clock, from the turn's begin on."""
+        device = spans_from_wire(times.spans, first_step=self.plan.first_step, longest_s=duration_s)
+        return locate_spans(self.spans.spans(), device, began_s=self._started_s)

@@ -185,6 +185,7 @@ class EdgeService:
                 settings=self._settings,
                 info=info,
                 batching=self._batching,
+                cache=self._cache,
             )
         except BaseException as error:
             for turn in turns:
@@ -214,6 +215,7 @@ class EdgeService:
             info=turn.info,
             run=run,
             codec=turn.codec,
+            pipeline_depth=self._settings.pipeline_depth or self._depths.get(hello.device_name, FIRST_DEPTH),
         )
         return Member(link=link, hello=hello, plan=plan)
 

@@ -426,6 +426,14 @@ def test_accumulated_microbatches_are_one_step(tmp_path: Path) -> None:
     assert distance(expected, edge.weights()) < 1e-9
 
 
+def test_microbatches_in_flight_change_nothing(tmp_path: Path) -> None:
+    devices = [(1, sentences(0, rows=4)), (3, sentences(1, rows=5)), (1, sentences(2, rows=4))]
+    edge = Edge(tmp_path, teacher=neox(20), settings=TurnSettings(num_microbatches=2, pipeline_depth=2))
+    outcomes = edge.cluster(devices)
+    assert [outcome.num_batches for outcome in outcomes] == [6, 6, 6]  # type: ignore[union-attr]
+    assert distance(composite(neox, devices, teacher=neox(20)), edge.weights()) < 1e-9
+
+
 def test_two_rounds_hand_moments_over(tmp_path: Path) -> None:
     """A second cluster at other cuts goes on with the averaged moments, in the edge's own eyes and the devices'."""
     edge = Edge(tmp_path)
