@@ -150,6 +150,7 @@ def _timed(task: Task, arguments: argparse.Namespace, pace: Pace, folder: Path, 
             with _edge(task, own, rate=0.003, joined=one.joined) as edge:
                 batches = _batches(task, arguments, seed=pair)
                 one.rounds.append(_round(task, edge, batches, one.size, cuts, pace, own, passes))
+            print(f"pair {pair + 1} of {arguments.pairs}, {one.name}: {one.rounds[-1].seconds:.2f} s", flush=True)
     alone = series[0].rounds
     for one in series:
         cuts = (2,) if "cut 2" in one.name else CUTS
@@ -218,6 +219,7 @@ def _predicted(
             cut=cut,
             num_steps=steps,
             device_s=steps * (pace.forward_s + pace.backward_s),
+            # What the teacher needs travels a step ahead, while the edge computes for others or for this device.
             uplink_s=steps * pace.on_link_s(passes.uplink_bytes),
             server_s=statistics.median(turn.edge_s for turn in like),
             downlink_s=steps * pace.on_link_s(passes.downlink_bytes),
