@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flwr_splitkd.errors import ConfigError, CutError, ProtocolError, SplitKDError
+from flwr_splitkd.errors import ConfigError, CutError, SplitKDError
 from flwr_splitkd.split import EdgeHalf
 from flwr_splitkd.split.surgery import DATA_SHAPE
-from flwr_splitkd.tiers.edge.exchange import Microbatch
+from flwr_splitkd.tiers.edge.exchange import Microbatch, not_through
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.units import require_finite
 
@@ -181,7 +181,7 @@ def _outputs(
     except SplitKDError:
         raise
     except Exception as error:  # torch's own words for shapes and kinds that do not go together
-        raise _not_through(items, error) from error
+        raise not_through(items[0].microbatch, ", ".join(item.peer for item in items), error) from error
 
 
 def _loss(objective: Objective, outputs: Tensor, item: Item) -> StepLoss:
@@ -191,19 +191,9 @@ def _loss(objective: Objective, outputs: Tensor, item: Item) -> StepLoss:
     except SplitKDError:
         raise
     except Exception as error:
-        raise _not_through([item], error) from error
+        raise not_through(microbatch, item.peer, error) from error
     require_finite(loss.terms.loss.detach(), f"The loss of step {microbatch.step}", _LOSS_REMEDY)
     return loss
-
-
-def _not_through(items: Sequence[Item], error: Exception) -> ProtocolError:
-    first = items[0]
-    shapes = {"smashed": first.microbatch.smashed.shape, "labels": first.microbatch.labels.shape}
-    shapes.update((name, tensor.shape) for name, tensor in first.microbatch.inputs.items())
-    return ProtocolError(
-        f"The tensors {shapes} of {', '.join(item.peer for item in items)} in step {first.microbatch.step} do not go through "
-        f"the edge's half: {type(error).__name__}: {error}. Check the batches of this device."
-    )
 
 
 def _backward(loss: StepLoss, weight: float) -> None:

@@ -26,15 +26,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flwr_splitkd.errors import ConfigError, CutError, NonFiniteError, SplitKDError, StoreError
 from flwr_splitkd.split import (
     EdgeHalf,
     clip_coefficient,
-    export_optimizer_state,
     grad_norms,
-    import_optimizer_state,
     is_token_model,
     scale_gradients,
     seed_dropout,
@@ -44,10 +42,10 @@ from flwr_splitkd.tiers.edge.averaging import Copies
 from flwr_splitkd.tiers.edge.batching import Answered, Batching, Item, differentiate
 from flwr_splitkd.tiers.edge.exchange import Exchange, Microbatch
 from flwr_splitkd.tiers.edge.objective import Objective
+from flwr_splitkd.tiers.edge.optimizer import EdgeOptimizer
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
 from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
-from flwr_splitkd.tiers.optimizer import set_learning_rate
 from flwr_splitkd.tiers.units import FROZEN, Moments, require_finite
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
@@ -189,7 +187,7 @@ class _Cluster:
                 seat.exchange.begin()
         with self._half:
             half, _ = self._half.at(lowest)
-            optimizer = _Optimizer(half, self._student)
+            optimizer = EdgeOptimizer(half, self._student, training=True)
             while self._run_step(optimizer):
                 self._step += 1
         moments = optimizer.moments()
@@ -204,7 +202,7 @@ class _Cluster:
 
     # ---- one step of all devices
 
-    def _run_step(self, optimizer: _Optimizer) -> bool:
+    def _run_step(self, optimizer: EdgeOptimizer) -> bool:
         """Take one optimiser step with whoever still has data; whether anybody had."""
         shares = _Shares()
         index = 0
@@ -285,7 +283,7 @@ class _Cluster:
         update = microbatch.last and self._settings.max_grad_norm is None
         seat.exchange.answer(microbatch, answered.gradient, self._update() if update else None)
 
-    def _apply(self, stepped: list[_Seat], shares: _Shares, optimizer: _Optimizer) -> None:
+    def _apply(self, stepped: list[_Seat], shares: _Shares, optimizer: EdgeOptimizer) -> None:
         """Step the edge's copies, each by the mean over those that went through it; with the devices when clipping."""
         for name, parameter in optimizer.trainable:
             factor = shares.correction(self._block(name))
@@ -295,7 +293,7 @@ class _Cluster:
             self._clip(stepped, shares, optimizer)
         optimizer.step(self._learning_rate())
 
-    def _clip(self, stepped: list[_Seat], shares: _Shares, optimizer: _Optimizer) -> None:
+    def _clip(self, stepped: list[_Seat], shares: _Shares, optimizer: EdgeOptimizer) -> None:
         """One factor for all copies of the step, from the norm over all parameters, see `mean_norms`."""
         norms: list[tuple[float, Mapping[str, Tensor]]] = []
         for seat in stepped:
@@ -326,6 +324,7 @@ class _Cluster:
     def _take_in(self, seat: _Seat, message: WireMessage) -> None:
         """A device is through with its data: add its copies, if they are sound, to those of the others."""
         self._half.close()  # names and shapes are compared with the whole student's
+        seat.exchange.check_times(message)
         weights, moments = self._student.check_part(seat.cut, seat.exchange.take_half(message))
         self._copies.add(seat.exchange.num_samples, weights, moments)
         seat.done, seat.trained = message.body, set(weights)
@@ -486,26 +485,3 @@ class _SwitchedHalf:
         """Make the model whole."""
         self._open = None
         self._stack.close()
-
-
-class _Optimizer:
-    """The optimiser of all that the edge trains for any device; none when nothing trains there."""
-
-    def __init__(self, half: EdgeHalf, student: EdgeStudent) -> None:
-        self.trainable: list[tuple[str, nn.Parameter]] = [(n, p) for n, p in half.named_parameters() if p.requires_grad]
-        self._optimizer = student.optimizer.build(p for _, p in self.trainable) if self.trainable else None
-        if self._optimizer:
-            import_optimizer_state(self._optimizer, self.trainable, student.moments_of_half(half))
-
-    def step(self, learning_rate: float) -> None:
-        if self._optimizer:
-            set_learning_rate(self._optimizer, learning_rate)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
-
-    def zero_grad(self) -> None:
-        if self._optimizer:
-            self._optimizer.zero_grad(set_to_none=True)
-
-    def moments(self) -> Moments:
-        return export_optimizer_state(self._optimizer, self.trainable) if self._optimizer else {}

@@ -30,7 +30,7 @@ from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Exchange", "Microbatch"]
+__all__ = ["Exchange", "Microbatch", "not_through"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,16 @@ class Microbatch:
     def last(self) -> bool:
         """Whether the step ends with it."""
         return self.index + 1 == self.count
+
+
+def not_through(microbatch: Microbatch, peer: str, error: Exception) -> ProtocolError:
+    """What to say of a micro-batch that does not go through the edge's half, in torch's own words."""
+    tensors = {"smashed": microbatch.smashed, "labels": microbatch.labels, **microbatch.inputs}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return ProtocolError(
+        f"The tensors {shapes} of {peer} in step {microbatch.step} do not go through the edge's half: "
+        f"{type(error).__name__}: {error}. Check the batches of this device."
+    )
 
 
 class Exchange:
@@ -137,9 +147,22 @@ class Exchange:
         )
 
     @property
-    def within_step(self) -> bool:
-        """Whether the device owes micro-batches of the step that it is in."""
-        return self._microbatch > 0
+    def next_step(self) -> int:
+        """The step that the device is in, or begins next."""
+        return self._step
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were served whole."""
+        return self._step - self.plan.first_step
+
+    def check_between_steps(self, message: WireMessage) -> None:
+        """Raise a ProtocolError if the device owes micro-batches of the step that it is in."""
+        if self._microbatch:
+            raise ProtocolError(
+                f"{self.link.peer} sent {message.kind} within step {self._step}, after micro-batch "
+                f"{self._microbatch - 1} of {self._step_microbatches}; expected whole steps."
+            )
 
     # ---- the plan, and what the device lacks
 
@@ -255,7 +278,7 @@ class Exchange:
         with self.spans.span("decode", forward.step, forward.microbatch):
             smashed = self._smashed(message)
             labels = decode_one(message, "labels").to(self._device)
-            inputs = self._inputs(message)
+            inputs = self.inputs_beside(message)
         return Microbatch(
             step=forward.step,
             index=forward.microbatch,
@@ -268,7 +291,8 @@ class Exchange:
             kept=lesson is not None and lesson.kept,
         )
 
-    def _inputs(self, message: WireMessage) -> dict[str, Tensor]:
+    def inputs_beside(self, message: WireMessage) -> dict[str, Tensor]:
+        """Decode what came beside the smashed data."""
         return {name: tensor.to(self._device) for name, tensor in decode_all(message.tensors, "inputs/").items()}
 
     def gradient_norms(self, step: int) -> dict[str, Tensor]:
@@ -289,7 +313,7 @@ class Exchange:
         dtype = next(self._student.model.parameters()).dtype
         norms = {name: torch.tensor(n, dtype=dtype) for name, n in zip(names, body.norms, strict=True) if not n < 0}
         for name, norm in norms.items():
-            require_finite(norm, f"The gradient norm of {name!r} in step {step}", _DEVICE_REMEDY)
+            require_finite(norm, f"The gradient norm of step {step}, of {name!r},", _DEVICE_REMEDY)
         return norms
 
     def _smashed(self, message: WireMessage) -> Tensor:
@@ -321,15 +345,20 @@ class Exchange:
                 f"{max(self._step_microbatches, 1)} as before."
             )
 
+    def not_through(self, microbatch: Microbatch, error: Exception) -> ProtocolError:
+        """What to say of a micro-batch that does not go through the edge's half."""
+        return not_through(microbatch, self.link.peer, error)
+
     # ---- what it is answered
 
-    def answer(self, microbatch: Microbatch, gradient: Tensor, update: pb.Update | None) -> None:
-        """Send the gradient at the cut, of the device's own mean loss."""
+    def answer(self, microbatch: Microbatch, gradient: Tensor | None, update: pb.Update | None) -> None:
+        """Send the gradient at the cut, of the device's own mean loss; none when evaluating."""
         answer = pb.Backward(step=microbatch.step, microbatch=microbatch.index, teacher_kept=microbatch.kept)
         if update is not None:
             answer.update.CopyFrom(update)
         timer = partial(self.spans.span, "encode", microbatch.step, microbatch.index)
-        self._outbox.send(answer, {"gradient": Parcel(gradient, self._downlink_codec)}, timer)
+        parcels = {} if gradient is None else {"gradient": Parcel(gradient, self._downlink_codec)}
+        self._outbox.send(answer, parcels, timer)
         if microbatch.last:
             self._outbox.flush()
         self._num_batches += 1
@@ -359,24 +388,29 @@ class Exchange:
             _log.debug("%s was lost with an answer on its way: %s", self.link.peer, error)
 
     def take_half(self, done: WireMessage) -> dict[str, Tensor]:
-        """Decode the device's half as it was trained.
+        """Decode the device's half as it was trained, of a TurnDone or a Checkpoint.
 
         Raises
         ------
         ProtocolError
-            If the device counts other steps than the edge, or reports seconds that cannot be.
+            If the device counts other steps than the edge.
         """
-        num_steps = self._step - self.plan.first_step
-        if done.body.num_steps != num_steps:
+        if done.body.num_steps != self.num_steps:
             raise ProtocolError(
-                f"{self.link.peer} reports {done.body.num_steps} steps; expected the {num_steps} that were served."
+                f"{self.link.peer} reports {done.body.num_steps} steps; expected the {self.num_steps} that were served."
             )
-        self._check_times(done, time.monotonic() - self._started_s)
         self._handover_bytes += done.num_bytes
         return decode_all(done.tensors)
 
-    def _check_times(self, done: WireMessage, duration_s: float) -> None:
-        """The device's own seconds, which the planner reckons with: none may be more than the whole turn took."""
+    def check_times(self, done: WireMessage) -> None:
+        """Check the device's own seconds, which the planner reckons with: none may be more than the whole turn took.
+
+        Raises
+        ------
+        ProtocolError
+            If one is.
+        """
+        duration_s = time.monotonic() - self._started_s
         for name in ("setup_s", "compute_s", "receive_s", "exchange_s"):
             seconds = getattr(done.body.times, name)
             if not 0 <= seconds <= duration_s:
