@@ -87,7 +87,7 @@ def main() -> None:
         task = load_task("lm", _scale(arguments), folder / "task")
         passes = Passes()
         pace = Pace(forward_s=arguments.step / 3, backward_s=arguments.step * 2 / 3, rate_bps=arguments.rate * MEGA)
-        series = _timed(task, arguments, pace, folder / "time", passes)
+        series = [] if arguments.no_times else _timed(task, arguments, pace, folder / "time", passes)
         learnt = {} if arguments.no_quality else _learnt(task, arguments, folder / "quality")
     rows = _rows(series)
     notes = [
@@ -101,7 +101,7 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}.",
     ]
     title = "clusters" + (" (quick: a smoke test, not a measurement)" if arguments.quick else "")
-    tables = [_speed_table(series), *([_quality_table(learnt)] if learnt else [])]
+    tables = [*([_speed_table(series)] if series else []), *([_quality_table(learnt)] if learnt else [])]
     report(title, rows + _quality_rows(learnt), tables=tables, notes=notes, json_path=arguments.json)
 
 
@@ -117,6 +117,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="rounds of training, for the perplexity (4)")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.003, 0.01], help="(0.003 0.01)")
     parser.add_argument("--no-quality", action="store_true", help="measure times alone")
+    parser.add_argument("--no-times", action="store_true", help="measure perplexity alone")
     arguments = parser.parse_args()
     arguments.devices, arguments.sizes = 10, SIZES
     if arguments.quick:
