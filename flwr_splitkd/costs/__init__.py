@@ -9,6 +9,7 @@ from flwr_splitkd.costs.chain_cell import CellDevice, ChainCell, ModelledCell
 from flwr_splitkd.costs.chain_io import ChainFleet, chain_fleet_from_json, table_iii_fleet
 from flwr_splitkd.costs.chain_latency import ChainLatency, RoundLatency, chain_latency, handover_s, handover_table_s
 from flwr_splitkd.costs.chain_measured import MeasuredCell, MeasuredDevice, equivalent_gain
+from flwr_splitkd.costs.cluster import MemberTurn, cluster_s, member_turn
 from flwr_splitkd.costs.estimates import DeviceEstimate, EdgeEstimate, MeasuredTurn, correct, relative_error
 from flwr_splitkd.costs.fleet import Fleet
 from flwr_splitkd.costs.fleet_io import fleet_from_json, load_device, load_server, table_ii_fleet
@@ -60,6 +61,7 @@ __all__ = [
     "MeasuredCell",
     "MeasuredDevice",
     "MeasuredTurn",
+    "MemberTurn",
     "MemoryLimits",
     "ModelShape",
     "ModelledCell",
@@ -75,6 +77,7 @@ __all__ = [
     "Workload",
     "chain_fleet_from_json",
     "chain_latency",
+    "cluster_s",
     "correct",
     "cut_terms",
     "device_from_json",
@@ -87,6 +90,7 @@ __all__ = [
     "load_device",
     "load_server",
     "load_shape",
+    "member_turn",
     "named_shape",
     "relative_error",
     "server_from_json",

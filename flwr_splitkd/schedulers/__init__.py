@@ -33,12 +33,15 @@ from flwr_splitkd.schedulers.selection import (
 )
 from flwr_splitkd.schedulers.shares import EqualShares, FixedShares, SharePolicy
 from flwr_splitkd.schedulers.stopping import NeverStop, StopPolicy, TargetMetric
+from flwr_splitkd.schedulers.together import AlikeTogether, ClusterPolicy, InOrder
 from flwr_splitkd.schedulers.view import Candidate, DeviceView, Forecast, Outlook
 
 __all__ = [
+    "AlikeTogether",
     "BestChannel",
     "ByName",
     "Candidate",
+    "ClusterPolicy",
     "ClusteredOrder",
     "CutCycle",
     "CutPolicy",
@@ -57,6 +60,7 @@ __all__ = [
     "FixedShares",
     "Forecast",
     "FrequencyPolicy",
+    "InOrder",
     "LyapunovQueues",
     "NeverStop",
     "OptimalCut",

@@ -23,10 +23,12 @@ class DropoutSeeds:
         self._step = 0
         self._microbatch = 0
 
-    def at(self, step: int, microbatch: int = 0) -> None:
-        """Place the next forward pass at `step` of the whole run and `microbatch`, both from 0."""
+    def at(self, step: int, microbatch: int = 0, *, seed: int | None = None) -> None:
+        """Place the next forward pass at `step` of the whole run and `microbatch`, both from 0; `seed` takes the run's place."""
         self._step = step
         self._microbatch = microbatch
+        if seed is not None:
+            self._seed = seed
 
     def _start(self, part: int) -> None:
         key = f"{self._seed}/{self._step}/{self._microbatch}/{part}".encode()

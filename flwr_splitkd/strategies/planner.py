@@ -35,7 +35,7 @@ from flwr_splitkd.schedulers import (
 )
 from flwr_splitkd.schedulers.baselines import fixed_cut
 from flwr_splitkd.schedulers.plan import TOLERANCE
-from flwr_splitkd.telemetry import ModelledTurn, ModelledWorld
+from flwr_splitkd.telemetry import ModelledWorld, Payment
 from flwr_splitkd.tiers.edge import TurnOutcome
 
 __all__ = ["PlannedTurn", "Planner", "PlannerBasis"]
@@ -163,7 +163,7 @@ class Planner:
         self._world = ModelledWorld(self.fleet) if self.modelled else None
         self._edge = EdgeEstimate()
         self._devices: dict[str, DeviceEstimate] = {}
-        self._unpaid: tuple[str, DeviceEstimate, dict[str, Any]] | None = None
+        self._unpaid: tuple[dict[str, DeviceEstimate], dict[str, Any]] | None = None
         self._own_profiles: dict[str, DeviceProfile] = {}
 
     # ---- the run
@@ -313,21 +313,45 @@ class Planner:
 
         It comes before the turn itself, so that the turn's commit remembers it; see `refund`.
         """
-        decision, nominal, world = planned.decision, planned.nominal, self._world
-        if world is None or decision is None or nominal is None:
-            return {}
-        self._unpaid = (device, self._estimate(device), world.state_dict())
+        return self.pay_together([(device, planned)])[0]
+
+    def pay_together(self, turns: Sequence[tuple[str, PlannedTurn]], *, clipped: bool = False) -> list[dict[str, Any]]:
+        """Let the modelled turns of a cluster take place, as `pay` does one; `clipped` is whether gradients are clipped."""
+        world = self._world
+        if world is None or any(planned.decision is None for _, planned in turns):
+            return [{} for _ in turns]
+        before = {device: self._estimate(device) for device, _ in turns}
+        self._unpaid = (before, world.state_dict())
+        payments = [self._payment(device, planned) for device, planned in turns]
+        paid = world.pay_together(payments, clipped=clipped)
+        for (device, _), turn in zip(turns, paid, strict=True):
+            self._devices[device] = self._estimate(device).see(turn.link)
+        return [
+            {
+                **turn.to_json(),
+                "modelled_late": turn.total_s > planned.max_delay_s * (1 + TOLERANCE),
+            }
+            for (_, planned), turn in zip(turns, paid, strict=True)
+        ]
+
+    def _payment(self, device: str, planned: PlannedTurn) -> Payment:
+        decision, nominal = planned.decision, planned.nominal
+        if decision is None or nominal is None:
+            raise ConfigError(f"The turn of {device} was not decided by a planner; expected its costs.")
         option = nominal.index(decision.cut, decision.codec)
-        profile = self._profile(device)
-        turn: ModelledTurn = world.pay(device, profile, nominal, option, frequency_hz=decision.frequency_hz)
-        self._devices[device] = self._estimate(device).see(turn.link)
-        late = turn.cost.total_s + turn.waited_s > planned.max_delay_s * (1 + TOLERANCE)
-        return {**turn.to_json(), "modelled_late": late}
+        return Payment(
+            device=device,
+            profile=self._profile(device),
+            terms=nominal,
+            option=option,
+            frequency_hz=decision.frequency_hz,
+        )
 
     def refund(self) -> None:
         """Take the last payment back: the turn was lost, as if it had never begun."""
         if self._world is not None and self._unpaid is not None:
-            device, self._devices[device], state = self._unpaid
+            before, state = self._unpaid
+            self._devices.update(before)
             self._world.load_state_dict(state)
             self._unpaid = None
 

@@ -148,6 +148,8 @@ class Progress:
                     "turns_taken": {int(node): int(turns) for node, turns in fields["turns_taken"].items()},
                 }
             )
+            for one in info.get("cluster", ()):  # the progress is that from before these turns
+                progress.complete(int(one["node_id"]), str(one["device"]))
             if "node_id" in info:  # the progress is that from before this turn
                 node_id = int(info["node_id"])
                 if info["finished"]:

@@ -1,4 +1,4 @@
-"""The rounds of a run: serve the called devices one after another, collect replies, evaluate."""
+"""The rounds of a run: serve the called devices one after another, or cluster after cluster, collect replies, evaluate."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
 from flwr_splitkd.strategies.callbacks import Callbacks
+from flwr_splitkd.strategies.clusters import Planned, serve_together, short_of_devices
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import scalar_metrics
 from flwr_splitkd.strategies.planner import PlannedTurn
@@ -42,6 +43,7 @@ class Director(Protocol):
     """What a round asks of its strategy."""
 
     connect_timeout_s: float
+    cluster_size: int
 
     def calls(
         self, grid: Grid, server_round: int, config: ConfigRecord, mode: TurnMode, nodes: Sequence[int]
@@ -63,8 +65,11 @@ class Director(Protocol):
     def pay(self, device: DeviceView, planned: PlannedTurn) -> dict[str, Any]:
         """Let a modelled turn take place, before the turn itself; return what it took."""
 
+    def pay_together(self, turns: Sequence[tuple[DeviceView, PlannedTurn]]) -> list[dict[str, Any]]:
+        """Let the modelled turns of a cluster take place, as `pay` does one."""
+
     def refund(self) -> None:
-        """Take the last payment back, of a turn that was lost."""
+        """Take the last payment back, of a turn or a cluster that was lost."""
 
     def learn(
         self, device: DeviceView, planned: PlannedTurn, outcome: TurnOutcome, paid: Mapping[str, Any]
@@ -216,6 +221,8 @@ class RoundRunner:
             wait_for=self._wait_for,
             connect_timeout_s=self._strategy.connect_timeout_s,
             on_overdue=console.log_overdue,
+            cluster_size=self._strategy.cluster_size if mode == "train" else 1,
+            on_short=lambda there, expected: short_of_devices(self._grid, there, expected),
         )
 
     def _called_ahead(self, server_round: int) -> CallWindow | None:
@@ -232,8 +239,20 @@ class RoundRunner:
         served: list[Call] = []
         lost: list[int] = []
         waiting_since_s = time.monotonic()
-        for item in window:
+        together = mode == "train" and self._strategy.cluster_size > 1
+        for item in window.clusters() if together else window:
             wait_s = time.monotonic() - waiting_since_s
+            if isinstance(item, list):
+                calls = [call for call in item if not self._is_dismissed(call, mode)]
+                for call, turn in self._serve_cluster(calls, server_round, len(turns) + 1, wait_s):
+                    if turn.outcome is not None:
+                        served.append(call)
+                    elif call.session.ended_s is None:
+                        window.again(call)
+                    turns.append(turn)
+                    self._record(turn)
+                waiting_since_s = time.monotonic()
+                continue
             if isinstance(item, GaveUp):
                 self._edge.server.end(item.call.session)
                 if item.may_come:
@@ -271,27 +290,8 @@ class RoundRunner:
         return True
 
     def _serve(self, call: Call, server_round: int, turn: int, mode: TurnMode, wait_s: float) -> TurnRecord:
-        hello, progress = call.session.hello, self._progress
-        if hello is None:
-            raise ValueError("Only a connected device can be served.")
-        device = DeviceView(
-            node_id=call.node_id,
-            name=hello.device_name,
-            server_round=server_round,
-            turn=progress.num_turns,
-            num_blocks=self._edge.student.layout.num_blocks,
-            num_examples=hello.num_examples,
-            num_batches=hello.num_batches,
-        )
-        base = TurnRecord(
-            server_round=server_round,
-            turn=turn,
-            num_turns=call.num_turns,
-            node_id=call.node_id,
-            device=device.name,
-            mode=mode,
-            wait_s=wait_s,
-        )
+        progress = self._progress
+        device, base = self._introduce(call, server_round, turn, 0, mode, wait_s)
         try:
             planned = self._planned(device, mode)
             paid = self._strategy.pay(device, planned) if mode == "train" else {}
@@ -333,6 +333,82 @@ class RoundRunner:
             learnt = self._strategy.learn(device, planned, outcome, paid)
             base = replace(base, costs={**base.costs, **paid, **learnt})
         return replace(base, outcome=outcome)
+
+    def _serve_cluster(
+        self, calls: Sequence[Call], server_round: int, turn: int, wait_s: float
+    ) -> list[tuple[Call, TurnRecord]]:
+        """Serve the turns of connected devices at the same time; `turn` is the first one's."""
+        left_out: list[tuple[Call, TurnRecord]] = []
+        decided: list[tuple[Call, DeviceView, PlannedTurn, TurnRecord]] = []
+        for position, call in enumerate(calls):
+            device, base = self._introduce(call, server_round, turn + position, position, "train", wait_s)
+            try:
+                planned = self._planned(device, "train")
+            except InfeasibleError as error:
+                self._edge.dismiss(call.session, f"the device is left out of round {server_round}: {error}")
+                left_out.append((call, replace(base, error=str(error))))
+                continue
+            console.log_plan(device, planned)
+            decided.append((call, device, planned, base))
+        if not decided:
+            return left_out
+        try:
+            paid = self._strategy.pay_together([(device, planned) for _, device, planned, _ in decided])
+        except InfeasibleError as error:
+            for call, _, _, base in decided:
+                self._edge.dismiss(call.session, f"the cluster is left out of round {server_round}: {error}")
+                left_out.append((call, replace(base, error=str(error))))
+            return left_out
+        cluster = [
+            Planned(
+                call=call,
+                device=device,
+                turn=planned,
+                paid=its_paid,
+                record=replace(base, local_epochs=planned.local_epochs, costs=planned.to_json()),
+            )
+            for (call, device, planned, base), its_paid in zip(decided, paid, strict=True)
+        ]
+        info = {"server_round": server_round, "turn": turn, "progress": self._strategy.remember().to_json()}
+        started_s = time.monotonic() - self._started_s
+        records = serve_together(self._edge, cluster, info=info, run=self._progress.run, started_s=started_s)
+        if all(record.outcome is None for record in records):
+            self._strategy.refund()
+        served = []
+        for one, record in zip(cluster, records, strict=True):
+            if record.outcome is not None:
+                self._progress.complete(one.call.node_id, one.device.name)
+                learnt = self._strategy.learn(one.device, one.turn, record.outcome, one.paid)
+                record = replace(record, costs={**record.costs, **one.paid, **learnt})
+            served.append((one.call, record))
+        return left_out + served
+
+    def _introduce(
+        self, call: Call, server_round: int, turn: int, position: int, mode: TurnMode, wait_s: float
+    ) -> tuple[DeviceView, TurnRecord]:
+        """Who has come, for the policies, and the beginning of its record; `position` counts within its cluster."""
+        hello = call.session.hello
+        if hello is None:
+            raise ValueError("Only a connected device can be served.")
+        device = DeviceView(
+            node_id=call.node_id,
+            name=hello.device_name,
+            server_round=server_round,
+            turn=self._progress.num_turns + position,
+            num_blocks=self._edge.student.layout.num_blocks,
+            num_examples=hello.num_examples,
+            num_batches=hello.num_batches,
+        )
+        record = TurnRecord(
+            server_round=server_round,
+            turn=turn,
+            num_turns=call.num_turns,
+            node_id=call.node_id,
+            device=device.name,
+            mode=mode,
+            wait_s=wait_s,
+        )
+        return device, record
 
     def _planned(self, device: DeviceView, mode: TurnMode) -> PlannedTurn:
         if mode == "deliver":

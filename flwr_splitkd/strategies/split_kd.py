@@ -28,12 +28,14 @@ from flwr_splitkd.models import peft_to_json
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.schedulers import (
     Candidate,
+    ClusterPolicy,
     CutPolicy,
     Decision,
     DeviceView,
     EpochsPolicy,
     FixedCut,
     FixedEpochs,
+    InOrder,
     NeverStop,
     RoundRobin,
     SelectionPolicy,
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
 __all__ = ["SplitKD"]
 
 _SETTINGS = (
-    *("cut", "selection", "local_epochs", "stop", "planner", "student_on_device"),
+    *("cut", "selection", "local_epochs", "stop", "planner", "student_on_device", "cluster_size", "clusters"),
     *("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes"),
     *("weighted_by_key", "configrecord_key", "connect_timeout_s", "node_timeout_s"),
 )
@@ -79,7 +81,7 @@ _SETTINGS = (
 
 
 class SplitKD(Strategy):
-    """Distill a teacher into a student whose first layers run on the devices, one device after another.
+    """Distill a teacher into a student whose first layers run on the devices, one device or one cluster after another.
 
     Parameters
     ----------
@@ -97,6 +99,15 @@ class SplitKD(Strategy):
         A cut policy, or the same cut for everyone: the device runs blocks ``0 .. cut - 1``.
     selection
         Who takes a turn in a round, and in which order.
+    cluster_size
+        Devices that train at the same time, from the same student, whose copies are averaged at the end; clusters follow one
+        another. 1 is one device after another; all of a round's devices at once is SplitFed. In a simulation a cluster needs
+        as many actors.
+    clusters
+        Which devices of a round these are: `InOrder` of the selection, or `AlikeTogether`.
+    batch_devices
+        Whether the edge computes for devices of one cluster and one cut in one batch, where their batches fit and it gives the
+        same. It takes the memory of all their activations.
     local_epochs
         A policy, or the same number of passes over its data for every device.
     stop
@@ -208,6 +219,9 @@ class SplitKD(Strategy):
         loss: DistillationLoss | None = None,
         cut: CutPolicy | int = 1,
         selection: SelectionPolicy | None = None,
+        cluster_size: int = 1,
+        clusters: ClusterPolicy | None = None,
+        batch_devices: bool = True,
         local_epochs: EpochsPolicy | int = 1,
         stop: StopPolicy | None = None,
         planner: Planner | None = None,
@@ -262,11 +276,14 @@ class SplitKD(Strategy):
         if student_on_device not in ("part", "whole"):
             raise ConfigError(f"`student_on_device` is {student_on_device!r}; expected 'part' or 'whole'.")
         self.student_on_device = student_on_device
+        _check_cluster_size(cluster_size, commit_every_steps)
+        self.cluster_size, self.clusters = cluster_size, clusters or InOrder()
         self.cut = FixedCut(cut) if isinstance(cut, int) else cut
         self.selection = selection or RoundRobin()
         self.local_epochs = FixedEpochs(local_epochs) if isinstance(local_epochs, int) else local_epochs
         self.stop = stop or NeverStop()
-        self.planner = planner or (Planner() if _needs_planner(self.cut, self.selection, self.local_epochs) else None)
+        policies = self.cut, self.selection, self.local_epochs, self.clusters
+        self.planner = planner or (Planner() if _needs_planner(*policies) else None)
         self.fraction_train, self.fraction_evaluate = fraction_train, fraction_evaluate
         self.min_train_nodes, self.min_evaluate_nodes = min_train_nodes, min_evaluate_nodes
         self.min_available_nodes = min_available_nodes
@@ -309,6 +326,7 @@ class SplitKD(Strategy):
                 error_feedback=error_feedback,
                 lr_schedule=lr_schedule,
                 commit_every_steps=commit_every_steps,
+                batch_devices=batch_devices,
                 step_timeout_s=step_timeout_s,
                 turn_timeout_s=turn_timeout_s,
             ),
@@ -454,7 +472,8 @@ class SplitKD(Strategy):
         order = list(nodes) or self._order(grid, server_round, mode)
         # To deliver is for the handler that every device has.
         kind = MessageType.EVALUATE if mode == "evaluate" else MessageType.TRAIN
-        for node_id in order:
+        parts = [order] if mode != "train" else self._part(order, server_round)
+        for cluster, node_id in [(cluster, node_id) for cluster, part in enumerate(parts) for node_id in part]:
             session = edge.expect(run_id=grid.run.run_id, node_id=node_id, server_round=server_round)
             content = RecordDict({self.configrecord_key: _with_round(config, server_round)})
             TurnTicket(
@@ -468,7 +487,7 @@ class SplitKD(Strategy):
                 peft=peft_to_json(self.setup.peft),
             ).into(content)
             message = Message(content=content, message_type=kind, dst_node_id=node_id, ttl=self._message_ttl_s)
-            yield Call(message, session, len(order))
+            yield Call(message, session, len(order), cluster)
 
     def _order(self, grid: Grid, server_round: int, mode: TurnMode) -> list[int]:
         """Who takes a turn in a round; in a round that was begun before the run was resumed, who still has to."""
@@ -488,8 +507,9 @@ class SplitKD(Strategy):
         def choose() -> list[int]:
             taken = self._progress.turns_taken
             candidates = [Candidate(node_id=node_id, turns=taken.get(node_id, 0)) for node_id in online]
+            policies = self.cut, self.selection, self.local_epochs, self.clusters
             by_name = any(getattr(self.selection, name, False) for name in ("needs_forecast", "needs_names"))
-            if self._roster is not None and (by_name or _needs_planner(self.cut, self.selection, self.local_epochs)):
+            if self._roster is not None and (by_name or _needs_planner(*policies)):
                 self._roster.enrol(grid, online, self.connect_timeout_s)
             if self._roster is not None and by_name:
                 candidates = self._roster.candidates(online, taken, server_round, self.cut, self.local_epochs)
@@ -505,6 +525,14 @@ class SplitKD(Strategy):
         order = self._progress.order_of(server_round, online, choose) if mode == "train" else choose()
         log(INFO, "configure_%s: %s turns, %s nodes connected", mode, len(order), len(online))
         return order
+
+    def _part(self, order: Sequence[int], server_round: int) -> list[list[int]]:
+        """The clusters of a round, by what is known of its devices when it begins."""
+        candidates: list[Candidate] = []
+        if self._roster is not None and self.cluster_size > 1 and getattr(self.clusters, "needs_forecast", False):
+            taken = self._progress.turns_taken
+            candidates = self._roster.candidates(order, taken, server_round, self.cut, self.local_epochs)
+        return self.clusters.part(order, self.cluster_size, candidates)
 
     def may_call_ahead(self, grid: Grid) -> bool:
         """Whether the next round's devices can be called before this one is evaluated: none evaluates, and enough are there.
@@ -548,8 +576,15 @@ class SplitKD(Strategy):
         """Let a modelled turn take place, before the turn itself; return what it took."""
         return self.planner.pay(device.name, planned) if self.planner is not None else {}
 
+    def pay_together(self, turns: Sequence[tuple[DeviceView, PlannedTurn]]) -> list[dict[str, Any]]:
+        """Let the modelled turns of a cluster take place, as `pay` does one."""
+        if self.planner is None:
+            return [{} for _ in turns]
+        clipped = self.setup.turn.max_grad_norm is not None
+        return self.planner.pay_together([(device.name, planned) for device, planned in turns], clipped=clipped)
+
     def refund(self) -> None:
-        """Take the last payment back, of a turn that was lost."""
+        """Take the last payment back, of a turn or a cluster that was lost."""
         if self.planner is not None:
             self.planner.refund()
 
@@ -651,9 +686,9 @@ def _with_round(config: ConfigRecord, server_round: int) -> ConfigRecord:
     return copy
 
 
-def _needs_planner(cut: CutPolicy, selection: SelectionPolicy, epochs: EpochsPolicy) -> bool:
+def _needs_planner(cut: CutPolicy, selection: SelectionPolicy, epochs: EpochsPolicy, clusters: ClusterPolicy) -> bool:
     by_cost = any(getattr(policy, "needs_outlook", False) for policy in (cut, epochs))
-    return by_cost or bool(getattr(selection, "needs_forecast", False))
+    return by_cost or any(getattr(policy, "needs_forecast", False) for policy in (selection, clusters))
 
 
 def _default_run_folder(grid: Grid) -> Path:
@@ -671,3 +706,13 @@ def _check_fractions(**fractions: float) -> None:
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"`{name}` is {value}; expected 0 to 1, the share of the connected nodes.")
+
+
+def _check_cluster_size(cluster_size: int, commit_every_steps: int) -> None:
+    if cluster_size < 1:
+        raise ConfigError(f"`cluster_size` is {cluster_size}; expected at least 1, for one device after another.")
+    if cluster_size > 1 and commit_every_steps:
+        raise ConfigError(
+            f"`commit_every_steps` is {commit_every_steps} and `cluster_size` {cluster_size}; expected 0 with clusters, whose "
+            "copies become one student at their end only. Set fewer `max_batches` or `local_epochs` to commit more often."
+        )

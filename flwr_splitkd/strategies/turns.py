@@ -1,8 +1,10 @@
-"""The order of turns in time: messages go out two ahead, and whoever is ready in order takes the next turn.
+"""The order of turns in time: messages go out ahead, and whoever is ready in order takes the next turn.
 
 A Flower message needs 3-6 s to start a ClientApp in a deployment. So while one device has its turn the next one
 is already called, builds its half and waits on an open stream. A device that does not come is overtaken, and gets
 its turn later in the round if it comes after all.
+
+Devices of a cluster have their turns together, so a whole cluster is called and waited for.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from flwr_splitkd.wire.server import Session
 
 __all__ = ["Call", "CallWindow", "GaveUp"]
 
-_WINDOW = 2
-"""Messages under way: the turn at work, and the next."""
 _POLL_S = 1.0
 """Seconds between two looks for Flower's error replies while nobody is ready."""
 _PATIENCE_S = 10.0
@@ -35,12 +35,14 @@ such a pair from waiting for each other.
 class Call:
     """A message that asked a device to come, and the session that it will open.
 
-    `num_turns` is how many calls the round has; `lost` tells that it had begun its turn.
+    `num_turns` is how many calls the round has; `lost` tells that it had begun its turn. Calls of one `cluster` have their turns
+    together.
     """
 
     message: Message
     session: Session
     num_turns: int = 0
+    cluster: int = 0
     called_s: float = 0.0
     message_id: str = ""
     overdue: bool = False
@@ -62,7 +64,7 @@ class GaveUp:
 
 
 class CallWindow:
-    """Calls devices in order, two at a time, and yields each when its turn can begin.
+    """Calls devices in order, those of a cluster and one more at a time, and yields each cluster when its turns can begin.
 
     Parameters
     ----------
@@ -76,6 +78,13 @@ class CallWindow:
         Seconds that a called device has to connect before others overtake it, and again at the round's end.
     on_overdue
         Told of each device that is overtaken.
+    cluster_size
+        Most devices that have their turns together. With 1 (one device after another) a device that is ready overtakes others
+        after a while. A cluster waits for all of its devices; it begins without those that do not connect in time, or with as
+        many of the next one, if these are ready and it is not: they may hold what the others need to come.
+    on_short
+        Told how many devices are there, and how many should be, when a cluster first has to begin without some; returns the size
+        of clusters from then on.
     """
 
     def __init__(
@@ -86,17 +95,28 @@ class CallWindow:
         wait_for: Callable[[Callable[[], bool], float], bool],
         connect_timeout_s: float,
         on_overdue: Callable[[Call], None],
+        cluster_size: int = 1,
+        on_short: Callable[[int, int], int] = lambda there, expected: expected,
     ) -> None:
         self._grid, self._calls = grid, iter(calls)
         self._wait_for, self._on_overdue = wait_for, on_overdue
         self._connect_timeout_s = connect_timeout_s
+        self._size, self._on_short = cluster_size, on_short
         self._waiting: list[Call] = []
-        self._exhausted = False
+        self._exhausted = self._told_short = False
         self._turn_ended_s = float("-inf")
         self.replies: dict[str, Message] = {}
 
     def __iter__(self) -> Iterator[Call | GaveUp]:
-        """Yield every call exactly once. Between two items the caller serves the turn."""
+        """Yield every call exactly once, one by one. Between two items the caller serves the turn."""
+        for item in self.clusters():
+            if isinstance(item, GaveUp):
+                yield item
+            else:
+                yield from item
+
+    def clusters(self) -> Iterator[list[Call] | GaveUp]:
+        """Yield every call exactly once, with those that it has its turn with. Between two items the caller serves the turns."""
         while True:
             self._fill()
             if not self._waiting:
@@ -118,8 +138,9 @@ class CallWindow:
         call.called_s = time.monotonic()
         self._waiting.append(call)
 
-    def _fill(self, limit: int = _WINDOW) -> None:
-        """Keep `limit` calls on their way; an overdue one does not count."""
+    def _fill(self, limit: int | None = None) -> None:
+        """Keep `limit` calls on their way, a cluster and one more if not given; an overdue one does not count."""
+        limit = self._size + 1 if limit is None else limit
         while not self._exhausted and sum(not call.overdue for call in self._waiting) < limit:
             call = next(self._calls, None)
             if call is None:
@@ -129,14 +150,15 @@ class CallWindow:
             call.called_s = time.monotonic()
             self._waiting.append(call)
 
-    def _next(self) -> Iterator[Call | GaveUp]:
+    def _next(self) -> Iterator[list[Call] | GaveUp]:
         """Wait until somebody is ready or has to be given up."""
         started_s = time.monotonic()
         while True:
-            self._wait_for(lambda: self._ready(started_s) is not None, _POLL_S)
-            if (ready := self._ready(started_s)) is not None:
-                self._waiting.remove(ready)
-                self._fill(_WINDOW - 1)  # the next device starts while this one has its turn
+            self._wait_for(lambda: bool(self._ready(started_s)), _POLL_S)
+            if ready := self._ready(started_s):
+                self._waiting = [call for call in self._waiting if not any(call is one for one in ready)]
+                self._look_for_shortage(ready)
+                self._fill(self._size)  # the next ones start while these have their turns
                 yield ready
                 self._turn_ended_s = time.monotonic()
                 return
@@ -147,19 +169,38 @@ class CallWindow:
                     self._waiting.remove(gave_up.call)
                 lost += found
             yield from lost
-            room = sum(not call.overdue for call in self._waiting) < _WINDOW
+            room = sum(not call.overdue for call in self._waiting) <= self._size
             if lost or (room and not self._exhausted):
                 return
 
-    def _ready(self, started_s: float) -> Call | None:
-        """The first connected device, provided that nobody before it is still expected or patience has run out."""
+    def _ready(self, started_s: float) -> list[Call]:
+        """The first connected devices, provided that nobody before or with them is still expected or patience has run out."""
         impatient = time.monotonic() - started_s > _PATIENCE_S
+        if self._size > 1:
+            return self._ready_cluster(impatient)
         for call in self._waiting:
             if call.session.connected:
-                return call
+                return [call]
             if not call.overdue and not impatient:
-                return None
-        return None
+                return []
+        return []
+
+    def _look_for_shortage(self, ready: list[Call]) -> None:
+        """Tell, once, that a cluster begins without devices that were called and have not come."""
+        late = any(call.overdue and not call.lost and not call.session.connected for call in self._waiting)
+        if late and len(ready) < self._size and not self._told_short:
+            self._told_short = True
+            self._size = max(self._on_short(len(ready), self._size), 1)
+
+    def _ready_cluster(self, impatient: bool) -> list[Call]:
+        """The devices of the cluster at the head, when all that are still expected are there; stragglers fill it up."""
+        connected = [call for call in self._waiting if call.session.connected]
+        expected = [call for call in self._waiting if not call.overdue]
+        expected = [call for call in expected if call.cluster == expected[0].cluster][: self._size]
+        if all(call.session.connected for call in expected):
+            stragglers = [call for call in connected if call.overdue]
+            return [*expected, *stragglers[: self._size - len(expected)]]
+        return connected[: self._size] if impatient and len(connected) >= self._size else []
 
     def _failed(self) -> list[GaveUp]:
         """Devices that cannot come any more: not called, gone again, or whose ClientApp has answered instead."""

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from flwr_splitkd.telemetry.machine import Machine, read_machine
-from flwr_splitkd.telemetry.modelled import ModelledTurn, ModelledWorld
+from flwr_splitkd.telemetry.modelled import ModelledTurn, ModelledWorld, Payment
 from flwr_splitkd.telemetry.profile import (
     BlockSamples,
     count_block_flops,
@@ -31,6 +31,7 @@ __all__ = [
     "Machine",
     "ModelledTurn",
     "ModelledWorld",
+    "Payment",
     "Source",
     "count_block_flops",
     "device_profile",

@@ -5,14 +5,23 @@ Training is real; the seconds and joules of this world are not, and everything t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from flwr_splitkd.costs import CutTerms, DeviceProfile, Fleet, LinkState, TurnCost, turn_cost
+from flwr_splitkd.costs import (
+    CutTerms,
+    DeviceProfile,
+    Fleet,
+    LinkState,
+    TurnCost,
+    cluster_s,
+    member_turn,
+    turn_cost,
+)
 from flwr_splitkd.errors import InfeasibleError
 
-__all__ = ["ModelledTurn", "ModelledWorld"]
+__all__ = ["ModelledTurn", "ModelledWorld", "Payment"]
 
 _STEP_S = 1.0
 _LONGEST_OUTAGE_S = 3600.0
@@ -34,6 +43,9 @@ class ModelledTurn:
         The world's time at the end of the turn.
     battery_j
         What is left in the device's battery; None on mains.
+    lasted_s
+        Seconds from its begin to its end: those of the whole cluster when several devices had their turns together; those of its
+        stages when not given.
     """
 
     cost: TurnCost
@@ -41,6 +53,12 @@ class ModelledTurn:
     waited_s: float
     clock_s: float
     battery_j: float | None
+    lasted_s: float | None = None
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that went by, the wait for the device included."""
+        return (self.cost.total_s if self.lasted_s is None else self.lasted_s) + self.waited_s
 
     def to_json(self) -> dict[str, Any]:
         """As part of a line of ``metrics.jsonl``."""
@@ -50,7 +68,7 @@ class ModelledTurn:
             "modelled_uplink_s": cost.uplink_s,
             "modelled_server_s": cost.server_s,
             "modelled_downlink_s": cost.downlink_s,
-            "modelled_s": cost.total_s + self.waited_s,
+            "modelled_s": self.total_s,
             "modelled_j": cost.total_j,
             "modelled_device_j": cost.device_j,
             "modelled_clock_s": self.clock_s,
@@ -58,6 +76,25 @@ class ModelledTurn:
             "modelled_downlink_bps": self.link.downlink_bps,
             "modelled_battery_j": self.battery_j,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Payment:
+    """A turn to be taken.
+
+    Parameters
+    ----------
+    device, profile
+        Its name, and what it is.
+    terms, option, frequency_hz
+        What was decided, see `turn_cost`.
+    """
+
+    device: str
+    profile: DeviceProfile
+    terms: CutTerms
+    option: int
+    frequency_hz: float
 
 
 class ModelledWorld:
@@ -100,7 +137,66 @@ class ModelledWorld:
         InfeasibleError
             If the device stays out of reach for an hour.
         """
+        payment = Payment(device=device, profile=profile, terms=terms, option=option, frequency_hz=frequency_hz)
+        return self.pay_together([payment])[0]
+
+    def pay_together(self, payments: Sequence[Payment], *, clipped: bool = False) -> list[ModelledTurn]:
+        """Take the turns of a cluster, which begins when all devices can be reached.
+
+        Stages and the devices' joules are each device's own; the time that goes on is the cluster's, see `cluster_s`, in which
+        the server spends its static and idle power once: each turn is told an equal share of it.
+
+        Parameters
+        ----------
+        payments
+            At least one.
+        clipped
+            Whether gradients are clipped.
+
+        Raises
+        ------
+        InfeasibleError
+            If a device stays out of reach for an hour.
+        """
         started_s = self.now_s
+        links = [self._reach(payment.device, started_s) for payment in payments]
+        waited_s = self.now_s - started_s
+        server = self._fleet.server
+        costs = [
+            turn_cost(
+                one.terms, one.option, frequency_hz=one.frequency_hz, device=one.profile, server=server, link=link
+            )
+            for one, link in zip(payments, links, strict=True)
+        ]
+        lasted_s = costs[0].total_s
+        if len(payments) > 1:
+            turns = [
+                member_turn(one.terms, one.option, frequency_hz=one.frequency_hz, server=server, link=link)
+                for one, link in zip(payments, links, strict=True)
+            ]
+            lasted_s = cluster_s(turns, clipped=clipped)
+            busy_s = sum(turn.server_s - one.terms.server_offset_s for one, turn in zip(payments, turns, strict=True))
+            static_j = server.static_power_w * lasted_s / len(payments)
+            idle_j = server.idle_power_w * max(lasted_s - busy_s, 0.0) / len(payments)
+            costs = [replace(cost, server_static_j=static_j, server_idle_j=idle_j) for cost in costs]
+        self.now_s += lasted_s
+        for one, cost in zip(payments, costs, strict=True):
+            self.total_j += cost.total_j
+            self._spent_j[one.device] = self._spent_j.get(one.device, 0.0) + cost.device_j
+        return [
+            ModelledTurn(
+                cost=cost,
+                link=link,
+                waited_s=waited_s,
+                clock_s=self.now_s,
+                battery_j=self.battery_j(one.device, one.profile),
+                lasted_s=lasted_s,
+            )
+            for one, cost, link in zip(payments, costs, links, strict=True)
+        ]
+
+    def _reach(self, device: str, started_s: float) -> LinkState:
+        """Let time go on until a device's link is up."""
         link = self.link(device)
         while min(link.uplink_bps, link.downlink_bps) <= 0:
             if self.now_s - started_s >= _LONGEST_OUTAGE_S:
@@ -110,15 +206,7 @@ class ModelledWorld:
                 )
             self.now_s += _STEP_S
             link = self.link(device)
-        server = self._fleet.server
-        cost = turn_cost(terms, option, frequency_hz=frequency_hz, device=profile, server=server, link=link)
-        waited_s = self.now_s - started_s
-        self.now_s += cost.total_s
-        self.total_j += cost.total_j
-        self._spent_j[device] = self._spent_j.get(device, 0.0) + cost.device_j
-        return ModelledTurn(
-            cost=cost, link=link, waited_s=waited_s, clock_s=self.now_s, battery_j=self.battery_j(device, profile)
-        )
+        return link
 
     def state_dict(self) -> dict[str, Any]:
         """Time and what was spent; links draw on from where they are."""

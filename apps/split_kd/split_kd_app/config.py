@@ -22,7 +22,7 @@ class AppConfig:
     Parameters
     ----------
     num_server_rounds
-        Rounds; in each, the chosen devices take a turn one after another.
+        Rounds; in each, the chosen devices take a turn, one after another or in clusters.
     fraction_train, fraction_evaluate
         Share of the devices that takes a turn, and that evaluates on its own data after each round.
     local_epochs
@@ -41,6 +41,10 @@ class AppConfig:
         Who is next: round-robin, random, fewest-turns-first, by-name, best-channel, energy-aware or deadline-aware.
     round_deadline
         Seconds of a round, for deadline-aware.
+    cluster_size
+        Devices that train at the same time and are averaged then; clusters follow one another. 1 is one device after another.
+    clusters
+        in-order, or alike: devices of similar speed and link together.
     fleet
         What the devices and their links are: empty for common machines, table-ii for those of the paper's case study (devices 0
         to 9), or the path of a fleet file.
@@ -132,6 +136,8 @@ class AppConfig:
         ),
     )
     round_deadline: float = setting(600.0, above=0.0)
+    cluster_size: int = setting(1, minimum=1)
+    clusters: str = setting("in-order", choices=("in-order", "alike"))
     fleet: str = setting("")
     channel: str = setting("normal", choices=("good", "normal", "poor"))
     modelled: bool = setting(False)

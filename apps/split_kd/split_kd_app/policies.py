@@ -6,14 +6,17 @@ import numpy as np
 
 from flwr_splitkd.costs import Fleet, fleet_from_json, load_shape, table_ii_fleet
 from flwr_splitkd.schedulers import (
+    AlikeTogether,
     BestChannel,
     ByName,
+    ClusterPolicy,
     CutCycle,
     CutPolicy,
     DeadlineAware,
     DeviceOnly,
     EnergyAware,
     FewestTurnsFirst,
+    InOrder,
     OptimalCut,
     RandomOrder,
     RoundRobin,
@@ -62,9 +65,15 @@ def selection(config: AppConfig) -> SelectionPolicy:
     return made[config.selection]
 
 
+def clusters(config: AppConfig) -> ClusterPolicy:
+    """Who trains at the same time."""
+    return AlikeTogether() if config.clusters == "alike" else InOrder()
+
+
 def planner(config: AppConfig) -> Planner | None:
     """What turns cost; None where neither a policy nor the user asks for it."""
     by_cost = config.cut_policy != "cycle" or config.selection in ("best-channel", "energy-aware", "deadline-aware")
+    by_cost = by_cost or config.clusters == "alike"
     if not (config.fleet or config.modelled or by_cost):
         return None
     return Planner(

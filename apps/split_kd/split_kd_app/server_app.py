@@ -61,6 +61,8 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         ),
         cut=policies.cut_policy(config),
         selection=policies.selection(config),
+        cluster_size=config.cluster_size,
+        clusters=policies.clusters(config),
         planner=policies.planner(config),
         local_epochs=config.local_epochs,
         stop=TargetMetric("perplexity", at_most=config.target_perplexity) if config.target_perplexity else NeverStop(),

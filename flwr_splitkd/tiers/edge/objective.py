@@ -84,11 +84,30 @@ class Objective:
 
         `taught` is what the teacher made of the same batch, see `EdgeTeacher.outputs`; None for the labels alone.
         """
+        return self.loss_of(self.outputs(half, smashed, inputs), taught, labels, num_tokens)
+
+    def outputs(
+        self, half: EdgeHalf, smashed: Float[Tensor, "batch ..."], inputs: dict[str, Tensor]
+    ) -> Float[Tensor, "batch ..."]:
+        """Finish the student's forward pass: final hidden states ``[batch, positions, hidden]``, or a classifier's logits."""
         if self._head is None:
-            return self._classify(half, smashed, inputs, labels, taught, num_tokens)
+            return class_logits(half(smashed, inputs), "student")
         with HeadTap(self._student) as tap:
             half(smashed, inputs)
-        hidden = tap.hidden.flatten(0, -2)
+        return tap.hidden
+
+    def loss_of(
+        self,
+        outputs: Float[Tensor, "batch ..."],
+        taught: Float[Tensor, "batch ..."] | None,
+        labels: Int[Tensor, "batch ..."],
+        num_tokens: int,
+    ) -> StepLoss:
+        """Compute the loss of what both models gave, divided by `num_tokens`."""
+        loss = self.loss if taught is not None else _labels_only(self.loss)
+        if self._head is None:
+            terms = loss.from_logits(outputs, taught, labels.flatten(), num_tokens=num_tokens)
+            return StepLoss(terms, int((outputs.detach().argmax(-1) == labels.flatten()).sum()))
         teacher_hidden: Tensor | TopK | None = None
         teacher_head: Head | None = None
         if self.teacher and taught is not None:
@@ -97,23 +116,9 @@ class Objective:
             teacher_head = self.teacher.head
         loss = self.loss if teacher_hidden is not None else _labels_only(self.loss)
         terms = loss.from_hidden(
-            hidden, self._head, teacher_hidden, teacher_head, labels.flatten(), num_tokens=num_tokens
+            outputs.flatten(0, -2), self._head, teacher_hidden, teacher_head, labels.flatten(), num_tokens=num_tokens
         )
         return StepLoss(terms, 0)
-
-    def _classify(
-        self,
-        half: EdgeHalf,
-        smashed: Tensor,
-        inputs: dict[str, Tensor],
-        labels: Tensor,
-        taught: Tensor | None,
-        num_tokens: int,
-    ) -> StepLoss:
-        logits = class_logits(half(smashed, inputs), "student")
-        loss = self.loss if taught is not None else _labels_only(self.loss)
-        terms = loss.from_logits(logits, taught, labels.flatten(), num_tokens=num_tokens)
-        return StepLoss(terms, int((logits.detach().argmax(-1) == labels.flatten()).sum()))
 
 
 def _labels_only(loss: DistillationLoss) -> DistillationLoss:

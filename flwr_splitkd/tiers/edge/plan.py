@@ -45,6 +45,8 @@ class TurnSettings:
         Factor on the base learning rate by step.
     commit_every_steps
         Optimiser steps after which a turn commits what it has; 0 for only at its end.
+    batch_devices
+        Whether the edge computes for devices of one cluster and one cut in one batch, where that gives the same.
     step_timeout_s
         Seconds that a device may take for one answer.
     turn_timeout_s
@@ -63,6 +65,7 @@ class TurnSettings:
     error_feedback: bool = False
     lr_schedule: LearningRateSchedule = constant
     commit_every_steps: int = 0
+    batch_devices: bool = True
     step_timeout_s: float = 300.0
     turn_timeout_s: float | None = None
 
@@ -160,7 +163,8 @@ class TurnOutcome:
     `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `num_resumed` counts connections
     that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had
     arrived: the device's part, the way of its layers and a forward pass; 0 if none came. `handover_downlink_bytes` are those of
-    `handover_bytes` that the device got before.
+    `handover_bytes` that the device got before. `cluster_wait_s` is what no stage explains in a cluster of several devices: for
+    the most part, each waits for the others.
     """
 
     cut: int
@@ -191,6 +195,7 @@ class TurnOutcome:
     teacher_rest_mass: float | None = None
     pipeline_depth: int = 1
     exchange_s: float = 0.0
+    cluster_wait_s: float = 0.0
     spans: tuple[LocatedSpan, ...] = field(default=(), repr=False)
 
     @property
@@ -204,6 +209,6 @@ class TurnOutcome:
 
         Less than 0 by what stages overlap where micro-batches are in flight.
         """
-        known_s = self.device_s + self.edge_s + self.uplink_s + self.downlink_s + self.fixed_s
+        known_s = self.device_s + self.edge_s + self.uplink_s + self.downlink_s + self.fixed_s + self.cluster_wait_s
         unexplained_s = self.duration_s - known_s
         return unexplained_s if self.pipeline_depth > 1 else max(unexplained_s, 0.0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from flwr_splitkd.errors import PeerLostError
+from flwr_splitkd.errors import PeerLostError, SplitKDError
 from flwr_splitkd.schedulers.pipeline import FIRST_DEPTH, pipeline_depth
+from flwr_splitkd.tiers.edge.batching import Batching
+from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
@@ -20,7 +23,18 @@ from flwr_splitkd.wire.codec import CodecName, codec_code
 from flwr_splitkd.wire.credentials import new_ticket
 from flwr_splitkd.wire.server import DataPlaneServer, Session
 
-__all__ = ["EdgeService"]
+__all__ = ["ClusterTurn", "EdgeService"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClusterTurn:
+    """One device's turn in a cluster: a connected session, what was decided, and who it is in the commit."""
+
+    session: Session
+    cut: int
+    local_epochs: int
+    info: Mapping[str, Any]
+    codec: CodecName | None = None
 
 
 class EdgeService:
@@ -56,6 +70,7 @@ class EdgeService:
         self._depths: dict[str, int] = {}
         self._objective, self._settings = objective, settings
         self._ticket_lifetime_s = ticket_lifetime_s
+        self._batching = Batching(enabled=settings.batch_devices)
         codes = {codec_code(codec) for codec in (settings.uplink_codec, settings.downlink_codec, *codecs)}
         server.start(model=fingerprint_to_wire(student.fingerprint), codecs=tuple(codes))
 
@@ -135,6 +150,74 @@ class EdgeService:
             link.fail(error)
             self.server.end(session)
             raise
+
+    def serve_cluster(
+        self, turns: Sequence[ClusterTurn], *, info: Mapping[str, Any], run: str = ""
+    ) -> list[TurnOutcome | SplitKDError]:
+        """Serve turns of several connected sessions at the same time, to one commit; end the sessions.
+
+        As after `serve`, the session of a device that was lost stays, so that it may come back.
+
+        Parameters
+        ----------
+        turns
+            At least one.
+        info
+            What the commit shall remember beside the turns'.
+        run
+            As in `TurnPlan`.
+
+        Returns
+        -------
+        list
+            Of each turn what came of it, or why nothing. If no device is left, the student is as of the last commit.
+
+        Raises
+        ------
+        ConfigError, CutError, StoreError
+            If it is no device's fault; everything is undone.
+        """
+        try:
+            outcomes = run_cluster(
+                [self._member(turn, run) for turn in turns],
+                student=self.student,
+                objective=self._objective,
+                settings=self._settings,
+                info=info,
+                batching=self._batching,
+                cache=self._cache,
+            )
+        except BaseException as error:
+            for turn in turns:
+                if turn.session.link is not None:
+                    turn.session.link.fail(error)
+                self.server.end(turn.session)
+            raise
+        for turn, outcome in zip(turns, outcomes, strict=True):
+            link = turn.session.link
+            if isinstance(outcome, PeerLostError):
+                if link is None or link.closed:  # otherwise it has come back already
+                    self.server.reopen(turn.session)
+            else:
+                self.server.end(turn.session)
+        return outcomes
+
+    def _member(self, turn: ClusterTurn, run: str) -> Member:
+        link, hello = turn.session.link, turn.session.hello
+        if link is None or hello is None:
+            raise ValueError("Only a connected session can be served.")
+        self.student.layout.check_cut(turn.cut)
+        plan = TurnPlan(
+            mode="train",
+            cut=turn.cut,
+            local_epochs=turn.local_epochs,
+            first_step=self.student.next_step,
+            info=turn.info,
+            run=run,
+            codec=turn.codec,
+            pipeline_depth=self._settings.pipeline_depth or self._depths.get(hello.device_name, FIRST_DEPTH),
+        )
+        return Member(link=link, hello=hello, plan=plan)
 
     def dismiss(self, session: Session, reason: str) -> None:
         """Send a connected device away without a turn."""

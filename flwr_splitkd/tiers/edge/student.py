@@ -159,6 +159,10 @@ class EdgeStudent:
         units = (name for unit in self.layout.units(cut)[0] for name in (unit, unit + FROZEN))
         return [unit for unit in units if unit in self._names]
 
+    def names_in(self, unit: str) -> list[str]:
+        """State-dict names of a versioned unit."""
+        return list(self._names[unit])
+
     def version(self, unit: str) -> str:
         """Version of a unit as of the last commit."""
         return self._versions[unit]
@@ -201,10 +205,56 @@ class EdgeStudent:
         StoreError
             If the disk is full; roll back then.
         """
-        device_units = set(self.layout.units(cut)[0])
+        weights, moments = self.check_part(cut, from_device)
+        return self.commit_copies(weights, moments, own_moments, info)
+
+    def check_part(self, cut: int, from_device: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Moments]:
+        """Look at what a device hands back before any of it is taken in.
+
+        Returns
+        -------
+        weights, moments
+            By parameter name.
+
+        Raises
+        ------
+        ProtocolError
+            If these are other tensors than those that it trained.
+        NonFiniteError
+            If one has become NaN or infinite.
+        """
         weights, moments = unpack(from_device)
-        self._check_names(device_units, weights, moments)
-        self._check_finite(device_units, weights, moments)
+        self._check_names(set(self.layout.units(cut)[0]), weights, moments)
+        own = dict(self.model.named_parameters())
+        _require_all_finite({name: tensor for name, tensor in weights.items() if name in own})
+        _require_all_finite({f"{key} of {name}": t for name, entries in moments.items() for key, t in entries.items()})
+        return weights, moments
+
+    def commit_copies(
+        self, weights: Mapping[str, Tensor], moments: Moments, own_moments: Moments, info: Mapping[str, Any]
+    ) -> Manifest:
+        """Make the student durable with these weights and moments in the place of its own; the model must be whole.
+
+        Parameters
+        ----------
+        weights, moments
+            Of layers that devices have trained, alone or together.
+        own_moments
+            Of what the edge has trained.
+        info
+            What the commit remembers.
+
+        Raises
+        ------
+        TensorError
+            If a tensor has another shape or dtype.
+        NonFiniteError
+            If what the edge has trained has become NaN or infinite.
+        StoreError
+            If the disk is full; roll back then.
+        """
+        own = {n: p for n, p in self.model.named_parameters() if p.requires_grad and n not in weights}
+        _require_all_finite(own)
         load_unit_state(self.model, weights)
         if self.handover != "reset":
             self.moments.update(own_moments)
@@ -258,19 +308,6 @@ class EdgeStudent:
             self._versions[unit] = manifest.units[unit] if full else digest(self.travelling(unit))
         return manifest
 
-    def _check_finite(self, device_units: set[str], weights: Mapping[str, Tensor], moments: Moments) -> None:
-        """The last look before the turn is durable: its last step's outcome has met no loss yet."""
-        own = dict(self.model.named_parameters())
-        ended: dict[str, Tensor] = {
-            name: parameter
-            for name, parameter in own.items()
-            if parameter.requires_grad and self.layout.unit_of(name) not in device_units
-        }
-        ended.update((name, tensor) for name, tensor in weights.items() if name in own)
-        ended.update((f"{key} of {name}", t) for name, entries in moments.items() for key, t in entries.items())
-        for name, tensor in ended.items():
-            require_finite(tensor.detach(), f"{name!r} at the turn's end", "Lower the learning rate or clip gradients.")
-
     def _check_names(self, device_units: set[str], weights: Mapping[str, Tensor], moments: Moments) -> None:
         expected = {name for name in trained_names(self.model) if self.layout.unit_of(name) in device_units}
         if set(weights) != expected:
@@ -293,3 +330,9 @@ class EdgeStudent:
                     f"The device handed back the moments {sorted(entries)} of {name!r}; expected "
                     f"{sorted(self.optimizer.moment_keys)}. Install the same torch on the device and on the edge."
                 )
+
+
+def _require_all_finite(tensors: Mapping[str, Tensor]) -> None:
+    """The last look before a turn is durable: its last step's outcome has met no loss yet."""
+    for name, tensor in tensors.items():
+        require_finite(tensor.detach(), f"{name!r} at the turn's end", "Lower the learning rate or clip gradients.")

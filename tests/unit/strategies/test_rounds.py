@@ -18,7 +18,7 @@ from recorded_runs import outcome
 from torch import nn
 
 from flwr_splitkd import SplitKD
-from flwr_splitkd.errors import InfeasibleError, NoDeviceError, PeerLostError
+from flwr_splitkd.errors import ConfigError, InfeasibleError, NoDeviceError, PeerLostError
 from flwr_splitkd.schedulers import DeviceView, RandomOrder
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import split_kd
@@ -265,3 +265,68 @@ def test_evaluation_asks_those_too_that_cannot_train(tmp_path: Path) -> None:
         "serve 2",
         "serve 3",
     ]
+
+
+# ---- clusters
+
+
+class _Clustered(_Federation):
+    """A federation whose edge serves clusters."""
+
+    def serve_cluster(self, turns: Any, *, info: Any, run: str) -> list[Any]:
+        nodes = [turn.session.ticket.node_id for turn in turns]
+        self.events.append(f"serve {nodes}")
+        self.info = info
+        for turn in turns:
+            assert turn.info == {"node_id": turn.session.ticket.node_id, "device": str(turn.session.ticket.node_id)}
+            turn.session.ended_s = 0.0
+        return [PeerLostError("it broke") if node in self.failing else outcome(1) for node in nodes]
+
+
+def test_a_round_of_clusters(tmp_path: Path) -> None:
+    federation = _Clustered(tmp_path, cluster_size=2)
+    served = [event for event in federation.train(1) if event.startswith("serve")]
+    assert served == ["serve [1, 2]", "serve [3]"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["turn"], line["node_id"]) for line in lines] == [(1, 1), (2, 2), (3, 3)]
+    assert lines[0]["started_s"] == lines[1]["started_s"] < lines[2]["started_s"]
+    assert federation.progress.turns_taken == dict.fromkeys(NODES, 1)
+
+
+def test_who_is_lost_in_a_cluster_has_had_no_turn(tmp_path: Path) -> None:
+    federation = _Clustered(tmp_path, cluster_size=3, failing=[2])
+    federation.train(1, call_ahead=False)
+    assert list(federation.progress.served) == [1, 3]
+    errors = [json.loads(line).get("error") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert errors == [None, "it broke", None]
+
+
+def test_a_device_that_cannot_take_its_turn_is_left_out_of_its_cluster(tmp_path: Path) -> None:
+    federation = _Clustered(tmp_path, cluster_size=3, cut=_NotOnTwo())
+    served = [event for event in federation.train(1, call_ahead=False) if event.startswith(("serve", "dismiss"))]
+    assert served == [
+        "dismiss 2: the device is left out of round 1: device 2 has 1 GiB of memory; expected 2 GiB",
+        "serve [1, 3]",
+    ]
+
+
+def test_a_resumed_run_knows_who_was_in_the_last_cluster(tmp_path: Path) -> None:
+    federation = _Clustered(tmp_path, cluster_size=2)
+    federation.online = [1, 2, 3]
+    federation.rounds.train(1, ConfigRecord(), call_ahead=False)
+    info = {**federation.info, "cluster": [{"node_id": 3, "device": "3"}]}
+    progress = Progress.from_commit(json.loads(json.dumps(info)), run="7")
+    assert progress.served == {1: "1", 2: "2", 3: "3"}
+    assert progress.turns_taken == dict.fromkeys(NODES, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"cluster_size": 0}, "`cluster_size` is 0; expected at least 1"),
+        ({"cluster_size": 2, "commit_every_steps": 5}, "`commit_every_steps` is 5 and `cluster_size` 2; expected 0"),
+    ],
+)
+def test_settings_of_clusters_are_checked(settings: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        SplitKD(student=nn.Identity, **settings)

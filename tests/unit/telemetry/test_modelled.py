@@ -14,11 +14,13 @@ from flwr_splitkd.costs import (
     LinkState,
     WiredLink,
     Workload,
+    cluster_s,
     cut_terms,
+    member_turn,
     turn_cost,
 )
 from flwr_splitkd.errors import InfeasibleError
-from flwr_splitkd.telemetry import ModelledWorld
+from flwr_splitkd.telemetry import ModelledWorld, Payment
 from small_shape import small_shape
 
 LINK = WiredLink(uplink_bps=50e6, downlink_bps=80e6)
@@ -88,3 +90,37 @@ def test_a_world_goes_on_where_another_one_was() -> None:
         "0", device, _terms(), 2, frequency_hz=CLOCK_HZ
     )
     assert other.total_j == one.total_j
+
+
+def test_a_cluster_takes_the_clock_on_once_and_shares_what_the_server_spends() -> None:
+    terms = _terms()
+    device = replace(TABLE_II_DEVICES[0], battery_j=1000.0)
+    server = replace(TABLE_II_SERVER, static_power_w=30.0)
+    world = ModelledWorld(Fleet(server=server, devices={}, links={"0": LINK, "1": LINK}))
+    payments = [
+        Payment(device=name, profile=device, terms=terms, option=option, frequency_hz=CLOCK_HZ)
+        for name, option in (("0", 1), ("1", 3))
+    ]
+    turns = world.pay_together(payments)
+    settings = {"frequency_hz": CLOCK_HZ, "server": server, "link": LINK.at(0.0)}
+    alone = [turn_cost(terms, option, device=device, **settings) for option in (1, 3)]
+    expected_s = cluster_s([member_turn(terms, option, **settings) for option in (1, 3)])
+    assert max(cost.total_s for cost in alone) <= expected_s + 1e-9 < sum(cost.total_s for cost in alone)
+    assert world.now_s == turns[0].clock_s == turns[1].clock_s == pytest.approx(expected_s)
+    assert [turn.to_json()["modelled_s"] for turn in turns] == pytest.approx([expected_s] * 2)
+    assert sum(turn.cost.server_static_j for turn in turns) == pytest.approx(30.0 * expected_s)
+    for turn, cost in zip(turns, alone, strict=True):
+        assert turn.cost.device_j == cost.device_j
+        assert turn.battery_j == pytest.approx(1000.0 - cost.device_j)
+    assert world.total_j == pytest.approx(sum(turn.cost.total_j for turn in turns))
+
+
+def test_a_cluster_waits_until_all_can_be_reached() -> None:
+    world = ModelledWorld(Fleet(links={"0": _Tunnel(until_s=12.0), "1": _Tunnel(until_s=3.0)}))
+    payments = [
+        Payment(device=name, profile=TABLE_II_DEVICES[0], terms=_terms(), option=0, frequency_hz=CLOCK_HZ)
+        for name in ("0", "1")
+    ]
+    turns = world.pay_together(payments)
+    assert [turn.waited_s for turn in turns] == [12.0, 12.0]
+    assert turns[0].total_s == pytest.approx(12.0 + (turns[0].lasted_s or 0.0))
