@@ -10,7 +10,7 @@ from test_turns import Federation, sentences
 
 from flwr_splitkd.errors import PeerLostError
 from flwr_splitkd.tiers.edge import EdgeStudent, TurnSettings
-from flwr_splitkd.tiers.edge import turn as edge_turn
+from flwr_splitkd.tiers.edge.optimizer import EdgeOptimizer
 
 EVERY = TurnSettings(commit_every_steps=2)
 
@@ -27,15 +27,15 @@ def _equal(one: Federation, other: Federation) -> bool:
 
 def _lose_in_step(federation: Federation, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """The device is gone after so many optimiser steps of its turn."""
-    step, taken = edge_turn._Optimizer.step, [0]
+    step, taken = EdgeOptimizer.step, [0]
 
-    def count(optimizer: edge_turn._Optimizer, learning_rate: float) -> None:
+    def count(optimizer: EdgeOptimizer, learning_rate: float) -> None:
         step(optimizer, learning_rate)
         taken[0] += 1
         if taken[0] == steps:
             federation.edge_link.abandon(PeerLostError("the device is lost"))
 
-    monkeypatch.setattr(edge_turn._Optimizer, "step", count)
+    monkeypatch.setattr(EdgeOptimizer, "step", count)
 
 
 @pytest.mark.parametrize("handover", ["full", "reset", "device"])
