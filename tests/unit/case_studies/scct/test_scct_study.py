@@ -90,6 +90,7 @@ def test_a_clock_is_what_its_decisions_take() -> None:
     assert clock.ends_s(5)[-1] == pytest.approx(ends[-1] + 30 * clock.cloud_link_s)
 
 
+@pytest.mark.slow
 def test_figure_9_has_every_case_and_repeats() -> None:
     assert len(clocks()) == 1 * 2 * 2 * (3 + 4)
     few = replace(SCALE, devices=(2,), cells=1)

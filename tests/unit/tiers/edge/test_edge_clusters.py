@@ -359,9 +359,10 @@ def composite(
 CUTS = {"same cuts": (2, 2), "different cuts": (1, 3), "three": (3, 1, 2), "two of three": (2, 1, 2)}
 
 
-@pytest.mark.parametrize("handover", ["full", "reset", "device"])
-@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize(
+    ("steps", "max_grad_norm", "handover"),
+    [(1, None, "full"), (2, 0.5, "full"), (2, None, "reset"), (1, 0.5, "device")],
+)
 def test_a_cluster_of_one_is_the_sequential_turn(
     handover: HandoverName, max_grad_norm: float | None, steps: int, tmp_path: Path
 ) -> None:
@@ -503,6 +504,8 @@ def test_what_looks_at_the_whole_batch_is_not_joined(
 def test_devices_of_a_cluster_draw_other_dropout(tmp_path: Path) -> None:
     """The same data with the same masks would make two devices one."""
     edge = Edge(tmp_path, Forgetful, task="classification", blocks=BLOCKS)
+    # The trial of the cut draws from torch's generator, which these devices, being threads, share with the edge.
+    edge.student._checked_cuts.add(1)
     first, second = edge.cluster([(1, points(0, count=1)), (1, points(0, count=1))])
     assert first.loss != second.loss  # type: ignore[union-attr]
 
