@@ -73,9 +73,8 @@ def test_before(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     shown(capsys, f"{name}, before", outcome.log)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "cnn" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_after(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -63,7 +63,7 @@ def in_mid_turn(run: Run, logs: Path, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "goes_on"),
     [
-        ("simulation", False),
+        pytest.param("simulation", False, marks=pytest.mark.slow),
         pytest.param("deployment", True, marks=[pytest.mark.deployment, pytest.mark.slow]),
         pytest.param("simulation", True, marks=pytest.mark.slow),
     ],

@@ -65,6 +65,7 @@ def left_behind(pid: int) -> list[str]:
     return namespaces + [str(path) for path in Path(tempfile.gettempdir()).glob("skd-deploy-*")]
 
 
+@pytest.mark.slow
 @pytest.mark.deployment
 @pytest.mark.parametrize(
     ("number", "options"),

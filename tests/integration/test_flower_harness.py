@@ -114,6 +114,7 @@ def _demo(runs: Path, *settings: str) -> list[str]:
     return [*command, "--runs", str(runs)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     homes: set[str] = set()
     with subprocess.Popen(
@@ -167,6 +168,7 @@ def test_a_demo_that_completes(tmp_path: Path) -> None:
     assert f"results in {tmp_path / 'echo'}" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_tells_a_failed_run(tmp_path: Path) -> None:
     done = subprocess.run(_demo(tmp_path, "fail=server"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stdout + done.stderr
