@@ -15,6 +15,9 @@ from flwr_splitkd.store.tensor_file import write_atomically
 
 __all__ = ["RunFolder"]
 
+_LOCK_PATIENCE_S = 3.0
+"""Seconds for a process that was killed to be gone."""
+
 
 class RunFolder:
     """Where a run's metrics, config, commits and student lie.
@@ -70,7 +73,7 @@ class RunFolder:
         StoreError
             If another process, or another run in this one, has it.
         """
-        lock = FolderLock(self.path)
+        lock = FolderLock(self.path, _LOCK_PATIENCE_S)
         try:
             self._drop_half_line()
             yield
