@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch", reason="the app needs it, in processes of its own")
+
 from test_split_kd import APP, settings, turns_of
 
 from flower_harness import federation
