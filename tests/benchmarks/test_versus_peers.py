@@ -103,6 +103,7 @@ def test_unequal_threads_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_whole_benchmark_runs_without_nvflare(tmp_path: Path) -> None:
     written = tmp_path / "peers.json"
     done = subprocess.run(
