@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -100,16 +99,3 @@ def test_unequal_threads_are_refused() -> None:
         deployment(Path(sys.executable), inline=False, threads=(2, 1), cores=None),
     ):
         pass
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_whole_benchmark_runs_without_nvflare(tmp_path: Path) -> None:
-    written = tmp_path / "peers.json"
-    done = subprocess.run(
-        [sys.executable, VERSUS_PEERS, "--quick", "--no-flower", "--json", written], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "no NVFlare interpreter given" in done.stdout
-    names = [row["name"] for row in json.loads(written.read_text())["rows"]]
-    assert {"1 pinned thread each: lock-step", "2 threads each: minimal gRPC"} <= set(names)
