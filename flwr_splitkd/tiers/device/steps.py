@@ -192,8 +192,8 @@ class Steps:
         if answer.tensors:
             start_s = answer.arrived_s - answer.receive_s
             self._spans.add("receive", header.step, index, start_s, answer.receive_s)
-        if self._teacher is not None and answer.body.teacher_kept:
-            self._teacher.kept(header.step, index)
+        if self._teacher is not None:
+            self._teacher.answered(header.step, index, kept=answer.body.teacher_kept)
         if self._training and sent.smashed.requires_grad:
             with self._span("decode", index):
                 gradient = self._gradient(header, answer, sent.smashed)

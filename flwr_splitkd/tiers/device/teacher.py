@@ -122,9 +122,11 @@ class TeacherFeed:
         """Whether what travels with the student's smashed data is on its way with the teacher's already."""
         return (step, microbatch) in self._inputs_sent
 
-    def kept(self, step: int, microbatch: int) -> None:
-        """The edge keeps what the teacher made of the sequences that were sent with this micro-batch."""
-        self._known.update(self._sent.pop((step, microbatch), ()))
+    def answered(self, step: int, microbatch: int, *, kept: bool) -> None:
+        """The edge has answered a micro-batch; with `kept` it keeps what the teacher made of the sequences sent with it."""
+        sent = self._sent.pop((step, microbatch), ())
+        if kept:
+            self._known.update(sent)
 
     def _whole(
         self, step: int, microbatch: int, inputs: Mapping[str, Tensor], beside: Mapping[str, Tensor]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError, TensorError
-from flwr_splitkd.telemetry.spans import LocatedSpan, SpanRecorder, locate_spans
+from flwr_splitkd.telemetry.spans import MOST_SPANS, LocatedSpan, SpanRecorder, locate_spans
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
@@ -487,5 +487,12 @@ class Exchange:
 
     def _located_spans(self, times: pb.DeviceTimes, duration_s: float) -> tuple[LocatedSpan, ...]:
         """The turn's spans of both sides, by the edge's clock, from the turn's begin on."""
+        if num_dropped := times.spans.num_dropped + self.spans.num_dropped:
+            _log.warning(
+                "The trace of %s's turn lacks %d spans; a turn's holds the first %d of each side. Trace shorter turns.",
+                self.link.peer,
+                num_dropped,
+                MOST_SPANS,
+            )
         device = spans_from_wire(times.spans, first_step=self.plan.first_step, longest_s=duration_s)
         return locate_spans(self.spans.spans(), device, began_s=self._started_s)

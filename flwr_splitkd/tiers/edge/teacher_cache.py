@@ -49,7 +49,6 @@ class TeacherCache:
         self._disk: OrderedDict[_Name, int] = OrderedDict()
         self._pinned: set[str] = set()
         self.bytes_in_memory, self.bytes_on_disk = 0, 0
-        self.num_hits, self.num_misses = 0, 0
         self.salt = secrets.token_bytes(_SALT_BYTES)
         if folder.exists():  # of an earlier process, which alone knew whose they are
             shutil.rmtree(folder)
@@ -75,7 +74,6 @@ class TeacherCache:
             If the disk is full.
         """
         name = _Name(owner, key)
-        self.num_misses += 1
         if name in self._memory or name in self._disk:
             return True
         if not self._make_room(outcome.nbytes):
@@ -110,7 +108,6 @@ class TeacherCache:
         else:
             tensor = self._memory[name]
             self._memory.move_to_end(name)
-        self.num_hits += 1
         return tensor
 
     # ---- room
