@@ -30,13 +30,12 @@ define install
 	touch $(2)/.ready
 endef
 
-# Unit tests go side by side, a file to each core; tests that start processes of their own go one after another. Every process
-# has one thread: those that share cores would wait for each other. The second part runs whatever came of the first.
+# Files go side by side, one more than there are cores, because those that start a Flower mostly wait; they are the longest, and
+# come first. Every process has one thread: those that share cores would wait for each other.
+WORKERS := $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
+SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 define test
-	failed=0; export OMP_NUM_THREADS=1; \
-	$(1) $(PYTEST) tests/unit --numprocesses logical --dist loadfile || failed=1; \
-	$(1) $(PYTEST) tests --ignore tests/unit || failed=1; \
-	exit $$failed
+	OMP_NUM_THREADS=1 $(1) $(PYTEST) $(SIDE_BY_SIDE) $(2)
 endef
 
 .PHONY: help
@@ -73,7 +72,11 @@ test: $(READY) ## run all tests but the slow ones
 
 .PHONY: test-slow
 test-slow: $(READY) ## run the slow tests
-	$(PY) $(PYTEST) -m slow || { code=$$?; [ $$code -eq 5 ] && echo "no tests are marked slow" || exit $$code; }
+	$(call test,$(PY),-m slow)
+
+.PHONY: test-by-hand
+test-by-hand: $(READY) ## run what neither of them runs: examples without this package, benchmarks in their smallest form
+	$(PY) $(PYTEST) -m by_hand
 
 .PHONY: soak
 soak: $(READY) ## half an hour of training under random kills, without Flower (by hand)
@@ -95,7 +98,7 @@ test-oldest: .venv-oldest/.ready ## run the tests with the oldest supported vers
 .PHONY: test-no-torch
 test-no-torch: .venv-no-torch/.ready ## byte-compile everything on Python 3.10 and run the tests that need no torch
 	.venv-no-torch/bin/python -m compileall -q flwr_splitkd apps benchmarks scripts tests
-	.venv-no-torch/bin/python $(PYTEST)
+	$(call test,.venv-no-torch/bin/python)
 
 .venv-no-torch/.ready: pyproject.toml constraints/no-torch.txt
 	python=$$(scripts/find-python.sh 3.10); $$python -m venv --clear .venv-no-torch

@@ -1,10 +1,10 @@
-"""How many micro-batches to have in flight."""
+"""How many micro-batches to have in flight, and how long a step with them takes."""
 
 from __future__ import annotations
 
 import math
 
-__all__ = ["FIRST_DEPTH", "pipeline_depth"]
+__all__ = ["FIRST_DEPTH", "pipeline_depth", "pipelined_step_s"]
 
 FIRST_DEPTH = 2
 """Micro-batches in flight in a device's first turn, of which nothing was measured yet: one here, one there."""
@@ -37,3 +37,33 @@ def pipeline_depth(
     if num_microbatches <= 1 or slowest_s <= 0:
         return 1
     return max(1, min(num_microbatches, 1 + math.ceil((sum(stages) + latency_s) / slowest_s)))
+
+
+def pipelined_step_s(
+    *,
+    device_s: float,
+    uplink_s: float,
+    edge_s: float,
+    downlink_s: float,
+    latency_s: float,
+    num_microbatches: int,
+    depth: int,
+) -> float:
+    r"""Seconds of a step of M micro-batches with `depth` of them in flight.
+
+    .. math:: T = (M - 1) \max\left(\max_k t_k, \frac{\sum_k t_k + t_\text{latency}}{d}\right)
+                  + \sum_k t_k + t_\text{latency}
+
+    The first one goes through all stages; then one ends each time that the slowest stage has done another, or that one of d
+    places is free again. At d = 1 that is lock-step, M times the sum.
+
+    Parameters
+    ----------
+    device_s, uplink_s, edge_s, downlink_s, latency_s
+        As of `pipeline_depth`, in seconds.
+    num_microbatches, depth
+        M and d, at least 1.
+    """
+    stages = (device_s, uplink_s, edge_s, downlink_s)
+    through_s = sum(stages) + latency_s
+    return (num_microbatches - 1) * max(*stages, through_s / depth) + through_s

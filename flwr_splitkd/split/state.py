@@ -148,12 +148,13 @@ def import_optimizer_state(
                     f"the optimiser state `{key}` of `{name}` has shape {tuple(value.shape)}; expected "
                     f"{tuple(parameters[name].shape)} or a scalar."
                 )
+    # A step count is a scalar that optimisers keep on the CPU, unless their kernels read it.
+    counts_there = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for name, entries in state.items():
         parameter = parameters[name]
-        # A step count is a scalar that optimisers keep on the CPU unless they are capturable.
         optimizer.state[parameter] = {
             key: (value.detach().clone() if copy else value.detach()).to(
-                parameter.device if value.dim() or parameter.dim() == 0 else value.device
+                parameter.device if value.dim() or parameter.dim() == 0 or counts_there else value.device
             )
             for key, value in entries.items()
         }

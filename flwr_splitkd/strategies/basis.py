@@ -59,7 +59,7 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
         ),
         handover_bytes=own_bytes,
         max_batches=setup.turn.max_batches,
-        codec=setup.turn.uplink_codec,
+        codec="none" if setup.turn.uplink_codec == "auto" else setup.turn.uplink_codec,
     )
 
 

@@ -71,11 +71,13 @@ class OptimizerSettings:
             return frozenset({"momentum_buffer"} if self.momentum else ())
         return frozenset({"step", "exp_avg", "exp_avg_sq"})
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the torch optimiser of one half."""
-        own = list(parameters)
+    def build(self, parameters: Iterable[nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
+        """Make the torch optimiser of one half; `fused` updates all weights in one kernel, which rounds otherwise."""
+        own, kernel = list(parameters), True if fused else None
         if self.name == "sgd":
-            return torch.optim.SGD(own, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(
+                own, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay, fused=kernel
+            )
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         return kind(
             own,
@@ -83,6 +85,7 @@ class OptimizerSettings:
             betas=(self.beta1, self.beta2),
             eps=self.eps,
             weight_decay=self.weight_decay,
+            fused=kernel,
         )
 
     def to_wire(self) -> pb.OptimizerSettings:

@@ -60,7 +60,7 @@ def test_every_app_has_its_diff() -> None:
     assert sorted(path.stem for path in APPS.glob("*.diff")) == sorted(NAMES)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand  # Flower alone: it changes with the examples
 @pytest.mark.parametrize("name", NAMES)
 def test_before(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))

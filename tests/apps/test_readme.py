@@ -30,6 +30,7 @@ def readme_app(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_readme_app_runs(tmp_path: Path) -> None:
     with federation("simulation", tmp_path / "logs", supernodes=3) as running:
         outcome = running.run(readme_app(tmp_path / "app"), timeout_s=240.0)

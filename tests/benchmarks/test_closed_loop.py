@@ -162,7 +162,7 @@ def test_the_cut_of_a_turn_does_not_ask_whose_it_is() -> None:
     assert cuts == [2, 6, 4, 2, 6]
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(600)
 def test_predictions_get_better_after_the_first_turn(tmp_path: Path) -> None:
     """A fleet that claims three times the speed is right about nothing at first, and is corrected by one turn."""

@@ -141,7 +141,7 @@ def test_the_app_tells_its_policies_the_delay_bound(policy: str) -> None:
     assert policies.cut_policy(read_config({"cut-policy": policy})).max_delay_s == float("inf")  # type: ignore[attr-defined]
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_small_run_of_the_benchmark(tmp_path: Path) -> None:
     file = tmp_path / "planner.json"
     command = [sys.executable, str(BENCHMARK), "--quick", "--json", str(file)]

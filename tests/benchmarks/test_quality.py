@@ -105,7 +105,7 @@ def test_fedavg_weighs_by_labels() -> None:
     assert averaged(states, [1, 3])["w"].tolist() == [3.0, 1.0]
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_quick_run(tmp_path: Path) -> None:
     environment = {**os.environ, "FLWR_SPLITKD_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, str(BENCHMARKS / "quality.py"), "--quick", "--json", str(tmp_path / "quality.json")]

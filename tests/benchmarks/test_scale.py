@@ -65,7 +65,7 @@ def test_a_turn_beside_the_edge_that_keeps_nothing(tmp_path: Path, monkeypatch: 
     assert sent[True] - sent[False] == 2 * of_blocks + steps_of_adamw
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(900)
 def test_a_small_simulation(tmp_path: Path) -> None:
     file = tmp_path / "scale.json"

@@ -81,6 +81,10 @@ class AppConfig:
         Micro-batches that each batch is divided into, and how many of a step are in flight (0: chosen by what turns took).
     trace
         Whether every stage of every step is recorded, in metrics.jsonl and trace.json.
+    edge_autocast
+        none, or bfloat16 to compute both models' blocks on the edge in it.
+    edge_compile, edge_fused_optimizer
+        Whether torch compiles both models' blocks on the edge, and whether its optimiser is a single kernel.
     teacher_cache_mib, teacher_cache_disk_mib
         Most MiB in which the edge keeps what the teacher made of sequences.
     teacher_top_k
@@ -90,7 +94,7 @@ class AppConfig:
     student_on_device
         part, or whole: then every device keeps the distilled student at the end.
     uplink_codec, downlink_codec
-        none, float16, bfloat16 or int8.
+        none, float16, bfloat16 or int8; auto for as little loss as the measured rates allow.
     data_address, advertised_address
         Where the data plane listens, and what devices dial if that differs.
     tls_certificate, tls_private_key, tls_root_certificate
@@ -169,13 +173,16 @@ class AppConfig:
     num_microbatches: int = setting(1, minimum=1)
     pipeline_depth: int = setting(0, minimum=0)
     trace: bool = setting(False)
+    edge_autocast: str = setting("none", choices=("none", "bfloat16"))
+    edge_compile: bool = setting(False)
+    edge_fused_optimizer: bool = setting(False)
     teacher_cache_mib: int = setting(512, minimum=0)
     teacher_cache_disk_mib: int = setting(0, minimum=0)
     teacher_top_k: int = setting(0, minimum=0)
     optimizer_handover: str = setting("full", choices=("full", "reset", "device"))
     student_on_device: str = setting("part", choices=("part", "whole"))
-    uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
-    downlink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8"))
+    uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8", "auto"))
+    downlink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8", "auto"))
     data_address: str = setting("127.0.0.1:0")
     advertised_address: str = setting("")
     tls_certificate: str = setting("")

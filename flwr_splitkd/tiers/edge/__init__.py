@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
+from flwr_splitkd.tiers.edge.compute import EdgeCompute
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.service import ClusterTurn, EdgeService
@@ -13,6 +14,7 @@ from flwr_splitkd.tiers.edge.turn import run_turn
 
 __all__ = [
     "ClusterTurn",
+    "EdgeCompute",
     "EdgeService",
     "EdgeSetup",
     "EdgeStudent",

@@ -277,7 +277,8 @@ def _gives_the_same(objective: Objective, half: EdgeHalf, items: Sequence[Item])
         for item, part in zip(items, torch.split(joined, sizes), strict=True):
             item.at()
             alone = objective.outputs(half, item.microbatch.smashed, item.microbatch.inputs)
-            if alone.shape != part.shape or not bool((alone - part).norm() <= _tolerance(part) * alone.norm()):
+            tolerance = max(_SAME, 4 * objective.precision(part))
+            if alone.shape != part.shape or not bool((alone - part).norm() <= tolerance * alone.norm()):
                 return False
         return True
     except Exception as error:  # whatever the student finds wrong with it, one after another is right
@@ -286,7 +287,3 @@ def _gives_the_same(objective: Objective, half: EdgeHalf, items: Sequence[Item])
     finally:
         for name, buffer in half.model.named_buffers():
             buffer.copy_(kept[name])
-
-
-def _tolerance(outputs: Tensor) -> float:
-    return max(_SAME, 4 * torch.finfo(outputs.dtype).eps)

@@ -143,9 +143,7 @@ class Exchange:
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
         self._handover_bytes, self._handover_downlink_bytes = 0, 0
         self.num_samples = 0
-        self._uplink_codec, self._downlink_codec = (
-            codec_code(plan.codec or codec) for codec in (settings.uplink_codec, settings.downlink_codec)
-        )
+        self._downlink_codec = codec_code(plan.downlink_codec)
 
     @property
     def next_step(self) -> int:
@@ -185,7 +183,7 @@ class Exchange:
             commit_every_steps=settings.commit_every_steps,
             run=plan.run,
             seed=self.seed,
-            uplink_codec=self._uplink_codec,
+            uplink_codec=codec_code(plan.uplink_codec),
             downlink_codec=self._downlink_codec,
             optimizer=student.optimizer.to_wire(),
             optimizer_handover=HANDOVERS[student.handover],
@@ -475,6 +473,8 @@ class Exchange:
             teacher_s=self.spans.totals_s["teacher"],
             teacher_rest_mass=self._objective.teacher.rest_mass if self._objective.teacher else None,
             pipeline_depth=self.plan.pipeline_depth,
+            uplink_codec=self.plan.uplink_codec,
+            downlink_codec=self.plan.downlink_codec,
             exchange_s=times.exchange_s,
             uplink_s=self.link.receive_s,
             downlink_s=times.receive_s,

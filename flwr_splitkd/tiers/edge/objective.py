@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from flwr_splitkd.distill import DistillationLoss, Head, LossTerms, TopK, match_
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models import HeadTap, find_head
 from flwr_splitkd.split import EdgeHalf
+from flwr_splitkd.tiers.edge.compute import EdgeCompute
 from flwr_splitkd.tiers.edge.outputs import class_logits
 from flwr_splitkd.tiers.edge.teacher import EdgeTeacher
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -46,6 +48,8 @@ class Objective:
         Settings of the loss.
     task
         How labels relate to outputs.
+    compute
+        How the student's forward pass computes; the loss is in the weights' own type.
 
     Raises
     ------
@@ -53,7 +57,14 @@ class Objective:
         If the loss needs a teacher and there is none, the vocabularies do not fit, or the task is unknown.
     """
 
-    def __init__(self, student: nn.Module, teacher: EdgeTeacher | None, loss: DistillationLoss, task: TaskName) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: EdgeTeacher | None,
+        loss: DistillationLoss,
+        task: TaskName,
+        compute: EdgeCompute | None = None,
+    ) -> None:
         if task not in TASKS:
             raise ConfigError(f"`task` is {task!r}; expected one of {', '.join(TASKS)}.")
         if loss.kd_ratio > 0 and teacher is None:
@@ -64,7 +75,7 @@ class Objective:
         self.task = TASKS[task]
         self.loss = loss
         self.teacher = teacher if loss.kd_ratio > 0 else None
-        self._student = student
+        self._student, self.compute = student, compute or EdgeCompute()
         self._head: Head | None = None if task == "classification" else find_head(student)
         if self._head is not None and self.teacher is not None and self.teacher.head is not None:
             # Asked again in each step, but a run that cannot work should end before the first device is called.
@@ -90,11 +101,16 @@ class Objective:
         self, half: EdgeHalf, smashed: Float[Tensor, "batch ..."], inputs: dict[str, Tensor]
     ) -> Float[Tensor, "batch ..."]:
         """Finish the student's forward pass: final hidden states ``[batch, positions, hidden]``, or a classifier's logits."""
-        if self._head is None:
-            return class_logits(half(smashed, inputs), "student")
-        with HeadTap(self._student) as tap:
-            half(smashed, inputs)
-        return tap.hidden
+        with self.compute.casting(smashed.device):
+            if self._head is None:
+                return class_logits(half(smashed, inputs), "student").to(smashed.dtype)
+            with HeadTap(self._student) as tap:
+                half(smashed, inputs)
+        return tap.hidden.to(smashed.dtype)
+
+    def precision(self, outputs: Tensor) -> float:
+        """Relative distance of two neighbouring values of the type in which such outputs were computed."""
+        return torch.finfo(torch.bfloat16 if self.compute.autocast else outputs.dtype).eps
 
     def loss_of(
         self,

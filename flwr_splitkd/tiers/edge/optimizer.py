@@ -29,7 +29,11 @@ class EdgeOptimizer:
         self.trainable: list[tuple[str, nn.Parameter]] = (
             [(n, p) for n, p in half.named_parameters() if p.requires_grad] if training else []
         )
-        self._optimizer = student.optimizer.build(p for _, p in self.trainable) if self.trainable else None
+        self._optimizer = (
+            student.optimizer.build((p for _, p in self.trainable), fused=student.fused_optimizer)
+            if self.trainable
+            else None
+        )
         if self._optimizer:
             import_optimizer_state(self._optimizer, self.trainable, student.moments_of_half(half))
 

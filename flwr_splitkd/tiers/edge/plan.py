@@ -38,7 +38,8 @@ class TurnSettings:
     max_batches
         At most so many batches of each local epoch; 0 for all.
     uplink_codec, downlink_codec
-        For smashed data and teacher embeddings, and for gradients.
+        For smashed data and teacher embeddings, and for gradients; "auto" for as little loss as each device's measured rates
+        allow ("none" in its first turn).
     error_feedback
         Whether what the downlink codec leaves out of a micro-batch's gradient is added to the next step's; see `ErrorFeedback`.
     lr_schedule
@@ -60,8 +61,8 @@ class TurnSettings:
     pipeline_depth: int = 0
     trace: bool = False
     max_batches: int = 0
-    uplink_codec: CodecName = "none"
-    downlink_codec: CodecName = "none"
+    uplink_codec: CodecName | Literal["auto"] = "none"
+    downlink_codec: CodecName | Literal["auto"] = "none"
     error_feedback: bool = False
     lr_schedule: LearningRateSchedule = constant
     commit_every_steps: int = 0
@@ -93,8 +94,9 @@ class TurnSettings:
         for name in ("step_timeout_s", "turn_timeout_s"):
             if (seconds := getattr(self, name)) is not None and not seconds > 0:
                 raise ConfigError(f"`{name}` is {seconds}; expected more than 0 seconds.")
-        codec_code(self.uplink_codec)
-        codec_code(self.downlink_codec)
+        for codec in (self.uplink_codec, self.downlink_codec):
+            if codec != "auto":
+                codec_code(codec)
 
     @property
     def step_microbatches(self) -> int:
@@ -124,10 +126,10 @@ class TurnPlan:
         Seeds the order of the data: `first_step` when the turn began; the same as that when not given.
     run
         Name of the run in the device's cache.
-    codec
-        For smashed data and gradients in this turn; those of `TurnSettings` when not given.
+    uplink_codec, downlink_codec
+        For smashed data and teacher embeddings, and for gradients, in this turn.
     pipeline_depth
-        As of `TurnSettings`, at least 1.
+        Micro-batches in flight, at least 1.
     """
 
     mode: TurnMode
@@ -138,7 +140,8 @@ class TurnPlan:
     done_steps: int = 0
     order_step: int | None = None
     run: str = ""
-    codec: CodecName | None = None
+    uplink_codec: CodecName = "none"
+    downlink_codec: CodecName = "none"
     pipeline_depth: int = 1
 
     @property
@@ -194,6 +197,8 @@ class TurnOutcome:
     teacher_s: float = 0.0
     teacher_rest_mass: float | None = None
     pipeline_depth: int = 1
+    uplink_codec: CodecName = "none"
+    downlink_codec: CodecName = "none"
     exchange_s: float = 0.0
     cluster_wait_s: float = 0.0
     spans: tuple[LocatedSpan, ...] = field(default=(), repr=False)

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from flwr_splitkd.errors import PeerLostError, SplitKDError
-from flwr_splitkd.schedulers.pipeline import FIRST_DEPTH, pipeline_depth
 from flwr_splitkd.tiers.edge.batching import Batching
 from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
 from flwr_splitkd.tiers.edge.objective import Objective
+from flwr_splitkd.tiers.edge.pace import Paces
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import EdgeStudent
 from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
@@ -67,11 +67,11 @@ class EdgeService:
     ) -> None:
         self.server, self.student = server, student
         self._cache = cache
-        self._depths: dict[str, int] = {}
+        self._paces = Paces(settings, next(student.model.parameters()).element_size())
         self._objective, self._settings = objective, settings
         self._ticket_lifetime_s = ticket_lifetime_s
         self._batching = Batching(enabled=settings.batch_devices)
-        codes = {codec_code(codec) for codec in (settings.uplink_codec, settings.downlink_codec, *codecs)}
+        codes = {codec_code(codec) for codec in (*self._paces.codecs, *codecs)}
         server.start(model=fingerprint_to_wire(student.fingerprint), codecs=tuple(codes))
 
     @property
@@ -103,7 +103,7 @@ class EdgeService:
 
         If the device was lost the session stays, so that it may come back (`Session.ended_s` is None then).
 
-        Parameters as in `TurnPlan`.
+        Parameters as in `TurnPlan`; `codec` is for both directions, those of the device's pace when not given.
 
         Raises
         ------
@@ -116,6 +116,7 @@ class EdgeService:
         try:
             if mode != "deliver":
                 self.student.layout.check_cut(cut)
+            pace = self._paces.of(hello.device_name)
             plan = TurnPlan(
                 mode=mode,
                 cut=cut,
@@ -125,8 +126,9 @@ class EdgeService:
                 done_steps=done_steps,
                 order_step=order_step,
                 run=run,
-                codec=codec,
-                pipeline_depth=self._settings.pipeline_depth or self._depths.get(hello.device_name, FIRST_DEPTH),
+                uplink_codec=codec or pace.uplink_codec,
+                downlink_codec=codec or pace.downlink_codec,
+                pipeline_depth=pace.pipeline_depth,
             )
             outcome = run_turn(
                 link,
@@ -139,7 +141,7 @@ class EdgeService:
             )
             self.server.end(session)
             if mode == "train":
-                self._depths[hello.device_name] = _depth_after(outcome, self._settings.step_microbatches)
+                self._paces.learn(hello.device_name, outcome)
             return outcome
         except PeerLostError as error:
             link.fail(error)
@@ -195,6 +197,8 @@ class EdgeService:
             raise
         for turn, outcome in zip(turns, outcomes, strict=True):
             link = turn.session.link
+            if isinstance(outcome, TurnOutcome) and turn.session.hello is not None:
+                self._paces.learn(turn.session.hello.device_name, outcome)
             if isinstance(outcome, PeerLostError):
                 if link is None or link.closed:  # otherwise it has come back already
                     self.server.reopen(turn.session)
@@ -207,6 +211,7 @@ class EdgeService:
         if link is None or hello is None:
             raise ValueError("Only a connected session can be served.")
         self.student.layout.check_cut(turn.cut)
+        pace = self._paces.of(hello.device_name)
         plan = TurnPlan(
             mode="train",
             cut=turn.cut,
@@ -214,8 +219,9 @@ class EdgeService:
             first_step=self.student.next_step,
             info=turn.info,
             run=run,
-            codec=turn.codec,
-            pipeline_depth=self._settings.pipeline_depth or self._depths.get(hello.device_name, FIRST_DEPTH),
+            uplink_codec=turn.codec or pace.uplink_codec,
+            downlink_codec=turn.codec or pace.downlink_codec,
+            pipeline_depth=pace.pipeline_depth,
         )
         return Member(link=link, hello=hello, plan=plan)
 
@@ -228,24 +234,3 @@ class EdgeService:
     def close(self) -> None:
         """Close every stream and the port."""
         self.server.stop()
-
-
-def _depth_after(outcome: TurnOutcome, step_microbatches: int) -> int:
-    """Micro-batches to have in flight in a device's next turn, by what this one took."""
-    passed = max(outcome.num_batches, 1)
-    in_steps = [
-        1 - outcome.handover_uplink_bytes / max(outcome.uplink_payload_bytes, 1),
-        1 - outcome.handover_downlink_bytes / max(outcome.downlink_payload_bytes, 1),
-    ]
-    uplink_s, downlink_s = (
-        seconds * part / passed for seconds, part in zip((outcome.uplink_s, outcome.downlink_s), in_steps, strict=True)
-    )
-    edge_s = outcome.edge_s / passed
-    return pipeline_depth(
-        device_s=outcome.device_s / passed,
-        uplink_s=uplink_s,
-        edge_s=edge_s,
-        downlink_s=downlink_s,
-        latency_s=max(outcome.exchange_s - uplink_s - edge_s - downlink_s, 0.0),
-        num_microbatches=step_microbatches,
-    )

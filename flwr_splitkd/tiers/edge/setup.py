@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +17,7 @@ from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import add_adapters, inner_model, set_tied_embeddings
 from flwr_splitkd.split import find_layout, is_token_model, verify_cut
 from flwr_splitkd.store import CommitLog
+from flwr_splitkd.tiers.edge.compute import EdgeCompute
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnSettings
 from flwr_splitkd.tiers.edge.service import EdgeService
@@ -66,6 +67,7 @@ class EdgeSetup:
     teacher_top_k: int | None = None
     teacher_cache_bytes: int = 0
     teacher_cache_disk_bytes: int = 0
+    compute: EdgeCompute = field(default_factory=EdgeCompute)
 
     def __post_init__(self) -> None:
         """Check the choices.
@@ -187,6 +189,7 @@ class EdgeSetup:
                 cut=self.teacher_cut,
                 top_k=self.teacher_top_k,
                 temperature=self.loss.temperature,
+                compute=self.compute,
             )
         edge_student = EdgeStudent(
             whole.to(self.compute_device),
@@ -194,8 +197,10 @@ class EdgeSetup:
             optimizer=self.optimizer,
             handover=self.optimizer_handover,
             log=log,
+            fused_optimizer=self.compute.fused_optimizer,
         )
-        objective = Objective(edge_student.model, teacher, self.loss, self.task)
+        self.compute.prepare(edge_student.model, layout)
+        objective = Objective(edge_student.model, teacher, self.loss, self.task, self.compute)
         cache: TeacherCache | None = None
         if teacher is not None and self.teacher_cache_bytes + self.teacher_cache_disk_bytes > 0:
             cache = TeacherCache(

@@ -55,6 +55,8 @@ class EdgeStudent:
     log
         Where commits go. An empty log gets the initial state as its first commit; of another one, the state of its last
         commit takes the place of the model's.
+    fused_optimizer
+        As of `EdgeCompute`.
 
     Raises
     ------
@@ -70,10 +72,11 @@ class EdgeStudent:
         optimizer: OptimizerSettings,
         handover: HandoverName,
         log: CommitLog,
+        fused_optimizer: bool = False,
     ) -> None:
         self.whole, self.layout = whole, layout
         self.model = model = inner_model(whole)
-        self.optimizer, self.handover = optimizer, handover
+        self.optimizer, self.handover, self.fused_optimizer = optimizer, handover, fused_optimizer
         self.fingerprint: Fingerprint = fingerprint(model, layout)
         self.parameter_order = [name for name, _ in model.named_parameters()]
         self.moments: Moments = {}

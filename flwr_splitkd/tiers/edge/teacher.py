@@ -17,6 +17,7 @@ from flwr_splitkd.models import HeadTap, find_head, token_embedding
 from flwr_splitkd.split import EdgeHalf, find_layout, is_token_model, random_batch, unit_state, verify_cut
 from flwr_splitkd.split.surgery import DEVICE_ONLY, accepts, has_layer_count
 from flwr_splitkd.store.tensor_file import digest
+from flwr_splitkd.tiers.edge.compute import EdgeCompute
 from flwr_splitkd.tiers.edge.outputs import class_logits
 from flwr_splitkd.tiers.units import TEACHER_UNIT, pack
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -52,6 +53,8 @@ class EdgeTeacher:
     cut
         Blocks that run on the device. 0 is for language models of transformers: the device has the token embedding alone, and
         needs no code of the teacher. None is 0 for these and 1 for others.
+    compute
+        How it computes.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class EdgeTeacher:
         cut: int | None = None,
         top_k: int | None = None,
         temperature: float = 1.0,
+        compute: EdgeCompute | None = None,
     ) -> None:
         if top_k is not None and not has_head:
             raise ConfigError(
@@ -98,7 +102,8 @@ class EdgeTeacher:
         self.units: dict[str, dict[str, Tensor]] = dict(self._device_units())
         self.versions = {unit: digest(tensors) for unit, tensors in self.units.items()}
         self._unchecked = not has_tokens
-        self.device = compute_device
+        self.device, self._compute = compute_device, compute or EdgeCompute()
+        self._compute.prepare(self.model, self.layout)
         self._half: EdgeHalf | None = None
 
     def _device_units(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -145,10 +150,12 @@ class EdgeTeacher:
         inputs = {name: t for name, t in data.inputs.items() if name in DEVICE_ONLY or accepts(self.model, name)}
         with ExitStack() as stack:
             tap = stack.enter_context(HeadTap(self.model)) if self.head else None
+            stack.enter_context(self._compute.casting(self.device))
             output = half(data.embeddings.to(self.device), inputs)
         if tap is None:
-            return class_logits(output, "teacher")
-        return self._largest(tap.hidden) if self.top_k else tap.hidden
+            return class_logits(output, "teacher").to(data.embeddings.dtype)
+        hidden = tap.hidden.to(data.embeddings.dtype)
+        return self._largest(hidden) if self.top_k else hidden
 
     @property
     def rest_mass(self) -> float | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import itertools
 
-from flwr_splitkd.schedulers.pipeline import pipeline_depth
+import numpy as np
+import pytest
+
+from flwr_splitkd.schedulers.pipeline import pipeline_depth, pipelined_step_s
 
 
 def simulate(
@@ -52,6 +55,24 @@ def test_the_chosen_depth_is_as_fast_as_any() -> None:
         worse.append(simulate(*stages, depth=depth) / best)
     assert np.quantile(worse, 0.9) < 1.01
     assert max(worse) < 1.2
+
+
+def test_the_formula_is_near_the_simulation() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(200):
+        device, uplink, edge, downlink, latency = generator.uniform(0.05, 1.0, 5)
+        for M, depth in itertools.product((1, 2, 4, 8), (1, 2, 3, 8)):
+            told = pipelined_step_s(
+                device_s=device,
+                uplink_s=uplink,
+                edge_s=edge,
+                downlink_s=downlink,
+                latency_s=latency,
+                num_microbatches=M,
+                depth=depth,
+            )
+            seen = simulate(device / 3, uplink, edge, downlink, 2 * device / 3, latency, M, depth)
+            assert seen == pytest.approx(told, rel=0.35 if depth > 1 else 1e-9)
 
 
 def test_one_micro_batch_or_nothing_to_do_is_lock_step() -> None:

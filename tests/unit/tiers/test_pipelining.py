@@ -233,7 +233,7 @@ def test_another_batch_misses_and_a_mixed_one_sends_what_lacks(tmp_path: Path, p
 def test_another_codec_misses(tmp_path: Path, passes: list[int]) -> None:
     federation = Federation(tmp_path, teacher=llama(20), cache=_cache(tmp_path))
     federation.turn(0, 2, batches(1))
-    federation.turn(0, 2, batches(1), codec="bfloat16")
+    federation.turn(0, 2, batches(1), uplink_codec="bfloat16", downlink_codec="bfloat16")
     assert passes == [8, 8]
 
 

@@ -196,7 +196,10 @@ class Federation:
             else:
                 reports.append(report)
 
-        plan = TurnPlan(mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={}, **plan_settings)
+        codecs = {name: getattr(self.settings, name) for name in ("uplink_codec", "downlink_codec")}
+        plan = TurnPlan(
+            mode=mode, cut=cut, local_epochs=epochs, first_step=self.next_step, info={}, **{**codecs, **plan_settings}
+        )
         thread = threading.Thread(target=serve)
         try:
             with connected_links() as (edge_link, device_link):

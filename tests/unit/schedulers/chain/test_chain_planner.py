@@ -23,7 +23,7 @@ from flwr_splitkd.schedulers.chain import EqualAllocation, FixedSplitPoints, mec
 from flwr_splitkd.schedulers.chain.planner import ChainPlan, ChainPlanner, ModelledEpoch
 
 NAMES = ["a", "b", "c", "d"]
-LAYERS = 6
+LAYERS = 5
 WORKLOAD = ChainWorkload(
     forward_flops=np.full(LAYERS, 4e11),
     smashed_bits=np.full(LAYERS, 4e7),
@@ -96,9 +96,9 @@ def test_the_paper_s_mechanisms_by_their_names() -> None:
 
 
 def test_a_planner_that_was_stopped_goes_on_as_if_it_had_not() -> None:
-    whole = planner(num_draws=6)
+    whole = planner(num_draws=2)
     expected = run(whole, range(1, 4))
-    first, second = planner(num_draws=6), planner(num_draws=6)
+    first, second = planner(num_draws=2), planner(num_draws=2)
     done = run(first, range(1, 3))
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert done + run(second, range(3, 4)) == expected
@@ -135,7 +135,7 @@ def test_decisions_are_made_on_the_run_s_own_records(monkeypatch: pytest.MonkeyP
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="has 6 layers; expected 4, the blocks of the encoder"):
+    with pytest.raises(ConfigError, match="has 5 layers; expected 4, the blocks of the encoder"):
         ChainPlanner(ChainPlan(workload=WORKLOAD, cell=CELL), 4)
     with pytest.raises(ConfigError, match="`num_draws` is 0; expected at least 1"):
         ChainPlan(workload=WORKLOAD, cell=CELL, num_draws=0)
