@@ -127,12 +127,6 @@ class DeviceHalf:
         """Parameters that the half holds."""
         return self.model.parameters()
 
-    def input_embedding(self) -> Float[Tensor, "vocab hidden"] | None:
-        """Table of the model's token embedding, or None for a model without one."""
-        getter = getattr(self.model, "get_input_embeddings", None)
-        weight = getattr(getter() if callable(getter) else None, "weight", None)
-        return weight if isinstance(weight, Tensor) and weight.dim() == 2 else None
-
     def state_names(self) -> tuple[str, ...]:
         """State-dict names of the whole model that the half holds, persistent buffers included."""
         return tuple(self.model.state_dict())

@@ -269,7 +269,7 @@ class RoundRunner:
             elif self._is_dismissed(item, mode):
                 continue
             else:
-                turn = self._serve(item, server_round, len(turns) + 1, mode, wait_s)
+                turn = self._serve(item, server_round, len(turns) + 1, mode, wait_s, window)
                 if turn.outcome is not None:  # of a lost device Flower says so only a minute later
                     served.append(item)
                 elif item.session.ended_s is None:
@@ -289,7 +289,9 @@ class RoundRunner:
         self._edge.dismiss(call.session, reason)
         return True
 
-    def _serve(self, call: Call, server_round: int, turn: int, mode: TurnMode, wait_s: float) -> TurnRecord:
+    def _serve(
+        self, call: Call, server_round: int, turn: int, mode: TurnMode, wait_s: float, window: CallWindow
+    ) -> TurnRecord:
         progress = self._progress
         device, base = self._introduce(call, server_round, turn, 0, mode, wait_s)
         try:
@@ -321,6 +323,7 @@ class RoundRunner:
                 order_step=part.order_step if part else None,
                 run=progress.run,
                 codec=cast("CodecName | None", planned.codec),
+                waiting=lambda: [other.session for other in window.waiting],
             )
         except SplitKDError as error:
             self._strategy.refund()

@@ -157,6 +157,10 @@ class SplitKD(Strategy):
         How many of the teacher's largest logits the loss compares one by one; the others share what probability is left. Takes
         ``4 (2 k + 1)`` bytes of a token in the cache instead of the teacher's hidden state, and is lossy: what is left over is in
         each turn's ``teacher_rest_mass``. None compares all.
+    teach_waiting
+        Whether the next device, once it has connected, sends what the teacher needs while it waits, and the teacher works on it
+        when the edge would be idle: its turn then finds the outcomes in the cache. Without clusters. Where a shuffled data set's
+        last batch is short, what was done in time decides how it is rounded.
     max_batches
         At most so many batches of each local epoch; 0 for all.
     commit_every_steps
@@ -250,6 +254,7 @@ class SplitKD(Strategy):
         teacher_cache_bytes: int = 512 << 20,
         teacher_cache_disk_bytes: int = 0,
         teacher_top_k: int | None = None,
+        teach_waiting: bool = False,
         max_batches: int = 0,
         commit_every_steps: int = 0,
         uplink_codec: CodecName | Literal["auto"] = "none",
@@ -322,6 +327,7 @@ class SplitKD(Strategy):
             teacher_cache_bytes=teacher_cache_bytes,
             teacher_cache_disk_bytes=teacher_cache_disk_bytes,
             teacher_top_k=teacher_top_k,
+            teach_waiting=teach_waiting,
             optimizer=optimizer or OptimizerSettings(),
             optimizer_handover=optimizer_handover,
             turn=TurnSettings(

@@ -126,6 +126,18 @@ class Link:
             raise ProtocolError(f"{self.peer} sent {message.kind}; expected {expected}.")
         return message
 
+    @property
+    def has_message(self) -> bool:
+        """Whether `receive` would return, or raise, at once."""
+        with self._changed:
+            return bool(self._inbox) or self._error is not None
+
+    def poll(self, expected: str) -> WireMessage | None:
+        """The next message if it is here already, else None; `expected` and errors as of `receive`."""
+        with self._changed:
+            self._check_grace()
+        return self.receive(expected, 0.0) if self.has_message else None
+
     def wait_heard(self, timeout_s: float) -> None:
         """Wait until the peer has everything that was sent: after the last message, until it has ended the stream.
 

@@ -55,6 +55,7 @@ def _lines(runs: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in newest(runs.glob("*/metrics.jsonl")).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_of_three_devices(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchmetrics")
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))

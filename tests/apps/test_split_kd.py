@@ -98,6 +98,7 @@ def test_the_app_unchanged_in_a_deployment(deployed: Federation, cache: Path, tm
     assert config.keys() == tomli.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.deployment
 def test_a_cut_beyond_the_student_ends_the_run_with_its_value(deployed: Federation, tmp_path: Path) -> None:
     outcome = deployed.run(APP, {**settings(tmp_path), "cuts": "9"}, timeout_s=120.0)
@@ -105,6 +106,7 @@ def test_a_cut_beyond_the_student_ends_the_run_with_its_value(deployed: Federati
     assert "`cut` is 9; expected 1..3" in outcome.log, outcome.tail()
 
 
+@pytest.mark.slow
 def test_misbehaving_devices_are_left_out_by_name(tmp_path: Path) -> None:
     """One actor for four devices; two of them cannot take part."""
     app = tmp_path / "app"

@@ -12,15 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
 
 from flower_run import Federation, deployment, simulation
 
 INTEGRATION = Path(__file__).resolve().parent
 ECHO_APP = INTEGRATION / "echo_app"
-
-# For @pytest.mark.parametrize("mode", MODES).
-MODES = ["simulation", pytest.param("deployment", marks=pytest.mark.deployment)]
 
 
 @contextmanager

@@ -18,12 +18,15 @@ import psutil
 import pytest
 
 import demo
-from flower_harness import ECHO_APP, MODES, federation, traces_of
+from flower_harness import ECHO_APP, federation, traces_of
 from flower_run import Federation, FederationError, Outcome, alive
 from import_graph import ROOT
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("deployment", marks=pytest.mark.deployment), pytest.param("simulation", marks=pytest.mark.slow)],
+)
 def test_every_node_answers_and_nothing_is_left(mode: str, tmp_path: Path) -> None:
     out = tmp_path / "runs with a blank"
     lines: list[str] = []

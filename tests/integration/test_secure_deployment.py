@@ -31,6 +31,7 @@ def refused(running: Federation, name: int, process: subprocess.Popen[bytes]) ->
     return (running.logs / f"supernode-{name}.log").read_text()
 
 
+@pytest.mark.slow
 def test_registered_supernodes_get_in_and_a_stranger_does_not(tmp_path: Path) -> None:
     tls = certificates(tmp_path / "certificates", edge_hosts([]), 3)
     with federation("deployment", tmp_path / "logs", supernodes=2, tls=tls) as running:

@@ -89,6 +89,8 @@ class AppConfig:
         Most MiB in which the edge keeps what the teacher made of sequences.
     teacher_top_k
         Logits of the teacher that are compared one by one (0 for all).
+    teach_waiting
+        Whether the teacher works for the device that waits for its turn.
     optimizer_handover
         full, reset or device.
     student_on_device
@@ -179,6 +181,7 @@ class AppConfig:
     teacher_cache_mib: int = setting(512, minimum=0)
     teacher_cache_disk_mib: int = setting(0, minimum=0)
     teacher_top_k: int = setting(0, minimum=0)
+    teach_waiting: bool = setting(False)
     optimizer_handover: str = setting("full", choices=("full", "reset", "device"))
     student_on_device: str = setting("part", choices=("part", "whole"))
     uplink_codec: str = setting("none", choices=("none", "float16", "bfloat16", "int8", "auto"))

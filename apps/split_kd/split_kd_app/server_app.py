@@ -87,6 +87,7 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         teacher_cache_bytes=config.teacher_cache_mib << 20,
         teacher_cache_disk_bytes=config.teacher_cache_disk_mib << 20,
         teacher_top_k=config.teacher_top_k or None,
+        teach_waiting=config.teach_waiting,
         uplink_codec=config.uplink_codec,  # type: ignore[arg-type]  # one of the allowed choices
         downlink_codec=config.downlink_codec,  # type: ignore[arg-type]  # one of the allowed choices
         fraction_train=config.fraction_train,

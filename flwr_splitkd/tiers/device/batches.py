@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from flwr_splitkd.errors import DataError
 from flwr_splitkd.tiers.seeds import data_seed
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["Batch", "DeviceData", "as_batch", "count_labels", "split_labels"]
+__all__ = ["Batch", "DeviceData", "as_batch", "check_token_ids", "count_labels", "split_labels"]
 
 Batch = Mapping[str, Tensor]
 """Tensors by the names of the model's inputs, with ``labels``."""
@@ -110,6 +110,32 @@ def split_labels(batch: Batch, task: int, ignore_index: int) -> tuple[dict[str, 
     if task == pb.TASK_CAUSAL_LM:
         labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
     return inputs, labels
+
+
+def check_token_ids(inputs: Mapping[str, Tensor], student: nn.Module) -> None:
+    """Check token ids against the student's table, beyond which torch's own words name neither the id nor the bound.
+
+    Raises
+    ------
+    DataError
+        If there is no entry for one.
+    """
+    ids, num_tokens = inputs.get("input_ids"), _num_embeddings(student)
+    if ids is None or num_tokens is None or not ids.numel():
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= num_tokens:
+        raise DataError(
+            f"`input_ids` has {low if low < 0 else high}; expected 0..{num_tokens - 1}, the student's vocabulary. "
+            "Tokenize with the tokenizer that belongs to the student."
+        )
+
+
+def _num_embeddings(model: nn.Module) -> int | None:
+    """Entries of a model's token embedding, or None for a model without one."""
+    getter = getattr(model, "get_input_embeddings", None)
+    weight = getattr(getter() if callable(getter) else None, "weight", None)
+    return len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else None
 
 
 def count_labels(labels: Int[Tensor, ...], ignore_index: int) -> int:

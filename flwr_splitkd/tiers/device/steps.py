@@ -24,7 +24,7 @@ from flwr_splitkd.errors import DataError, ProtocolError, SplitKDError, TensorEr
 from flwr_splitkd.split import DeviceHalf, grad_norms, scale_gradients
 from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.telemetry.spans import SpanRecorder
-from flwr_splitkd.tiers.device.batches import Batch, count_labels, split_labels
+from flwr_splitkd.tiers.device.batches import Batch, check_token_ids, count_labels, split_labels
 from flwr_splitkd.tiers.device.teacher import TeacherFeed
 from flwr_splitkd.tiers.optimizer import set_learning_rate
 from flwr_splitkd.tiers.outbox import Outbox, Parcel
@@ -170,7 +170,7 @@ class Steps:
             num_microbatches=len(step.microbatches),
             step_num_tokens=step.num_tokens,
         )
-        self._check_token_ids(inputs)
+        check_token_ids(inputs, self._half.model)
         self._teach(self.next_step, index, inputs)
         placed = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         with self._span("forward", index), torch.set_grad_enabled(self._training):
@@ -221,18 +221,6 @@ class Steps:
                 "data set of this device."
             ) from error
 
-    def _check_token_ids(self, inputs: dict[str, Tensor]) -> None:
-        """A token id beyond the table would end in torch's own words, which name neither the id nor the bound."""
-        ids, table = inputs.get("input_ids"), self._half.input_embedding()
-        if ids is None or table is None or not ids.numel():
-            return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= table.shape[0]:
-            raise DataError(
-                f"`input_ids` has {low if low < 0 else high}; expected 0..{table.shape[0] - 1}, the student's vocabulary. "
-                "Tokenize with the tokenizer that belongs to the student."
-            )
-
     def _check_answer(self, asked: pb.Forward, answer: WireMessage) -> None:
         """A gradient is applied once, to the micro-batch that it belongs to; a step's last answer ends the step."""
         got, expected = (answer.body.step, answer.body.microbatch), (asked.step, asked.microbatch)
@@ -259,7 +247,7 @@ class Steps:
             coming = following()
         if coming is not None:
             for index, (inputs, _) in enumerate(coming.microbatches):
-                self._check_token_ids(inputs)
+                check_token_ids(inputs, self._half.model)
                 self._teach(self.next_step + 1, index, inputs)
         return coming
 

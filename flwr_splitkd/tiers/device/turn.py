@@ -1,6 +1,6 @@
 """One turn on the device, from the edge's plan to its commit.
 
-Begin -> build the half -> steps (see `steps`) -> hand the trained units back.
+(rehearse ->) Begin -> build the half -> steps (see `steps`) -> hand the trained units back.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from flwr_splitkd.store import DeviceCache
 from flwr_splitkd.telemetry.spans import SpanRecorder
 from flwr_splitkd.tiers.device.batches import DeviceData
 from flwr_splitkd.tiers.device.delivery import receive_student
+from flwr_splitkd.tiers.device.rehearsal import rehearse
 from flwr_splitkd.tiers.device.steps import Step, Steps
 from flwr_splitkd.tiers.device.teacher import TeacherFeed, build_teacher
 from flwr_splitkd.tiers.device.units import collect_units, keep_unit
@@ -119,6 +120,18 @@ def run_turn(
         Why the turn came to nothing.
     """
     begin = link.receive("Begin", begin_timeout_s)
+    if begin.body.mode == pb.MODE_REHEARSE:
+        begin = rehearse(
+            link,
+            begin,
+            model=model,
+            layout=layout,
+            data=data,
+            cache=cache,
+            compute_device=compute_device,
+            timeout_s=begin_timeout_s,
+            teacher=teacher,
+        )
     if begin.body.mode == pb.MODE_DELIVER:
         if student_folder is None:
             raise ConfigError("The edge delivers the whole student and `student_folder` is None; expected a folder.")

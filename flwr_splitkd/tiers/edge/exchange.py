@@ -102,6 +102,8 @@ class Exchange:
         Of the device's dropout and the order of its data; that of `settings` when not given.
     cache
         Of what the teacher made; None to keep none.
+    meanwhile
+        Does a piece of work while nothing has come from the device, and tells whether there was any.
     """
 
     def __init__(
@@ -115,8 +117,9 @@ class Exchange:
         plan: TurnPlan,
         seed: int | None = None,
         cache: TeacherCache | None = None,
+        meanwhile: Callable[[], bool] | None = None,
     ) -> None:
-        self.link, self.plan = link, plan
+        self.link, self.plan, self._meanwhile = link, plan, meanwhile
         self.seed = settings.seed if seed is None else seed
         self._student, self._objective, self._settings = student, objective, settings
         self._training = plan.mode == "train"
@@ -242,6 +245,8 @@ class Exchange:
         return message
 
     def _wait(self, expected: str) -> WireMessage:
+        while self._meanwhile is not None and not self.link.has_message and self._meanwhile():
+            pass
         timeout_s, bound_s = self._settings.step_timeout_s, self._settings.turn_timeout_s
         if bound_s is not None:
             timeout_s = min(timeout_s, max(self._started_s + bound_s - time.monotonic(), 0.0))

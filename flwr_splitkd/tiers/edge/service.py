@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.pace import Paces
 from flwr_splitkd.tiers.edge.plan import TurnMode, TurnOutcome, TurnPlan, TurnSettings
+from flwr_splitkd.tiers.edge.rehearsal import Rehearsals
 from flwr_splitkd.tiers.edge.student import EdgeStudent
 from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.tiers.edge.turn import run_turn
@@ -52,6 +53,8 @@ class EdgeService:
         Those that turns may ask for beside those of `settings`; a device that lacks one is refused.
     cache
         Where the teacher's outcomes are kept; None to keep none.
+    teach_waiting
+        Whether the teacher works for devices that wait, if there are a teacher and a cache.
     """
 
     def __init__(
@@ -64,12 +67,16 @@ class EdgeService:
         ticket_lifetime_s: float,
         codecs: Collection[CodecName] = (),
         cache: TeacherCache | None = None,
+        teach_waiting: bool = False,
     ) -> None:
         self.server, self.student = server, student
         self._cache = cache
         self._paces = Paces(settings, next(student.model.parameters()).element_size())
         self._objective, self._settings = objective, settings
         self._ticket_lifetime_s = ticket_lifetime_s
+        self._rehearsals: Rehearsals | None = None
+        if teach_waiting and objective.teacher is not None and cache is not None:
+            self._rehearsals = Rehearsals(objective, objective.teacher, cache, settings, self._paces)
         self._batching = Batching(enabled=settings.batch_devices)
         codes = {codec_code(codec) for codec in (*self._paces.codecs, *codecs)}
         server.start(model=fingerprint_to_wire(student.fingerprint), codecs=tuple(codes))
@@ -98,12 +105,20 @@ class EdgeService:
         order_step: int | None = None,
         run: str = "",
         codec: CodecName | None = None,
+        waiting: Callable[[], Iterable[Session]] = tuple,
     ) -> TurnOutcome:
         """Serve a connected session's turn on this thread, and end the session.
 
         If the device was lost the session stays, so that it may come back (`Session.ended_s` is None then).
 
-        Parameters as in `TurnPlan`; `codec` is for both directions, those of the device's pace when not given.
+        Parameters
+        ----------
+        codec
+            For both directions; those of the device's pace when not given.
+        waiting
+            The sessions of the next turns.
+
+        Others as in `TurnPlan`.
 
         Raises
         ------
@@ -116,6 +131,11 @@ class EdgeService:
         try:
             if mode != "deliver":
                 self.student.layout.check_cut(cut)
+            meanwhile: Callable[[], bool] | None = None
+            if (rehearsals := self._rehearsals) is not None:
+                rehearsals.end(session, self._settings.step_timeout_s)
+                if mode == "train":
+                    meanwhile = lambda: rehearsals.work(waiting())  # noqa: E731  # typed as what it is for
             pace = self._paces.of(hello.device_name)
             plan = TurnPlan(
                 mode=mode,
@@ -138,6 +158,7 @@ class EdgeService:
                 settings=self._settings,
                 plan=plan,
                 cache=self._cache,
+                meanwhile=meanwhile,
             )
             self.server.end(session)
             if mode == "train":

@@ -67,6 +67,7 @@ class EdgeSetup:
     teacher_top_k: int | None = None
     teacher_cache_bytes: int = 0
     teacher_cache_disk_bytes: int = 0
+    teach_waiting: bool = False
     compute: EdgeCompute = field(default_factory=EdgeCompute)
 
     def __post_init__(self) -> None:
@@ -216,6 +217,7 @@ class EdgeSetup:
             ticket_lifetime_s=ticket_lifetime_s,
             codecs=codecs,
             cache=cache,
+            teach_waiting=self.teach_waiting,
         )
 
 

@@ -59,7 +59,16 @@ class TeacherCache:
     def pin(self, owner: str) -> list[bytes]:
         """Keep everything of this device until `unpin`; return the names of its sequences."""
         self._pinned.add(owner)
+        return self.names(owner)
+
+    def names(self, owner: str) -> list[bytes]:
+        """The names of this device's sequences that are here now."""
         return sorted(name.key for kept in (self._memory, self._disk) for name in kept if name.owner == owner)
+
+    @property
+    def bytes_left(self) -> int:
+        """Room for outcomes without dropping others."""
+        return self._capacity - self.bytes_in_memory - self.bytes_on_disk
 
     def unpin(self, owner: str) -> None:
         """Let what this device has sent be replaced again."""

@@ -8,6 +8,7 @@ Runs on the caller's thread: torch never runs on gRPC's.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,15 +42,18 @@ def run_turn(
     settings: TurnSettings,
     plan: TurnPlan,
     cache: TeacherCache | None = None,
+    meanwhile: Callable[[], bool] | None = None,
 ) -> TurnOutcome:
     """Serve one turn. If it fails for any reason, the student is as of the last commit: before the turn, or in its midst.
+
+    Parameters as of `Exchange`.
 
     Raises
     ------
     SplitKDError
         Why the turn failed; the device has been told.
     """
-    turn = _Turn(link, hello, student, objective, settings, plan, cache)
+    turn = _Turn(link, hello, student, objective, settings, plan, cache, meanwhile)
     try:
         return turn.run()
     except BaseException as error:
@@ -71,12 +75,20 @@ class _Turn:
         settings: TurnSettings,
         plan: TurnPlan,
         cache: TeacherCache | None,
+        meanwhile: Callable[[], bool] | None,
     ) -> None:
         self._student, self._objective = student, objective
         self._settings, self._plan = settings, plan
         self._training = plan.mode == "train"
         self._exchange = Exchange(
-            link, hello, student=student, objective=objective, settings=settings, plan=plan, cache=cache
+            link,
+            hello,
+            student=student,
+            objective=objective,
+            settings=settings,
+            plan=plan,
+            cache=cache,
+            meanwhile=meanwhile,
         )
         self._commit_s = 0.0
 

@@ -34,6 +34,7 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODE_TRAIN: _ClassVar[Mode]
     MODE_EVALUATE: _ClassVar[Mode]
     MODE_DELIVER: _ClassVar[Mode]
+    MODE_REHEARSE: _ClassVar[Mode]
 
 class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -103,6 +104,7 @@ MODE_UNSPECIFIED: Mode
 MODE_TRAIN: Mode
 MODE_EVALUATE: Mode
 MODE_DELIVER: Mode
+MODE_REHEARSE: Mode
 TASK_UNSPECIFIED: Task
 TASK_CAUSAL_LM: Task
 TASK_MASKED_LM: Task

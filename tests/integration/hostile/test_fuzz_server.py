@@ -143,6 +143,7 @@ def test_strangers(covered: Callable[[str, object], None]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_devices(covered: Callable[[str, object], None]) -> None:
     """Mutated turns of devices that are let in, with a computing thread that reads them."""
     rng, ends = random.Random(5), Counter[str]()

@@ -74,6 +74,7 @@ def test_a_worker_that_dies_is_started_again_with_the_newest_token_and_answers(t
     assert not any(psutil.pid_exists(pid) for pid, _ in started)
 
 
+@pytest.mark.slow
 def test_the_last_death_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         SplitKDError, match=r"was killed by signal 9 \(SIGKILL\), for the 2th time.*`max_restarts` = 1 times"
@@ -119,6 +120,7 @@ def test_an_error_of_another_version_is_still_an_error() -> None:
     assert type(TurnFailed("NewError", "odd").to_error()) is SplitKDError
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_its_supervisor(tmp_path: Path) -> None:
     (tmp_path / "started").mkdir()
     code = textwrap.dedent(

@@ -36,6 +36,7 @@ from flwr_splitkd.tiers.edge import (
 )
 from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
+from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 CPU = torch.device("cpu")
@@ -167,6 +168,7 @@ class Federation:
         data: list[Any],
         mode: TurnMode = "train",
         epochs: int = 1,
+        before: Callable[[Link, pb.Hello], None] = lambda link, hello: None,
         **plan_settings: Any,
     ) -> tuple[TurnOutcome, device_tier.TurnReport | None]:
         cache = DeviceCache(self.folder / f"device-{device}")
@@ -205,6 +207,7 @@ class Federation:
             with connected_links() as (edge_link, device_link):
                 self.edge_link = edge_link
                 thread.start()
+                before(edge_link, hello)
                 outcome = run_turn(
                     edge_link,
                     hello,
