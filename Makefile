@@ -75,7 +75,7 @@ test-slow: $(READY) ## run the slow tests
 	$(call test,$(PY),-m slow)
 
 .PHONY: test-by-hand
-test-by-hand: $(READY) ## run what neither of them runs: examples without this package, benchmarks in their smallest form
+test-by-hand: $(READY) ## run what neither of them runs: all examples, a fresh installation, benchmarks in their smallest form
 	$(PY) $(PYTEST) -m by_hand
 
 .PHONY: soak
@@ -87,9 +87,12 @@ test-browser: $(READY) ## run the tests of the report page; needs Chromium (Debi
 	$(PY) -m pip install --quiet 'playwright>=1.45'
 	REQUIRE_BROWSER=1 $(PY) $(PYTEST) -m browser
 
+# What meets other packages than numpy and the standard library.
+OLDEST := tests/apps tests/integration tests/unit/{clients,data,distill,models,small_chain,split,store,strategies,tiers,wire}
+
 .PHONY: test-oldest
-test-oldest: .venv-oldest/.ready ## run the tests with the oldest supported versions
-	$(call test,.venv-oldest/bin/python)
+test-oldest: .venv-oldest/.ready ## run the tests of what depends on versions with the oldest supported ones
+	$(call test,.venv-oldest/bin/python,$(OLDEST))
 
 .venv-oldest/.ready: pyproject.toml constraints/oldest.txt
 	python=$$(scripts/find-python.sh 3.11); \

@@ -138,6 +138,11 @@ class Link:
             self._check_grace()
         return self.receive(expected, 0.0) if self.has_message else None
 
+    def count_anew(self) -> None:
+        """Count bytes and seconds from here on: a turn's are its own, whatever went before it on the same connection."""
+        self.bytes_sent = self.bytes_received = self.payload_bytes_received = 0
+        self.receive_s = 0.0
+
     def wait_heard(self, timeout_s: float) -> None:
         """Wait until the peer has everything that was sent: after the last message, until it has ended the stream.
 

@@ -73,8 +73,9 @@ def test_before(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     shown(capsys, f"{name}, before", outcome.log)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "cnn" else pytest.mark.by_hand) for name in NAMES]
+)
 def test_after(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -64,7 +64,7 @@ def _end_what_belongs_to(home: Path, ray: Path) -> None:
             assert not alive(process)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(1200)
 def test_from_a_fresh_environment_with_the_commands_of_the_readme(tmp_path: Path) -> None:
     """`flwr-splitkd new x && cd x && flwr run . --stream`, with what pip installs and nothing else."""

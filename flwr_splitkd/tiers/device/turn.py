@@ -132,6 +132,8 @@ def run_turn(
             timeout_s=begin_timeout_s,
             teacher=teacher,
         )
+        link.count_anew()
+        link.timed(begin)  # the plan is the turn's
     if begin.body.mode == pb.MODE_DELIVER:
         if student_folder is None:
             raise ConfigError("The edge delivers the whole student and `student_folder` is None; expected a folder.")

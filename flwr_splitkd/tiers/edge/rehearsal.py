@@ -73,8 +73,11 @@ class Rehearsals:
             If it does not come.
         """
         rehearsal = self._by_session.pop(session.ticket.session_id, None)
-        if rehearsal is not None and rehearsal.owes and rehearsal.link is session.link:
+        if rehearsal is None or rehearsal.link is not session.link:
+            return
+        if rehearsal.owes:
             rehearsal.link.receive("TeacherData", timeout_s)
+        rehearsal.link.count_anew()
 
     def _work_for(self, session: Session) -> bool:
         link, hello = session.link, session.hello
