@@ -30,12 +30,11 @@ define install
 	touch $(2)/.ready
 endef
 
-# Files go side by side, one more than there are cores, because those that start a Flower mostly wait; they are the longest, and
-# come first. Every process has one thread: those that share cores would wait for each other.
-WORKERS := $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
-SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# $(call test,python,workers beside one for each core,what): files side by side. Those that start a Flower mostly wait; they are the
+# longest, and come first. Every process has one thread: those that share cores would wait for each other.
 define test
-	OMP_NUM_THREADS=1 $(1) $(PYTEST) $(SIDE_BY_SIDE) $(2)
+	OMP_NUM_THREADS=1 $(1) $(PYTEST) --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + $(2) )) \
+	    --dist loadfile --no-loadscope-reorder $(3)
 endef
 
 .PHONY: help
@@ -68,11 +67,11 @@ scct-demo: $(READY) ## the chain device - edge - cloud in a deployment: cloud, S
 
 .PHONY: test
 test: $(READY) ## run all tests but the slow ones
-	$(call test,$(PY))
+	$(call test,$(PY),1)
 
 .PHONY: test-slow
 test-slow: $(READY) ## run the slow tests
-	$(call test,$(PY),-m slow)
+	$(call test,$(PY),0,-m slow --timeout 900)
 
 .PHONY: test-by-hand
 test-by-hand: $(READY) ## run what neither of them runs: all examples, a fresh installation, benchmarks in their smallest form
@@ -92,7 +91,7 @@ OLDEST := tests/apps tests/integration tests/unit/{clients,data,distill,models,s
 
 .PHONY: test-oldest
 test-oldest: .venv-oldest/.ready ## run the tests of what depends on versions with the oldest supported ones
-	$(call test,.venv-oldest/bin/python,$(OLDEST))
+	$(call test,.venv-oldest/bin/python,1,$(OLDEST))
 
 .venv-oldest/.ready: pyproject.toml constraints/oldest.txt
 	python=$$(scripts/find-python.sh 3.11); \
@@ -101,7 +100,7 @@ test-oldest: .venv-oldest/.ready ## run the tests of what depends on versions wi
 .PHONY: test-no-torch
 test-no-torch: .venv-no-torch/.ready ## byte-compile everything on Python 3.10 and run the tests that need no torch
 	.venv-no-torch/bin/python -m compileall -q flwr_splitkd apps benchmarks scripts tests
-	$(call test,.venv-no-torch/bin/python)
+	$(call test,.venv-no-torch/bin/python,1)
 
 .venv-no-torch/.ready: pyproject.toml constraints/no-torch.txt
 	python=$$(scripts/find-python.sh 3.10); $$python -m venv --clear .venv-no-torch
@@ -112,7 +111,7 @@ test-no-torch: .venv-no-torch/.ready ## byte-compile everything on Python 3.10 a
 
 .PHONY: test-py310
 test-py310: .venv-py310/.ready ## run all tests on Python 3.10 (by hand: needs a torch build for it)
-	$(call test,.venv-py310/bin/python)
+	$(call test,.venv-py310/bin/python,1)
 
 .venv-py310/.ready: pyproject.toml constraints/newest.txt
 	python=$$(scripts/find-python.sh 3.10); \

@@ -188,7 +188,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     assert int(modules[0]["next_step"]) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_adapters_in_the_encoders(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Little travels, and the run can be asked; with the data that the app brings."""
     pytest.importorskip("torchmetrics")
@@ -205,7 +205,7 @@ def test_adapters_in_the_encoders(models: dict[str, str], tmp_path: Path, monkey
     _ask(newest(runs.glob("*/config.json")).parent, tmp_path / "cache")
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_more_devices_than_actors(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLWR_SPLITKD_CACHE", str(tmp_path / "cache"))
     config = {

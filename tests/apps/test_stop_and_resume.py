@@ -63,7 +63,7 @@ def in_mid_turn(run: Run, logs: Path, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "goes_on"),
     [
-        pytest.param("simulation", False, marks=pytest.mark.slow),
+        pytest.param("simulation", False, marks=pytest.mark.by_hand),
         pytest.param("deployment", True, marks=[pytest.mark.deployment, pytest.mark.slow]),
         pytest.param("simulation", True, marks=pytest.mark.slow),
     ],
@@ -123,7 +123,7 @@ def test_an_edge_that_is_killed_goes_on_to_the_same_student(tmp_path: Path) -> N
     assert not different
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_two_runs_on_one_superlink_do_not_clash(tmp_path: Path) -> None:
     """Each has its own port and its own tickets; a SuperNode serves them in turns."""
     config = {**settings(tmp_path), "max-batches": 20}
