@@ -145,6 +145,7 @@ def test_algorithm_1_is_held_to_seventy_steps_without_a_rise(seconds: list[float
     assert verdict.holds is holds and "above the optimum" in verdict.came_out
 
 
+@pytest.mark.slow
 def test_verdicts_on_latency_follow_the_clocks() -> None:
     verdicts = latency_verdicts([], clocks())
     assert len(verdicts) == (1 + 3) + (1 + 2)
@@ -160,6 +161,7 @@ def test_verdicts_on_latency_follow_the_clocks() -> None:
     assert not any(one.holds for one in latency_verdicts([], shrinking) if "grows" in one.claim)
 
 
+@pytest.mark.slow
 def test_equal_time_counts_finished_rounds() -> None:
     given = learned()
     clock = next(one for one in given.clocks if (one.mechanism, one.algorithms) == ("SCCTT", "exact"))
@@ -170,6 +172,7 @@ def test_equal_time_counts_finished_rounds() -> None:
     assert given.reached_by(clock, 1e9, lambda curve: curve.f1) == pytest.approx(20.5)
 
 
+@pytest.mark.slow
 def test_verdicts_on_learning() -> None:
     verdicts = learning_verdicts(learned())
     assert [one.holds for one in verdicts[:4]] == [True, True, True, False]
@@ -177,6 +180,7 @@ def test_verdicts_on_learning() -> None:
     assert not any(one.holds for one in learning_verdicts(worse)[:3])
 
 
+@pytest.mark.slow
 def test_tables() -> None:
     def rows(text: str) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(text)))
