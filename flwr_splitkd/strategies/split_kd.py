@@ -295,6 +295,7 @@ class SplitKD(Strategy):
         _check_cluster_size(cluster_size, commit_every_steps)
         self.cluster_size, self.clusters = cluster_size, clusters or InOrder()
         self.cut = FixedCut(cut) if isinstance(cut, int) else cut
+        _check_codecs(self.cut, uplink_codec, downlink_codec)
         self.selection = selection or RoundRobin()
         self.local_epochs = FixedEpochs(local_epochs) if isinstance(local_epochs, int) else local_epochs
         self.stop = stop or NeverStop()
@@ -724,6 +725,14 @@ def _check_fractions(**fractions: float) -> None:
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"`{name}` is {value}; expected 0 to 1, the share of the connected nodes.")
+
+
+def _check_codecs(cut: CutPolicy, uplink_codec: str, downlink_codec: str) -> None:
+    if getattr(cut, "codecs", ()) and "auto" in (uplink_codec, downlink_codec):
+        raise ConfigError(
+            f"`uplink_codec` is {uplink_codec!r}, `downlink_codec` {downlink_codec!r}, and {type(cut).__name__} chooses codecs "
+            "itself; expected no 'auto' beside it: a turn would be served with another codec than it was planned with."
+        )
 
 
 def _check_cluster_size(cluster_size: int, commit_every_steps: int) -> None:

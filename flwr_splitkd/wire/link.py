@@ -25,6 +25,8 @@ __all__ = ["Link"]
 
 _INBOX_MESSAGES = 4
 """Received messages that may wait for the computing thread; beyond them, flow control stops the peer."""
+_LOOK_S = 0.5
+"""Seconds between two looks whether a peer without a stream has been gone for too long."""
 _LAST_WORD_S = 2.0
 """Seconds that the other side has to take the last message before the connection is closed."""
 _FRUITLESS_STREAMS = 10
@@ -130,12 +132,22 @@ class Link:
     def has_message(self) -> bool:
         """Whether `receive` would return, or raise, at once."""
         with self._changed:
+            self._check_grace()
             return bool(self._inbox) or self._error is not None
+
+    def wait_message(self, timeout_s: float) -> bool:
+        """Wait until `has_message`, but no longer than this; return whether it is so."""
+        due_s = time.monotonic() + timeout_s
+        while not self.has_message:
+            left_s = due_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._inbox) or self._error is not None, min(left_s, _LOOK_S))
+        return True
 
     def poll(self, expected: str) -> WireMessage | None:
         """The next message if it is here already, else None; `expected` and errors as of `receive`."""
-        with self._changed:
-            self._check_grace()
         return self.receive(expected, 0.0) if self.has_message else None
 
     def count_anew(self) -> None:

@@ -14,7 +14,7 @@ from flwr_splitkd.store import DeviceCache
 from flwr_splitkd.tiers.device.batches import DeviceData, check_token_ids
 from flwr_splitkd.tiers.device.steps import Step
 from flwr_splitkd.tiers.device.teacher import TeacherFeed, build_teacher
-from flwr_splitkd.tiers.device.units import collect_units
+from flwr_splitkd.tiers.device.units import Units, collect_units
 from flwr_splitkd.wire.codec import encode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
@@ -34,8 +34,8 @@ def rehearse(
     compute_device: torch.device,
     timeout_s: float,
     teacher: Callable[[], nn.Module] | None,
-) -> WireMessage:
-    """Send what the teacher needs of one pass over the data, a micro-batch at a time, until the turn begins; return its plan.
+) -> tuple[WireMessage, Units]:
+    """Send what the teacher needs of one pass over the data, a micro-batch at a time, until the turn begins.
 
     One is on its way at a time: the edge answers when it has nothing else to do, and no answer says that the turn has begun. An
     empty one says that there are no more.
@@ -49,15 +49,19 @@ def rehearse(
 
     Others as of `run_turn`.
 
+    Returns
+    -------
+    tuple
+        The turn's plan, and the teacher's units: the edge does not send them again, and the cache may have had no room.
+
     Raises
     ------
     SplitKDError
         If the data do not go with the student, or the edge is lost.
     """
     plan: pb.Begin = begin.body
-    built = build_teacher(
-        plan, collect_units(begin, cache, lambda unit: True), teacher, layout.data_input, compute_device
-    )
+    units = collect_units(begin, cache, lambda unit: True)
+    built = build_teacher(plan, units, teacher, layout.data_input, compute_device)
     if built is not None:
         feed = TeacherFeed(built, begin)
         number = 0
@@ -73,13 +77,13 @@ def rehearse(
             )
             answer = link.receive("Begin|Backward", timeout_s)
             if answer.kind == "Begin":
-                return answer
+                return answer, units
             feed.answered(number, 0, kept=answer.body.teacher_kept)
             if not answer.body.teacher_kept:  # no room
-                return link.receive("Begin", timeout_s)
+                return link.receive("Begin", timeout_s), units
             number += 1
     link.send(pb.TeacherData())
-    return link.receive("Begin", timeout_s)
+    return link.receive("Begin", timeout_s), units
 
 
 def _microbatches(plan: pb.Begin, data: DeviceData, layout: Layout) -> Iterator[dict[str, Tensor]]:

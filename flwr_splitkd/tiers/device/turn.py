@@ -30,7 +30,7 @@ from flwr_splitkd.tiers.device.delivery import receive_student
 from flwr_splitkd.tiers.device.rehearsal import rehearse
 from flwr_splitkd.tiers.device.steps import Step, Steps
 from flwr_splitkd.tiers.device.teacher import TeacherFeed, build_teacher
-from flwr_splitkd.tiers.device.units import collect_units, keep_unit
+from flwr_splitkd.tiers.device.units import Units, collect_units, keep_unit
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.tiers.outbox import Outbox
 from flwr_splitkd.tiers.spans import spans_to_wire
@@ -119,9 +119,9 @@ def run_turn(
     SplitKDError
         Why the turn came to nothing.
     """
-    begin = link.receive("Begin", begin_timeout_s)
+    begin, held = link.receive("Begin", begin_timeout_s), None
     if begin.body.mode == pb.MODE_REHEARSE:
-        begin = rehearse(
+        begin, held = rehearse(
             link,
             begin,
             model=model,
@@ -148,8 +148,9 @@ def run_turn(
         compute_device=compute_device,
         step_timeout_s=step_timeout_s,
         teacher=teacher,
+        held=held,
     )
-    del begin  # its payloads are as large as the half and its moments
+    del begin, held  # its payloads are as large as the half and its moments
     return turn.run(data)
 
 
@@ -167,6 +168,7 @@ class _Turn:
         compute_device: torch.device,
         step_timeout_s: float,
         teacher: Callable[[], nn.Module] | None,
+        held: Units | None,
     ) -> None:
         started_s = time.monotonic()
         self._link, self._layout, self._cache = link, layout, cache
@@ -176,7 +178,7 @@ class _Turn:
         self._device, self._timeout_s = compute_device, step_timeout_s
         self._training = self._plan.mode == pb.MODE_TRAIN
         # To evaluate, units come without their moments: then only what has none is worth keeping.
-        units = collect_units(begin, cache, keep=lambda unit: self._training or unit.endswith(FROZEN))
+        units = collect_units(begin, cache, keep=lambda unit: self._training or unit.endswith(FROZEN), held=held)
         of_teacher = {unit: units.pop(unit) for unit in list(units) if unit.partition(".")[0] == TEACHER_UNIT}
         built = build_teacher(self._plan, of_teacher, teacher, layout.data_input, compute_device)
         self._teacher = TeacherFeed(built, begin) if built is not None else None

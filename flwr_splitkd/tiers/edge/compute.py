@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.split import Layout, is_token_model
@@ -54,6 +54,10 @@ class EdgeCompute:
         """Forward passes within compute as `autocast` says."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast is not None)
 
+    def in_type_of(self, outputs: Tensor, given: Tensor) -> Tensor:
+        """What a pass within `casting` gave, in the type of what was given to it; as it is where nothing is cast."""
+        return outputs.to(given.dtype) if self.autocast else outputs
+
     def prepare(self, model: nn.Module, layout: Layout) -> None:
         """Compile the blocks of a whole model, for whichever half they will be in.
 
@@ -69,7 +73,9 @@ class EdgeCompute:
             raise ConfigError(
                 f"`edge_compile` is True and the model is a {type(model).__name__}; expected a transformers model, or False."
             )
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_COMPILED)
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before torch 2.7
+        setattr(config, limit, max(getattr(config, limit), _MOST_COMPILED))
         for name in layout.block_names:
             block = model.get_submodule(name)
             # Not `block.compile()`: hooks on blocks seed the dropout, and would be compiled too, anew in every turn.

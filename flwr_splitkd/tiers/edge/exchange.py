@@ -35,6 +35,9 @@ __all__ = ["Exchange", "Microbatch", "not_through"]
 
 _log = logging.getLogger(__name__)
 
+_IDLE_LOOK_S = 0.02
+"""Seconds between two looks for other work while a device is waited for."""
+
 _DEVICE_REMEDY = "The turn is undone; check this device's data and hardware, or lower the learning rate."
 _EDGE_STAGES = ("decode", "teacher", "student", "encode", "optimizer")
 _MODES = {"train": pb.MODE_TRAIN, "evaluate": pb.MODE_EVALUATE, "deliver": pb.MODE_DELIVER}
@@ -245,11 +248,10 @@ class Exchange:
         return message
 
     def _wait(self, expected: str) -> WireMessage:
-        while self._meanwhile is not None and not self.link.has_message and self._meanwhile():
-            pass
         timeout_s, bound_s = self._settings.step_timeout_s, self._settings.turn_timeout_s
         if bound_s is not None:
             timeout_s = min(timeout_s, max(self._started_s + bound_s - time.monotonic(), 0.0))
+        self._use_idle_time(timeout_s)
         try:
             with self.spans.span("wait", self._step, self._microbatch):
                 return self.link.receive(expected, timeout_s)
@@ -260,6 +262,13 @@ class Exchange:
                 f"{self.link.peer} has not ended its turn after {bound_s:g} s; expected it by then. Choose a lower cut or fewer "
                 "batches for it, or raise `turn_timeout_s`."
             ) from error
+
+    def _use_idle_time(self, timeout_s: float) -> None:
+        """Work on something else for as long as nothing comes, at most for the time that the device has."""
+        due_s = time.monotonic() + timeout_s
+        while self._meanwhile is not None and not self.link.has_message and time.monotonic() < due_s:
+            if not self._meanwhile():
+                self.link.wait_message(_IDLE_LOOK_S)
 
     def _time_arrival(self, message: WireMessage) -> None:
         if message.tensors:

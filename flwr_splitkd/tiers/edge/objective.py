@@ -103,10 +103,10 @@ class Objective:
         """Finish the student's forward pass: final hidden states ``[batch, positions, hidden]``, or a classifier's logits."""
         with self.compute.casting(smashed.device):
             if self._head is None:
-                return class_logits(half(smashed, inputs), "student").to(smashed.dtype)
+                return self.compute.in_type_of(class_logits(half(smashed, inputs), "student"), smashed)
             with HeadTap(self._student) as tap:
                 half(smashed, inputs)
-        return tap.hidden.to(smashed.dtype)
+        return self.compute.in_type_of(tap.hidden, smashed)
 
     def precision(self, outputs: Tensor) -> float:
         """Relative distance of two neighbouring values of the type in which such outputs were computed."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from flwr_splitkd.errors import SplitKDError
+from flwr_splitkd.errors import ConfigError, CutError, PeerLostError, ProtocolError, SplitKDError, StoreError
 from flwr_splitkd.telemetry.spans import SpanRecorder
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.pace import Paces
@@ -26,12 +26,12 @@ __all__ = ["Rehearsals"]
 
 @dataclass(slots=True, eq=False)
 class _Rehearsal:
-    """One waiting device's: whether a message of it is still to come, and how large the last outcome was."""
+    """One waiting device's: how many messages may still come, and whether one is due."""
 
     link: Link
     teaching: Teaching
+    left: int
     owes: bool = True
-    last_bytes: int = field(default=0)
 
 
 class Rehearsals:
@@ -76,6 +76,12 @@ class Rehearsals:
         if rehearsal is None or rehearsal.link is not session.link:
             return
         if rehearsal.owes:
+            # In all, however slowly it comes: nobody has a turn meanwhile.
+            if not rehearsal.link.wait_message(timeout_s):
+                raise PeerLostError(
+                    f"{rehearsal.link.peer} has not sent the rest of what it began before its turn after {timeout_s:g} s; expected "
+                    "it by then. Turn `teach_waiting` off for links as slow as that, or raise `step_timeout_s`."
+                )
             rehearsal.link.receive("TeacherData", timeout_s)
         rehearsal.link.count_anew()
 
@@ -92,9 +98,12 @@ class Rehearsals:
             if message is not None:
                 self._answer(rehearsal, message)
             return message is not None
-        except SplitKDError as error:
+        except (StoreError, ConfigError, CutError):  # the edge's own
+            raise
+        except Exception as error:  # a device that only waits is no trouble to the one whose turn it is
+            known = error if isinstance(error, SplitKDError) else ProtocolError(f"{link.peer} while it waited: {error}")
             self._by_session.pop(session.ticket.session_id, None)
-            link.fail(error)  # whoever calls devices sees that it is gone
+            link.give_up(known)  # whoever calls devices sees that it is gone, and why
             return True
 
     def _begin(self, link: Link, hello: pb.Hello) -> _Rehearsal:
@@ -107,6 +116,7 @@ class Rehearsals:
             local_epochs=1,
             gradient_accumulation_steps=1,
             num_microbatches=settings.num_microbatches,
+            max_batches=settings.max_batches,
             seed=settings.seed,
             uplink_codec=codec_code(pace.uplink_codec),
             teacher_cache=True,
@@ -124,17 +134,17 @@ class Rehearsals:
         link.send(begin, tensors)
         name, spans = hello.device_name, SpanRecorder()
         teaching = Teaching(self._teacher, self._cache, device=name, first_step=0, most_microbatches=1, spans=spans)
-        return _Rehearsal(link, teaching)
+        return _Rehearsal(link, teaching, left=hello.num_batches * settings.num_microbatches)
 
     def _answer(self, rehearsal: _Rehearsal, message: WireMessage) -> None:
+        if rehearsal.link.has_message or rehearsal.left == 0:
+            raise ProtocolError(
+                f"{rehearsal.link.peer} sends more than one message ahead of its answer, or more than its Hello told of; expected "
+                "one at a time, of one pass over its data."
+            )
         if not message.tensors:
             rehearsal.owes = False
             return
-        step = message.body.step
-        kept = self._cache.bytes_left >= rehearsal.last_bytes
-        if kept:
-            rehearsal.teaching.teach(message, step)
-            lesson = rehearsal.teaching.take(step, 0)
-            kept, rehearsal.last_bytes = lesson.kept, lesson.outputs.nbytes
-        rehearsal.owes = kept
-        rehearsal.link.send(pb.Backward(step=step, teacher_kept=kept))
+        rehearsal.left -= 1
+        rehearsal.owes = kept = rehearsal.teaching.rehearse(message)
+        rehearsal.link.send(pb.Backward(step=message.body.step, teacher_kept=kept))

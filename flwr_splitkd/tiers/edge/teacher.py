@@ -153,8 +153,8 @@ class EdgeTeacher:
             stack.enter_context(self._compute.casting(self.device))
             output = half(data.embeddings.to(self.device), inputs)
         if tap is None:
-            return class_logits(output, "teacher").to(data.embeddings.dtype)
-        hidden = tap.hidden.to(data.embeddings.dtype)
+            return self._compute.in_type_of(class_logits(output, "teacher"), data.embeddings)
+        hidden = self._compute.in_type_of(tap.hidden, data.embeddings)
         return self._largest(hidden) if self.top_k else hidden
 
     @property

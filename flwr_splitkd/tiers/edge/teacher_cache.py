@@ -66,7 +66,7 @@ class TeacherCache:
         return sorted(name.key for kept in (self._memory, self._disk) for name in kept if name.owner == owner)
 
     @property
-    def bytes_left(self) -> int:
+    def _bytes_left(self) -> int:
         """Room for outcomes without dropping others."""
         return self._capacity - self.bytes_in_memory - self.bytes_on_disk
 
@@ -74,8 +74,8 @@ class TeacherCache:
         """Let what this device has sent be replaced again."""
         self._pinned.discard(owner)
 
-    def put(self, owner: str, key: bytes, outcome: Tensor) -> bool:
-        """Keep the outcome for a sequence, if there is room; return whether it is kept.
+    def put(self, owner: str, key: bytes, outcome: Tensor, *, evict: bool = True) -> bool:
+        """Keep the outcome for a sequence, if there is room; return whether it is kept. With `evict`, others make room.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class TeacherCache:
         name = _Name(owner, key)
         if name in self._memory or name in self._disk:
             return True
-        if not self._make_room(outcome.nbytes):
+        if outcome.nbytes > self._bytes_left and not (evict and self._make_room(outcome.nbytes)):
             return False
         self._memory[name] = outcome.detach().cpu().clone()  # of its own: a row would keep its whole batch
         self.bytes_in_memory += outcome.nbytes

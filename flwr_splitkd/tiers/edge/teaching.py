@@ -122,14 +122,31 @@ class Teaching:
             lesson = self._remember(message, self._cache)
         self._ahead[step, microbatch] = lesson
 
+    def rehearse(self, message: WireMessage) -> bool:
+        """Let the teacher work on a ``TeacherData`` before the turn; return whether all of it is kept, without dropping another's.
+
+        Raises
+        ------
+        ProtocolError
+            If it is out of order, or does not go through the teacher.
+        NonFiniteError
+            If it holds NaN or infinity.
+        """
+        step, cache = message.body.step, self._cache
+        self._check_order(step, message.body.microbatch, step)
+        keys, rows = _named_rows(message)
+        if cache is None or not rows:
+            return False
+        outputs = self._outputs(self._data(message))
+        _check_count(outputs, rows)
+        return all(
+            [cache.put(self._device, keys[row], out, evict=False) for row, out in zip(rows, outputs, strict=True)]
+        )
+
     def _remember(self, message: WireMessage, cache: TeacherCache) -> Lesson:
         """Compute what was sent, keep it, and put it together with what was kept before."""
         step, microbatch = message.body.step, message.body.microbatch
-        keys, rows = keys_from_tensor(decode_one(message, "keys")), _rows(decode_one(message, "rows"))
-        if not keys or any(not 0 <= row < len(keys) for row in rows) or len(set(rows)) < len(rows):
-            raise ProtocolError(
-                f"TeacherData names {len(keys)} sequences and sends those at {rows[:8]}; expected positions within, each once."
-            )
+        keys, rows = _named_rows(message)
         by_row: dict[int, Tensor] = {}
         inputs: Mapping[str, Tensor] = {}
         kept = bool(rows)
@@ -137,10 +154,7 @@ class Teaching:
             data = self._data(message)
             with self._spans.span("teacher", step, microbatch):
                 outputs = self._outputs(data)
-            if len(outputs) != len(rows):
-                raise ProtocolError(
-                    f"The teacher made {len(outputs)} outputs of what was sent for {len(rows)} sequences; expected as many."
-                )
+            _check_count(outputs, rows)
             by_row = dict(zip(rows, outputs, strict=True))
             kept = all([cache.put(self._device, keys[row], output) for row, output in by_row.items()])
             if len(rows) == len(keys):
@@ -150,6 +164,11 @@ class Teaching:
         for row in range(len(keys)):
             if row not in by_row:
                 by_row[row] = cache.get(self._device, keys[row]).to(self._teacher.device)
+        shapes = {tuple(outcome.shape) for outcome in by_row.values()}
+        if len(shapes) > 1:
+            raise ProtocolError(
+                f"TeacherData names sequences whose outcomes have the shapes {shapes}; expected one shape."
+            )
         return Lesson(torch.stack([by_row[row] for row in range(len(keys))]), inputs, kept)
 
     def _data(self, message: WireMessage) -> TeacherData:
@@ -189,6 +208,23 @@ class Teaching:
                 f"the next one, at most a step ahead, of at most {self._most_microbatches} micro-batches."
             )
         self._last = step, microbatch
+
+
+def _named_rows(message: WireMessage) -> tuple[list[bytes], list[int]]:
+    """The names of a micro-batch's sequences, and the positions of those that were sent."""
+    keys, rows = keys_from_tensor(decode_one(message, "keys")), _rows(decode_one(message, "rows"))
+    if not keys or any(not 0 <= row < len(keys) for row in rows) or len(set(rows)) < len(rows):
+        raise ProtocolError(
+            f"TeacherData names {len(keys)} sequences and sends those at {rows[:8]}; expected positions within, each once."
+        )
+    return keys, rows
+
+
+def _check_count(outputs: Tensor, rows: list[int]) -> None:
+    if len(outputs) != len(rows):
+        raise ProtocolError(
+            f"The teacher made {len(outputs)} outputs of what was sent for {len(rows)} sequences; expected as many."
+        )
 
 
 def _rows(tensor: Tensor) -> list[int]:

@@ -11,19 +11,21 @@ import torch
 from test_turns import Federation, llama, sentences
 from torch import Tensor
 
-from flwr_splitkd.errors import PeerLostError, ProtocolError
+from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError
 from flwr_splitkd.testing import connected_links
 from flwr_splitkd.tiers.edge import EdgeTeacher, TurnSettings, teaching
 from flwr_splitkd.tiers.edge.pace import Paces
 from flwr_splitkd.tiers.edge.rehearsal import Rehearsals
 from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
+from flwr_splitkd.wire.codec import encode
 from flwr_splitkd.wire.credentials import new_ticket
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.server import Session
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 SETTINGS = TurnSettings(num_microbatches=2)
-SEQUENCE_BYTES = 6 * 16 * 4
+WIDTH = 20
+SEQUENCE_BYTES = 6 * WIDTH * 4
 """A sequence's outcome: positions, the teacher's width, bytes of a value."""
 
 
@@ -110,7 +112,7 @@ def test_a_full_cache_ends_it_and_nobody_s_outcomes_give_way(tmp_path: Path, pas
     one = federation(tmp_path, room=3 * SEQUENCE_BYTES)
     cache = one.cache
     assert cache is not None
-    cache.put("another", b"1" * 16, torch.zeros(6, 16))
+    cache.put("another", b"1" * 16, torch.zeros(6, WIDTH))
     waited_s = time.monotonic() + 2
     kept: list[list[bytes]] = []
 
@@ -121,7 +123,68 @@ def test_a_full_cache_ends_it_and_nobody_s_outcomes_give_way(tmp_path: Path, pas
 
     one.turn(0, 2, sentences(4), before=waits(one, until))
     assert len(kept) == 1 and kept.pop() == [b"1" * 16]
-    assert len(passes) == 8
+    assert len(passes) == 8 + 1, "the one that found no room is done again"
+
+
+def lies(one: Federation, *messages: dict[str, Tensor], num_batches: int = 9) -> SplitKDError:
+    """How a waiting device ends that sends these tensors, one message after each answer."""
+    rehearsals = rehearsals_of(one)
+    with connected_links() as (edge, device):
+        session = session_of(edge, pb.Hello(device_name="odd", num_batches=num_batches))
+        assert rehearsals.work([session])
+        device.receive("Begin", 5)
+        for number, tensors in enumerate(messages):
+            device.send(pb.TeacherData(step=number), {name: encode(tensor) for name, tensor in tensors.items()})
+            assert edge.wait_message(5)
+            assert rehearsals.work([session])
+            try:
+                device.receive("Backward", 5)
+            except SplitKDError as error:
+                assert edge.error is not None and not rehearsals.work([session])
+                return error
+    raise AssertionError("it was let through")
+
+
+def data_of(rows: list[int], names: int, positions: int = 6) -> dict[str, Tensor]:
+    keys = torch.arange(16 * names, dtype=torch.uint8).reshape(names, 16)
+    return {
+        "keys": keys,
+        "rows": torch.tensor(rows, dtype=torch.int64),
+        "embeddings": torch.ones(len(rows), positions, WIDTH),
+        "inputs/attention_mask": torch.ones(len(rows), positions, dtype=torch.int64),
+    }
+
+
+def test_what_is_wrong_with_a_waiting_device_stays_its_own(tmp_path: Path) -> None:
+    one = federation(tmp_path)
+    assert isinstance(lies(one, data_of([3], 1)), ProtocolError)
+    wrong_width = {**data_of([0], 1), "embeddings": torch.ones(1, 6, 5)}
+    assert "do not go through the teacher" in str(lies(one, wrong_width))
+    assert isinstance(
+        lies(one, {**data_of([0], 1), "embeddings": torch.full((1, 6, WIDTH), float("nan"))}), SplitKDError
+    )
+
+
+def test_no_more_than_a_pass_over_its_data_is_rehearsed(tmp_path: Path) -> None:
+    error = lies(federation(tmp_path), *[data_of([0], 1)] * 4, num_batches=1)
+    assert "more than its Hello told of" in str(error)
+
+
+def test_names_of_sequences_that_are_not_kept_are_no_harm_before_the_turn(tmp_path: Path, passes: list[int]) -> None:
+    """Only what is sent is looked at: of what is named beside it, nothing is needed yet."""
+    one = federation(tmp_path)
+    assert isinstance(lies(one, data_of([0], 1), data_of([1], 3, positions=4), data_of([7], 1)), ProtocolError)
+    assert passes == [1, 1]
+
+
+def test_nobody_waits_longer_than_told_for_what_a_device_owes(tmp_path: Path) -> None:
+    rehearsals = rehearsals_of(federation(tmp_path))
+    with connected_links() as (edge, device):
+        session = session_of(edge, pb.Hello(device_name="slow", num_batches=1))
+        assert rehearsals.work([session])
+        device.receive("Begin", 5)
+        with pytest.raises(PeerLostError, match="has not sent the rest .* after 0.2 s"):
+            rehearsals.end(session, 0.2)
 
 
 def test_a_device_that_waits_and_breaks_the_protocol_is_let_go_alone(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ class Federation:
         cache = DeviceCache(self.folder / f"device-{device}")
         hello = pb.Hello(
             device_name=f"device-{device}",
+            num_batches=len(data),
             cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()],
         )
         reports: list[device_tier.TurnReport] = []
