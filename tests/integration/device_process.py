@@ -33,6 +33,7 @@ def take_turn(ticket: dict[str, object], device: int, cache: DeviceCache) -> dic
         node_id=device,
         server_round=1,
         device_name=f"process-{device}",
+        num_batches=int(str(ticket["batches"])),
         student=fingerprint_to_wire(fingerprint(model, layout)),
         codecs=supported_codecs(),
         cached_units=[pb.UnitVersion(unit=u, version=v) for u, v in cache.versions().items()],

@@ -137,12 +137,13 @@ class Rehearsals:
         return _Rehearsal(link, teaching, left=hello.num_batches * settings.num_microbatches)
 
     def _answer(self, rehearsal: _Rehearsal, message: WireMessage) -> None:
-        if rehearsal.link.has_message or rehearsal.left == 0:
+        last = not message.tensors
+        if rehearsal.link.has_message or (rehearsal.left == 0 and not last):
             raise ProtocolError(
                 f"{rehearsal.link.peer} sends more than one message ahead of its answer, or more than its Hello told of; expected "
                 "one at a time, of one pass over its data."
             )
-        if not message.tensors:
+        if last:
             rehearsal.owes = False
             return
         rehearsal.left -= 1

@@ -88,6 +88,14 @@ def test_a_turn_finds_what_was_rehearsed_and_trains_the_same(tmp_path: Path, pas
     assert all(torch.equal(tensor, plain.weights()[name]) for name, tensor in waited.weights().items())
 
 
+def test_a_device_that_has_no_more_says_so(tmp_path: Path) -> None:
+    """The edge asks nothing more of it then, and its turn begins at once."""
+    one = federation(tmp_path)
+    ended_s = time.monotonic() + 1
+    _, report = one.turn(0, 2, sentences(2), before=waits(one, lambda: time.monotonic() > ended_s))
+    assert report is not None and report.num_steps == 2
+
+
 def test_what_was_not_rehearsed_in_time_is_done_in_the_turn(tmp_path: Path, passes: list[int]) -> None:
     plain, waited = federation(tmp_path / "plain"), federation(tmp_path / "waited")
     plain.turn(0, 2, sentences(4))
