@@ -22,10 +22,13 @@ from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.schedulers import Candidate, FixedCut
 from flwr_splitkd.store import commits, tensor_file
 from flwr_splitkd.store.tensor_file import digest
-from flwr_splitkd.strategies import split_kd
+from flwr_splitkd.strategies import split_kd, turns
 from flwr_splitkd.strategies.result import TurnRecord
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.wire.link import Link
+
+_CONNECT_S = 45.0
+"""For a worker that starts on a busy machine: turns in another order would end in another student."""
 
 RUN_ID = 77
 
@@ -154,6 +157,7 @@ def main(job: dict[str, Any]) -> None:
         tensor_file, "_sync", lambda path: phases.reach(f"sync {'manifest' if 'manifest' in path.name else 'other'}")
     )
     split_kd.Message = _message  # type: ignore[assignment,misc]
+    turns._PATIENCE_S = _CONNECT_S
     strategy = SplitKD(
         student=llama_student,
         teacher=llama_teacher,
@@ -165,7 +169,7 @@ def main(job: dict[str, Any]) -> None:
         commit_every_steps=job["commit_every_steps"],
         grace_period_s=job["grace_period_s"],
         step_timeout_s=job["step_timeout_s"],
-        connect_timeout_s=20.0,
+        connect_timeout_s=_CONNECT_S,
         data_address=f"127.0.0.1:{job['port']}",
         advertised_address=job["advertised_address"],
         run_folder=None if job["resume"] else run,

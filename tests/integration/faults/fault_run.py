@@ -23,7 +23,7 @@ __all__ = ["GRACE_S", "Run", "running", "zygote_at"]
 
 HERE = Path(__file__).parent
 GRACE_S = 3.0
-RUN_S = 90.0
+RUN_S = 240.0
 MAINS = {"edge": "fault_edge", "device": "fault_device"}
 
 

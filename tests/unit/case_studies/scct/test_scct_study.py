@@ -30,7 +30,7 @@ SCALE = Scale(
     rounds=2,
     epochs=3,
     draws=2,
-    cells=1,
+    cells=2,
     passes=4,
     search=AlnsSettings(cooling=0.6),
     long_search=AlnsSettings(cooling=0.7),
