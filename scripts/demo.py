@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from demo_command import Interrupted, add_common_options, newest_summary, print_line, raise_on_signals
+from demo_command import Interrupted, add_common_options, new_summary, print_line, raise_on_signals, summaries
 from flower_run import FederationError, simulation
 
 
@@ -27,8 +27,9 @@ def main() -> int:
     """Run the demo and return the exit code."""
     arguments = _arguments()
     raise_on_signals()
-    began_s, wall_s = time.monotonic(), time.time()
+    began_s = time.monotonic()
     runs = arguments.runs.resolve()
+    before = summaries(runs)
     overrides = {"run-dir": str(runs), **dict(arguments.set)}
     # Ray's hint to its own developers, once per process.
     filters = ["ignore:Tip:FutureWarning", os.environ.get("PYTHONWARNINGS", "")]
@@ -53,7 +54,7 @@ def main() -> int:
         print(f"the run ended as {outcome.status} after {seconds:.0f} s {outcome.details}")
         print(f"its logs are in {runs / 'logs'}")
         return 1
-    summary = newest_summary(runs, wall_s)
+    summary = new_summary(runs, before)
     print(f"completed in {seconds:.0f} s; results in {summary.parent if summary is not None else runs}")
     return 0
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 from flower_run import ENDING_SIGNALS, Value
 
-__all__ = ["Interrupted", "add_common_options", "newest_summary", "print_line", "raise_on_signals"]
+__all__ = ["Interrupted", "add_common_options", "new_summary", "print_line", "raise_on_signals", "summaries"]
 
 
 class Interrupted(BaseException):
@@ -72,10 +72,19 @@ def _setting(text: str) -> tuple[str, Value]:
     return key, parsed
 
 
-def newest_summary(runs: Path, since_s: float) -> Path | None:
-    """Return the newest ``<id>/summary.txt`` that was written after a moment, in seconds of the wall clock."""
-    found = [path for path in runs.glob("*/summary.txt") if path.stat().st_mtime >= since_s]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+def summaries(runs: Path) -> dict[Path, int]:
+    """Return every ``<id>/summary.txt`` with the time in ns at which the file system says that it was written."""
+    return {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.txt")}
+
+
+def new_summary(runs: Path, before: dict[Path, int]) -> Path | None:
+    """Return the newest summary that was not there, or not the same, when ``before`` was taken.
+
+    What a file system says is compared with what it said before, not with the wall clock: its clock may be
+    several milliseconds behind.
+    """
+    new = {path: time_ns for path, time_ns in summaries(runs).items() if before.get(path) != time_ns}
+    return max(new, key=new.__getitem__, default=None)
 
 
 def print_line(line: str) -> None:

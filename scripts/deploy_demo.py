@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from demo_command import Interrupted, add_common_options, newest_summary, print_line, raise_on_signals
+from demo_command import Interrupted, add_common_options, new_summary, print_line, raise_on_signals, summaries
 from flower_run import FederationError, Outcome, Value, deployment
 from flwr_splitkd.wire.certificates import edge_hosts, make_certificates, tls_files, write_new
 from lab_network import LabNetwork, NetworkError, lab_network
@@ -157,8 +157,9 @@ def main() -> int:
     """Run the demo and return the exit code."""
     arguments = _arguments()
     raise_on_signals()
-    began_s, wall_s = time.monotonic(), time.time()
+    began_s = time.monotonic()
     runs = arguments.runs.resolve()
+    before = summaries(runs)
     try:
         outcome, shaped = _run(arguments, runs)
     except Interrupted as interrupted:
@@ -172,7 +173,7 @@ def main() -> int:
         print(f"the run ended as {outcome.status} after {seconds:.0f} s {outcome.details}")
         print(f"its logs are in {runs / 'logs'}")
         return 1
-    summary = newest_summary(runs, wall_s)
+    summary = new_summary(runs, before)
     metrics = summary.with_name("metrics.jsonl") if summary else None
     if metrics and metrics.exists():
         lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]

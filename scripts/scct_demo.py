@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from demo_command import Interrupted, add_common_options, newest_summary, print_line, raise_on_signals
+from demo_command import Interrupted, add_common_options, new_summary, print_line, raise_on_signals, summaries
 from flower_run import FederationError, Outcome, Value, deployment
 from flwr_splitkd.store import cache_root
 from flwr_splitkd.strategies.chain.progress import ChainProgress
@@ -198,8 +198,9 @@ def main() -> int:
     """Run the demo and return the exit code."""
     arguments = _arguments()
     raise_on_signals()
-    began_s, wall_s = time.monotonic(), time.time()
+    began_s = time.monotonic()
     runs = arguments.runs.resolve()
+    before = summaries(runs)
     try:
         outcome, cloud = _run(arguments, runs)
     except Interrupted as interrupted:
@@ -213,7 +214,7 @@ def main() -> int:
         print(f"the run ended as {outcome.status} after {seconds:.0f} s {outcome.details}")
         print(f"its logs are in {runs / 'logs'}")
         return 1
-    summary = newest_summary(runs, wall_s)
+    summary = new_summary(runs, before)
     print(f"completed in {seconds:.0f} s; results in {summary.parent if summary else runs}")
     if summary:
         print("\n".join(_how_to_ask(summary.parent, cloud)))
