@@ -26,6 +26,10 @@ _PRIOR_FACTOR, _PRIOR_OFFSET = 1e-3, 3e-2
 _LEAST_FACTOR = 1e-3
 # A payload this short says nothing of the link.
 _LEAST_RECEIVE_S = 1e-3
+# A rate that changed by no more than this factor is the same link, measured again.
+_SAME_LINK = 2.0
+# What building a half and committing take at any cut, before it is measured: only the weak pull's unit.
+_FIXED_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +173,9 @@ class DeviceEstimate:
         Last known rates.
     compute
         Of the device's seconds.
-    fixed_s
-        Seconds of a turn before and after its steps.
+    fixed
+        Of a turn's seconds before and after its steps: a part for each turn, and one for each block on the device, since what
+        is built and committed grows with the cut. Cuts take the place of steps.
     other_s_per_step
         Seconds of a step that no stage explains.
     handover
@@ -183,7 +188,7 @@ class DeviceEstimate:
 
     link: LinkState
     compute: Correction = Correction()
-    fixed_s: float = 0.0
+    fixed: Correction = Correction()
     other_s_per_step: float = 0.0
     handover: float = 1.0
     turns: int = 0
@@ -196,13 +201,13 @@ class DeviceEstimate:
         first = self.turns == 0
         return DeviceEstimate(
             link=LinkState(
-                uplink_bps=_rate(self.link.uplink_bps, turn.uplink_bytes, turn.uplink_s),
-                downlink_bps=_rate(self.link.downlink_bps, turn.downlink_bytes, turn.downlink_s),
+                uplink_bps=_rate(self.link.uplink_bps, turn.uplink_bytes, turn.uplink_s, first=first),
+                downlink_bps=_rate(self.link.downlink_bps, turn.downlink_bytes, turn.downlink_s, first=first),
             ),
             compute=self.compute.observe(
                 measured=turn.device_s, nominal=float(terms.device_s[turn.option]), num_steps=turn.num_steps
             ),
-            fixed_s=turn.fixed_s if first else _recent(self.fixed_s, turn.fixed_s),
+            fixed=self.fixed.observe(measured=turn.fixed_s, nominal=_FIXED_S, num_steps=int(terms.cuts[turn.option])),
             other_s_per_step=per_step if first else _recent(self.other_s_per_step, per_step),
             handover=_handover(self.handover, turn.handover_downlink_bytes, handed, first=first),
             turns=self.turns + 1,
@@ -220,13 +225,14 @@ class DeviceEstimate:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceEstimate:
         """Read what `to_json` wrote."""
-        values = {**data, "link": LinkState(**data["link"]), "compute": _correction(data["compute"])}
-        return cls(**values)
+        corrections = {name: _correction(data[name]) for name in ("compute", "fixed")}
+        return cls(**{**data, **corrections, "link": LinkState(**data["link"])})
 
 
 def correct(terms: CutTerms, device: DeviceEstimate, edge: EdgeEstimate) -> CutTerms:
     """Nominal terms as measurements correct them."""
     steps = terms.num_steps
+    fixed_s = device.fixed.offset * terms.cuts + device.fixed.factor * _FIXED_S if device.turns else 0.0
     return replace(
         terms,
         device_s=steps * device.compute.offset + device.compute.factor * terms.device_s,
@@ -235,7 +241,7 @@ def correct(terms: CutTerms, device: DeviceEstimate, edge: EdgeEstimate) -> CutT
         downlink_bytes=steps * edge.downlink_bytes.offset + edge.downlink_bytes.factor * terms.downlink_bytes,
         handover_uplink_bytes=edge.handover * terms.handover_uplink_bytes,
         handover_downlink_bytes=device.handover * terms.handover_downlink_bytes,
-        other_s=terms.other_s + device.fixed_s + steps * device.other_s_per_step,
+        other_s=terms.other_s + fixed_s + steps * device.other_s_per_step,
         server_offset_s=steps * edge.compute.offset,
     )
 
@@ -252,11 +258,14 @@ def relative_error(predicted: TurnCost, turn: MeasuredTurn) -> dict[str, float]:
     return {name: abs(mine - real) / real for name, (mine, real) in pairs.items() if real > 0}
 
 
-def _rate(before_bps: float, num_bytes: float, seconds: float) -> float:
-    """The newest rate; a link may have become ten times slower, so that older turns would only mislead."""
+def _rate(before_bps: float, num_bytes: float, seconds: float, *, first: bool) -> float:
+    """The mean of recent rates; the newest alone if the link has become another, since older turns would only mislead."""
     if num_bytes <= 0:
         return before_bps
-    return 8 * num_bytes / max(seconds, _LEAST_RECEIVE_S)
+    now_bps = 8 * num_bytes / max(seconds, _LEAST_RECEIVE_S)
+    if first or not before_bps / _SAME_LINK <= now_bps <= before_bps * _SAME_LINK:
+        return now_bps
+    return 1 / _recent(1 / before_bps, 1 / now_bps)  # of seconds for a bit, which is what predictions are made of
 
 
 def _handover(before: float, num_bytes: float, nominal: float, *, first: bool) -> float:

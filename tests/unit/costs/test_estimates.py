@@ -122,6 +122,16 @@ def test_the_newest_rate_counts_and_a_turn_without_payload_does_not() -> None:
     assert silent.link.uplink_bps == estimate.link.uplink_bps
 
 
+def test_rates_of_one_link_are_averaged_and_another_link_counts_at_once() -> None:
+    terms = _terms()
+    measured = _measured(terms, 3)
+    estimate = DeviceEstimate(link=LINK).observe(terms, measured)
+    steady = estimate.observe(terms, replace(measured, downlink_s=measured.downlink_s / 1.5))
+    assert steady.link.downlink_bps == pytest.approx(2 / (1 / 40e6 + 1 / 60e6))  # seconds for a bit, halfway
+    dropped = estimate.observe(terms, replace(measured, downlink_s=20 * measured.downlink_s))
+    assert dropped.link.downlink_bps == pytest.approx(2e6)
+
+
 def test_layers_that_a_device_has_already_are_not_expected_again() -> None:
     terms = _terms()
     device, edge = DeviceEstimate(link=LINK), EdgeEstimate()
@@ -137,8 +147,17 @@ def test_layers_that_a_device_has_already_are_not_expected_again() -> None:
 def test_seconds_that_do_not_grow_with_the_steps_are_kept_apart() -> None:
     terms, longer = _terms(), _terms(local_epochs=3)
     device, edge = _learn(DeviceEstimate(link=LINK), EdgeEstimate(), terms, _measured(terms, 2))
-    assert correct(terms, device, edge).other_s[2] == pytest.approx(0.5 + 0.1 * 10)
-    assert correct(longer, device, edge).other_s[2] == pytest.approx(0.5 + 0.1 * 30)
+    assert correct(terms, device, edge).other_s[2] == pytest.approx(0.5 + 0.1 * 10, rel=1e-3)  # but for the weak pull
+    assert correct(longer, device, edge).other_s[2] == pytest.approx(0.5 + 0.1 * 30, rel=1e-3)
+
+
+def test_seconds_around_the_steps_that_grow_with_the_cut_are_told_from_those_that_do_not() -> None:
+    terms, edge = _terms(), EdgeEstimate()
+    device = DeviceEstimate(link=LINK)
+    for cut in (2, 6, 4, 2, 6):
+        device = device.observe(terms, _measured(terms, cut - 1, fixed_s=0.1 + 0.05 * cut, other_s=0.0))
+    predicted = correct(terms, device, edge).other_s
+    assert predicted == pytest.approx(0.1 + 0.05 * terms.cuts, rel=0.15)
 
 
 def test_estimates_survive_json() -> None:
