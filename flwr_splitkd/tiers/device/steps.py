@@ -20,16 +20,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flwr_splitkd.errors import DataError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.errors import DataError, ProtocolError
 from flwr_splitkd.split import DeviceHalf, grad_norms, scale_gradients
 from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.telemetry.spans import SpanRecorder
 from flwr_splitkd.tiers.device.batches import Batch, check_token_ids, count_labels, split_labels
+from flwr_splitkd.tiers.device.passes import forward_pass, received_gradient
 from flwr_splitkd.tiers.device.teacher import TeacherFeed
 from flwr_splitkd.tiers.optimizer import set_learning_rate
 from flwr_splitkd.tiers.outbox import Outbox, Parcel
-from flwr_splitkd.tiers.units import require_finite
-from flwr_splitkd.wire.codec import decode
 from flwr_splitkd.wire.framing import WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
@@ -173,8 +172,8 @@ class Steps:
         check_token_ids(inputs, self._half.model)
         self._teach(self.next_step, index, inputs)
         placed = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        with self._span("forward", index), torch.set_grad_enabled(self._training):
-            smashed = self._forward(placed)
+        with self._span("forward", index):
+            smashed = forward_pass(self._half, placed, training=self._training, model="student")
         parcels = {"smashed": Parcel(smashed, self._plan.uplink_codec), "labels": Parcel(labels)}
         if self._teacher is None or not self._teacher.has_sent_inputs(self.next_step, index):
             beside = self._half.edge_inputs(placed)
@@ -196,30 +195,10 @@ class Steps:
             self._teacher.answered(header.step, index, kept=answer.body.teacher_kept)
         if self._training and sent.smashed.requires_grad:
             with self._span("decode", index):
-                gradient = self._gradient(header, answer, sent.smashed)
+                gradient = received_gradient(answer.tensors["gradient"], sent.smashed, header.step)
             with self._span("backward", index):
                 torch.autograd.backward(sent.smashed, gradient)
         return answer.body.update if answer.body.HasField("update") else None
-
-    def _gradient(self, header: pb.Forward, answer: WireMessage, smashed: Tensor) -> Tensor:
-        gradient = decode(answer.tensors["gradient"]).to(self._device)
-        if gradient.shape != smashed.shape:
-            raise TensorError(
-                f"The gradient of step {header.step} has shape {tuple(gradient.shape)}; expected {tuple(smashed.shape)}."
-            )
-        return require_finite(gradient, f"The gradient of step {header.step}", "Lower the learning rate.")
-
-    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        try:
-            return self._half(inputs)
-        except SplitKDError:
-            raise
-        except Exception as error:  # torch's own words for shapes and kinds that do not go together
-            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-            raise DataError(
-                f"A batch of the shapes {shapes} does not go through the student: {type(error).__name__}: {error}. Check the "
-                "data set of this device."
-            ) from error
 
     def _check_answer(self, asked: pb.Forward, answer: WireMessage) -> None:
         """A gradient is applied once, to the micro-batch that it belongs to; a step's last answer ends the step."""

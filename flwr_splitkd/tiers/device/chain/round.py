@@ -14,7 +14,7 @@ from itertools import count, islice
 import torch
 from torch import Tensor, nn
 
-from flwr_splitkd.errors import DataError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.errors import DataError, ProtocolError, TensorError
 from flwr_splitkd.models import materialize
 from flwr_splitkd.split import (
     DeviceEncoder,
@@ -30,6 +30,7 @@ from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.store.tensor_file import digest
 from flwr_splitkd.tiers.device.batches import Batch, DeviceData
 from flwr_splitkd.tiers.device.chain.own_encoder import OwnEncoder
+from flwr_splitkd.tiers.device.passes import forward_pass, received_gradient
 from flwr_splitkd.tiers.device.steps import NO_GRADIENT
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, set_learning_rate
 from flwr_splitkd.tiers.units import (
@@ -215,12 +216,7 @@ class _Round:
         if answer.kind == "RoundOver":
             return answer
         self._check(answer)
-        gradient = decode(answer.tensors["gradient"]).to(self._device)
-        if gradient.shape != smashed.shape:
-            raise TensorError(
-                f"The gradient of step {self._step} has shape {tuple(gradient.shape)}; expected {tuple(smashed.shape)}."
-            )
-        require_finite(gradient, f"The gradient of step {self._step}", "Lower the learning rate.")
+        gradient = received_gradient(answer.tensors["gradient"], smashed, self._step)
         torch.autograd.backward(smashed, gradient)
         self._update(answer.body.update if answer.body.HasField("update") else None)
         self._num_examples += len(labels)
@@ -354,17 +350,8 @@ class _Round:
         return {unit: pack(tensors, moments) for unit, tensors in weights.items()}
 
     def _forward(self, inputs: dict[str, Tensor], *, training: bool) -> Tensor:
-        try:
-            with torch.set_grad_enabled(training):
-                return self._half(inputs)
-        except SplitKDError:
-            raise
-        except Exception as error:  # torch's own words for shapes and kinds that do not go together
-            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-            raise DataError(
-                f"A batch of the shapes {shapes} does not go through the encoder: {type(error).__name__}: {error}. Check the "
-                "data set of this device, and that its tokens are those of the encoder's tokenizer."
-            ) from error
+        check = "Check the data set of this device, and that its tokens are those of the encoder's tokenizer."
+        return forward_pass(self._half, inputs, training=training, model="encoder", check=check)
 
     def _uplink(
         self, smashed: Tensor, inputs: dict[str, Tensor], labels: Tensor, reference: dict[str, Tensor]
