@@ -21,6 +21,8 @@ from flwr_splitkd.tiers.child import beside, packed
 from flwr_splitkd.tiers.cloud import CloudSetup, EmbeddedCloud
 from flwr_splitkd.tiers.cloud.embedded import serve_parent
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> ChainToAsk:
@@ -61,7 +63,7 @@ def device(chain: ChainToAsk) -> list[str]:
     return ["--slm", str(chain.slm), "--encoder", str(chain.encoder), "--llm-tokenizer", str(chain.llm)]
 
 
-@pytest.mark.parametrize("split_point", [pytest.param(1, marks=pytest.mark.slow), LAYERS])
+@pytest.mark.parametrize("split_point", [1, LAYERS])
 def test_the_answer_is_that_of_one_process(
     chain: ChainToAsk,
     cloud: list[str],
@@ -86,7 +88,6 @@ def test_the_answer_is_that_of_one_process(
     assert (said["device"]["uplink_bytes"] < hidden + 4000) == (split_point == LAYERS)
 
 
-@pytest.mark.slow
 def test_a_run_folder_knows_the_rest_and_the_middle_answers_the_same(
     chain: ChainToAsk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

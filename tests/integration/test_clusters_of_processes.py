@@ -8,8 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from test_split_equals_unsplit import LOSS, OPTIMIZER, Process
 from tiny_models import MODELS
@@ -24,7 +27,8 @@ TIMEOUT_S = 120.0
 
 
 @contextmanager
-def edge_in(folder: Path) -> Iterator[EdgeService]:
+def edge_in(folder: Path, **changes: Any) -> Iterator[EdgeService]:
+    """An edge that keeps its commits in the folder; `changes` are to its setup."""
     student, teacher = MODELS[MODEL]
     setup = EdgeSetup(
         student=student,
@@ -44,6 +48,7 @@ def edge_in(folder: Path) -> Iterator[EdgeService]:
         compute_device=torch.device("cpu"),
         grace_period_s=1.0,
     )
+    setup = replace(setup, **changes)
     edge = setup.open(setup.build_student(), folder / "commits", ticket_lifetime_s=600)
     try:
         yield edge
@@ -76,6 +81,7 @@ def kill_in_its_turn(session: Session, process: Process) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_device_is_left_out_and_the_others_end_their_turns(tmp_path: Path) -> None:
     processes = [Process(device) for device in range(3)]
     try:

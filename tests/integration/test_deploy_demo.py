@@ -101,6 +101,7 @@ def test_an_interrupted_demo_leaves_nothing(
     assert left_behind(demo.pid) == []
 
 
+@pytest.mark.slow
 @pytest.mark.deployment
 def test_a_run_that_flower_refuses(tmp_path: Path) -> None:
     options = ("--rates=50", "--loopback", "--set", "no-such-key=1")

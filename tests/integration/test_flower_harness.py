@@ -23,10 +23,8 @@ from flower_run import Federation, FederationError, Outcome, alive
 from import_graph import ROOT
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [pytest.param("deployment", marks=pytest.mark.deployment), pytest.param("simulation", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [pytest.param("deployment", marks=pytest.mark.deployment), "simulation"])
 def test_every_node_answers_and_nothing_is_left(mode: str, tmp_path: Path) -> None:
     out = tmp_path / "runs with a blank"
     lines: list[str] = []
@@ -61,6 +59,7 @@ def test_what_flower_refuses_is_an_error(deployed: Federation) -> None:
 
 
 @pytest.mark.deployment
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_stopped(deployed: Federation) -> None:
     run = deployed.submit(ECHO_APP, {"num-nodes": 5})
     outcome = run.wait(timeout_s=2.0)

@@ -6,49 +6,21 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from test_clusters_of_processes import MODEL, TIMEOUT_S, call
-from test_split_equals_unsplit import LOSS, OPTIMIZER, Process
-from tiny_models import MODELS
+from test_clusters_of_processes import TIMEOUT_S, call, edge_in
+from test_split_equals_unsplit import Process
 from torch import Tensor
 
-from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup, TurnOutcome, TurnSettings
+from flwr_splitkd.tiers.edge import EdgeService, TurnOutcome
 from flwr_splitkd.wire.server import Session
 
+pytestmark = pytest.mark.slow
 
-@contextmanager
-def edge_in(folder: Path, *, teach_waiting: bool) -> Iterator[EdgeService]:
-    student, teacher = MODELS[MODEL]
-    setup = EdgeSetup(
-        student=student,
-        teacher=teacher,
-        loss=LOSS,
-        task="causal-lm",
-        tied_embeddings="refuse",
-        train_embeddings=True,
-        blocks=(),
-        optimizer=OPTIMIZER,
-        optimizer_handover="full",
-        turn=TurnSettings(max_grad_norm=1.0),
-        data_address="127.0.0.1:0",
-        advertised_address=None,
-        tls=None,
-        insecure=False,
-        compute_device=torch.device("cpu"),
-        grace_period_s=1.0,
-        teacher_cache_bytes=1 << 24,
-    )
-    setup = replace(setup, teach_waiting=teach_waiting)
-    edge = setup.open(setup.build_student(), folder / "commits", ticket_lifetime_s=600)
-    try:
-        yield edge
-    finally:
-        edge.close()
+
+_CACHE = {"teacher_cache_bytes": 1 << 24}
 
 
 def connected(edge: EdgeService, sessions: list[Session]) -> None:
@@ -69,7 +41,7 @@ def test_the_next_device_s_turn_finds_it_done_and_trains_the_same(processes: lis
     outcomes: list[TurnOutcome] = []
     for teach_waiting in (False, True):
         folder = tmp_path / str(teach_waiting)
-        with edge_in(folder, teach_waiting=teach_waiting) as edge:
+        with edge_in(folder, teach_waiting=teach_waiting, **_CACHE) as edge:
             sessions = [call(edge, process, i, 40 if i == 0 else 6, folder) for i, process in enumerate(processes)]
             connected(edge, sessions)
             for i, session in enumerate(sessions):
@@ -88,7 +60,7 @@ def test_the_next_device_s_turn_finds_it_done_and_trains_the_same(processes: lis
 
 
 def test_a_device_that_is_killed_while_it_waits_harms_nobody(processes: list[Process], tmp_path: Path) -> None:
-    with edge_in(tmp_path, teach_waiting=True) as edge:
+    with edge_in(tmp_path, teach_waiting=True, **_CACHE) as edge:
         sessions = [call(edge, process, i, 20, tmp_path) for i, process in enumerate(processes)]
         connected(edge, sessions)
         killed = False

@@ -157,6 +157,7 @@ def assert_moved(encoder: str, device: int, weights: Mapping[str, Tensor], momen
     assert not still and len(moments) > 2 * LAYERS
 
 
+@pytest.mark.slow
 def test_clipping_bites(site: Site) -> None:
     """Else the cases below would say nothing about it."""
     said = trained(site, "lora", "roberta").said

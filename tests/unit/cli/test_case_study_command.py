@@ -88,6 +88,7 @@ def small_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scale, "quick", lambda: scale)
 
 
+@pytest.mark.slow
 def test_the_study_of_scct_without_training(
     small_study: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

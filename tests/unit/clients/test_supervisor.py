@@ -66,6 +66,7 @@ def _started(folder: Path) -> list[tuple[int, str]]:
     return [(int(pid), token) for pid, token in lines]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_started_again_with_the_newest_token_and_answers(tmp_path: Path) -> None:
     assert _supervised(tmp_path, "die", "answer") == {"ticket": "ticket", "identity": "identity"}
     started = _started(tmp_path)
