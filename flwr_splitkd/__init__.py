@@ -18,7 +18,8 @@ Distill a large language model into a small one on data that stays on devices to
     telemetry/    what machines measure, and the modelled clock of simulations
     store/        commits, the devices' cache, the run's folder
     data/         built-in text, loaders for your own
-    config        run configs, checked; records: Flower records; callbacks: who is told; errors: every error in one tree
+    config        run configs, checked; records: Flower records; callbacks: who is told; errors: every error in one tree;
+                  faults: their kinds in a word
     report/       figures of a run, and the page that shows them
     small_chain/  an encoder and a language model made here, for the example app and a case study
     case_studies/ what the papers report, worked out again

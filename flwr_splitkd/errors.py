@@ -11,7 +11,8 @@
     ├── InfeasibleError         no cut meets the delay bound, the memory and the battery at once
     ├── NoDeviceError           no device can take part
     ├── StoreError              a checkpoint or cache file is missing, corrupt or cannot be written
-    ├── PeerLostError           the other side of a stream is gone or silent
+    ├── PeerLostError           the other side of a stream is gone
+    │   └── PeerTimeoutError        it is there, and silent or too slow (also a TimeoutError)
     └── ProtocolError           the other side broke the protocol
         ├── HandshakeError      refused before any tensor: version, token, model or codec
         ├── CorruptFrameError   bytes were altered on their way; the stream is opened anew
@@ -32,6 +33,7 @@ __all__ = [
     "NoDeviceError",
     "NonFiniteError",
     "PeerLostError",
+    "PeerTimeoutError",
     "ProtocolError",
     "SplitKDError",
     "StoreError",
@@ -78,6 +80,10 @@ class StoreError(SplitKDError, OSError):
 
 class PeerLostError(SplitKDError, ConnectionError):
     """The other side of a stream is gone or has been silent for too long."""
+
+
+class PeerTimeoutError(PeerLostError, TimeoutError):
+    """The other side of a stream is connected, and has been silent or too slow for too long."""
 
 
 class ProtocolError(SplitKDError):

@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from flwr_splitkd.report.prometheus import CloudEndpoint
+    from flwr_splitkd.tiers.cloud import CloudSetup
 
 __all__ = ["cloud"]
 
@@ -33,20 +39,52 @@ def cloud(
         kind = type(task.peft).__name__.removesuffix("Config")
         typer.echo(f"Task {name}: {kind}, encoders {task.slm_width} wide, for {edges}")
     if check:
-        if setup.tls is not None:  # that they can be read
-            setup.tls.server_credentials()
-            setup.tls.root()
+        _check_files(setup)
         typer.echo("The configuration can be used; the model was not loaded.")
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    typer.echo(f"Loading {setup.llm!r} ...")
-    service = open_cloud(setup)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # not before: there is nothing to save, and loading may take long
-        signal.signal(number, lambda *_: stop.set())
+    with _metrics(setup) as endpoint:  # first: a port that is taken shows before a model is loaded
+        typer.echo(f"Loading {setup.llm!r} ...")
+        service = open_cloud(setup)
+        if endpoint is not None:
+            endpoint.watch(service.reading)
+        stop = threading.Event()
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # not before: there is nothing to save, and loading may take long
+            signal.signal(number, lambda *_: stop.set())
+        try:
+            typer.echo(f"The cloud listens at {service.address}; state in {setup.state_folder}")
+            stop.wait()
+            typer.echo("Shutting down ...")
+        finally:
+            service.close()
+
+
+def _check_files(setup: CloudSetup) -> None:
+    """Certificates can be read, and what metrics need is there."""
+    if setup.tls is not None:
+        setup.tls.server_credentials()
+        setup.tls.root()
+    if setup.metrics is not None:
+        from flwr_splitkd.report.prometheus.callback import require_library
+
+        require_library()
+        setup.metrics.tls()
+        typer.echo(f"Metrics at {setup.metrics.address}")
+
+
+@contextmanager
+def _metrics(setup: CloudSetup) -> Iterator[CloudEndpoint | None]:
+    """Serve metrics for the ``with`` block, if they are asked for."""
+    if setup.metrics is None:
+        yield None
+        return
+    from flwr_splitkd.report.prometheus import CloudEndpoint
+
+    endpoint = CloudEndpoint(setup.metrics)
     try:
-        typer.echo(f"The cloud listens at {service.address}; state in {setup.state_folder}")
-        stop.wait()
-        typer.echo("Shutting down ...")
+        yield endpoint
     finally:
-        service.close()
+        endpoint.close()

@@ -13,9 +13,10 @@
 ``elements``       its tables: ``turn_tables`` and ``chain_tables``
 ``svg``            its drawings
 ``tensorboard``    the same numbers as TensorBoard events
+``prometheus``     metrics of a run and of a cloud over HTTP
 =================  ==============================================================
 
-Needs the ``report`` extra: ``pip install 'flwr_splitkd[report]'``.
+Needs the ``report`` extra: ``pip install 'flwr_splitkd[report]'``; ``prometheus`` its own.
 """
 
 from __future__ import annotations

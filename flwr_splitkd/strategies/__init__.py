@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flwr_splitkd.callbacks import Callback
+from flwr_splitkd.callbacks import Callback, LiveReading
+from flwr_splitkd.strategies.callbacks import default_callbacks
 from flwr_splitkd.strategies.chain.result import DeviceRecord, EpochRecord, SCCTResult
 from flwr_splitkd.strategies.chain.summary import summarize_chain
 from flwr_splitkd.strategies.planner import Planner
@@ -16,11 +17,13 @@ __all__ = [
     "Callback",
     "DeviceRecord",
     "EpochRecord",
+    "LiveReading",
     "Planner",
     "SCCTResult",
     "SplitKD",
     "SplitKDResult",
     "TurnRecord",
+    "default_callbacks",
     "summarize",
     "summarize_chain",
 ]

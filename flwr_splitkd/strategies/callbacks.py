@@ -7,6 +7,7 @@ from logging import INFO, WARNING
 from typing import Any
 
 from flwr_splitkd.callbacks import Callback
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.strategies.console import log
 
 __all__ = ["Callbacks", "default_callbacks"]
@@ -19,11 +20,19 @@ class Callbacks:
         self._callbacks = list(callbacks)
 
     def tell(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of each callback by name."""
+        """Call a hook of each callback by name.
+
+        Raises
+        ------
+        ConfigError
+            If `on_start` does: the run has not begun, and would go on without what was asked for.
+        """
         for callback in self._callbacks:
             try:
                 getattr(callback, hook)(*arguments)
             except Exception as error:  # a user's code, and whatever it calls
+                if hook == "on_start" and isinstance(error, ConfigError):
+                    raise
                 name = type(callback).__name__
                 log(WARNING, "%s.%s failed and is left out: %s: %s", name, hook, type(error).__name__, error)
 

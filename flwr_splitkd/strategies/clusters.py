@@ -10,6 +10,7 @@ from typing import Any, cast
 from flwr.serverapp import Grid
 
 from flwr_splitkd.errors import SplitKDError
+from flwr_splitkd.faults import fault_of
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.planner import PlannedTurn
@@ -82,7 +83,7 @@ def serve_together(
     for one, outcome in zip(planned, outcomes, strict=True):
         record = replace(one.record, started_s=started_s)
         if isinstance(outcome, SplitKDError):
-            records.append(replace(record, error=str(outcome)))
+            records.append(replace(record, error=str(outcome), fault=fault_of(outcome)))
         else:
             records.append(replace(record, outcome=outcome))
     return records

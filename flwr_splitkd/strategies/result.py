@@ -38,6 +38,8 @@ class TurnRecord:
         None for a turn that came to nothing.
     error
         Why it came to nothing; empty otherwise.
+    fault
+        The kind of that, one of `flwr_splitkd.faults.FAULTS`; empty otherwise.
     wait_s
         Seconds that the edge waited for this device with nothing else to do.
     costs
@@ -56,6 +58,7 @@ class TurnRecord:
     local_epochs: int = 0
     outcome: TurnOutcome | None = None
     error: str = ""
+    fault: str = ""
     wait_s: float = 0.0
     started_s: float = 0.0
     costs: Mapping[str, Any] = field(default_factory=dict)

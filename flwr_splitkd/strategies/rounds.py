@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from flwr_splitkd import records
 from flwr_splitkd.errors import ConfigError, CutError, InfeasibleError, NoDeviceError, SplitKDError, StoreError
+from flwr_splitkd.faults import fault_of
 from flwr_splitkd.schedulers import DeviceView
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies import console
@@ -265,6 +266,7 @@ class RoundRunner:
                     device="",
                     mode=mode,
                     error=item.reason,
+                    fault=item.fault,
                 )
             elif self._is_dismissed(item, mode):
                 continue
@@ -299,7 +301,7 @@ class RoundRunner:
             paid = self._strategy.pay(device, planned) if mode == "train" else {}
         except InfeasibleError as error:
             self._edge.dismiss(call.session, f"the device is left out of round {server_round}: {error}")
-            return replace(base, error=str(error))
+            return replace(base, error=str(error), fault=fault_of(error))
         base = replace(base, local_epochs=planned.local_epochs, costs=planned.to_json())
         console.log_plan(device, planned)
         part = progress.unfinished.get(call.node_id) if mode == "train" else None
@@ -330,7 +332,7 @@ class RoundRunner:
             # Not the device's fault: the next one would meet the same. A student that is done is not lost for that.
             if mode != "deliver" and isinstance(error, ConfigError | CutError | StoreError):
                 raise
-            return replace(base, error=str(error) + self._keep_part(call.node_id, before))
+            return replace(base, error=str(error) + self._keep_part(call.node_id, before), fault=fault_of(error))
         if mode == "train":
             progress.complete(call.node_id, device.name)
             learnt = self._strategy.learn(device, planned, outcome, paid)
@@ -349,7 +351,7 @@ class RoundRunner:
                 planned = self._planned(device, "train")
             except InfeasibleError as error:
                 self._edge.dismiss(call.session, f"the device is left out of round {server_round}: {error}")
-                left_out.append((call, replace(base, error=str(error))))
+                left_out.append((call, replace(base, error=str(error), fault=fault_of(error))))
                 continue
             console.log_plan(device, planned)
             decided.append((call, device, planned, base))
@@ -360,7 +362,7 @@ class RoundRunner:
         except InfeasibleError as error:
             for call, _, _, base in decided:
                 self._edge.dismiss(call.session, f"the cluster is left out of round {server_round}: {error}")
-                left_out.append((call, replace(base, error=str(error))))
+                left_out.append((call, replace(base, error=str(error), fault=fault_of(error))))
             return left_out
         cluster = [
             Planned(

@@ -46,6 +46,7 @@ from flwr_splitkd.strategies.chain.rounds import ChainRounds
 from flwr_splitkd.strategies.chain.sampling import sample_nodes
 from flwr_splitkd.strategies.console import log, log_changes
 from flwr_splitkd.strategies.description import describe, versions
+from flwr_splitkd.strategies.live import live_chain
 from flwr_splitkd.strategies.metrics import MetricsAggregator, scalar_metrics, weighted_mean
 from flwr_splitkd.strategies.roster import Roster
 from flwr_splitkd.strategies.rounds import EvaluateFn, wait_for_nodes
@@ -320,6 +321,7 @@ class SCCT(Strategy):
         error: BaseException | None = None
         try:
             callbacks.tell("on_start", folder, config)
+            callbacks.tell("on_live", live_chain(self._edge))
             log(
                 INFO,
                 "\t└──> Data plane at %s, cloud at %s, run folder %s",

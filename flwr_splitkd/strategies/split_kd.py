@@ -47,6 +47,7 @@ from flwr_splitkd.strategies.basis import planner_basis
 from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
 from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.description import describe, versions
+from flwr_splitkd.strategies.live import live_turns
 from flwr_splitkd.strategies.metrics import MetricsAggregator, weighted_mean
 from flwr_splitkd.strategies.planner import PlannedTurn, Planner
 from flwr_splitkd.strategies.progress import Progress
@@ -423,6 +424,7 @@ class SplitKD(Strategy):
         error: BaseException | None = None
         try:
             callbacks.tell("on_start", folder, config)
+            callbacks.tell("on_live", live_turns(self._edge))
             log(INFO, "\t└──> Data plane at %s, run folder %s", self._edge.server.address, folder.path)
             if self.resume:
                 console.log_resumed(progress, self._edge.student.last_commit)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_splitkd.errors import PeerLostError
+from flwr_splitkd.errors import NoDeviceError, PeerLostError
+from flwr_splitkd.faults import fault_of
 from flwr_splitkd.wire.server import Session
 
 __all__ = ["Call", "CallWindow", "GaveUp"]
@@ -61,6 +62,12 @@ class GaveUp:
     call: Call
     reason: str
     may_come: bool = False
+
+    @property
+    def fault(self) -> str:
+        """The kind of the reason, as `fault_of` says it: what ended its stream if it had come, else that it has not."""
+        link = self.call.session.link
+        return fault_of(link.error if link is not None and link.error else NoDeviceError(self.reason))
 
 
 class CallWindow:

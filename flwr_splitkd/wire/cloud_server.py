@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.faults import RESTARTED, RESUMED
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.credentials import ResumeTokens, TlsFiles
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.listener import Service, StreamServer, resume_link
 from flwr_splitkd.wire.stream import Stream
+from flwr_splitkd.wire.tally import Tally
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["CloudServer", "CloudSession"]
@@ -108,6 +110,11 @@ class CloudServer:
         """Streams that are open, those that have not shaken hands included."""
         return self._server.num_streams
 
+    @property
+    def tally(self) -> Tally:
+        """What the streams have carried, and what went wrong with them."""
+        return self._server.tally
+
     def start(self, serve: Callable[[CloudSession], None]) -> None:
         """Begin to admit edges; `serve` gets each session, and ends when the session does."""
         self._serve = serve
@@ -136,6 +143,7 @@ class CloudServer:
             if known is None:
                 raise handshake.wrong_token(message.body.session_id)
             token = resume_link(stream, message.body, known.link, known.resume_tokens)
+            self.tally.fault(RESUMED)
             return partial(known.resume_tokens.settle, token)
 
     def _greet(self, stream: Stream, hello: pb.CloudHello) -> CloudSession:
@@ -178,6 +186,8 @@ class CloudServer:
         for session_id, session in list(self._sessions.items()):
             same = new.place is not None and session.place == new.place
             if same:
+                if not session.link.done:
+                    self.tally.fault(RESTARTED)
                 session.link.give_up(handshake.place_taken(new.edge, new.task))
             if same or session.link.done:
                 del self._sessions[session_id]

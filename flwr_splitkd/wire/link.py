@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.errors import PeerLostError, PeerTimeoutError, ProtocolError, SplitKDError
 from flwr_splitkd.wire.failures import error_from, failure_from
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.tensors import EncodedTensor
@@ -83,7 +83,7 @@ class Link:
         self._acknowledged = 0
         self._inbox: deque[WireMessage] = deque()
         self._closed = False
-        self._peer_done = False
+        self._peer_done = self._peer_left = False
         self._error: SplitKDError | None = None
         self._stream: object | None = None
         self._lost_s: float | None = None
@@ -115,9 +115,11 @@ class Link:
 
         Raises
         ------
+        PeerTimeoutError
+            If less than the slowest rate has moved in either direction for `timeout_s` seconds. A large message on a slow link
+            takes longer than `timeout_s`, and may.
         PeerLostError
-            If less than the slowest rate has moved in either direction for `timeout_s` seconds, or the peer is gone and has
-            not come back within the grace period. A large message on a slow link takes longer than `timeout_s`, and may.
+            If the peer is gone and has not come back within the grace period.
         ProtocolError
             If the message is of another kind, or the peer's bytes broke the protocol.
         SplitKDError
@@ -210,6 +212,11 @@ class Link:
             return self._closed and (self._peer_done or not self._outbox)
 
     @property
+    def left(self) -> bool:
+        """Whether the peer has ended the stream on purpose."""
+        return self._peer_left
+
+    @property
     def error(self) -> SplitKDError | None:
         """The first error of the turn, if it had one."""
         return self._error
@@ -294,7 +301,7 @@ class Link:
         """The peer has ended `stream` on purpose."""
         with self._changed:
             if self._stream is stream:
-                self._peer_done = True
+                self._peer_done = self._peer_left = True
                 self._finish(PeerLostError(f"{self.peer} ended the stream."))
 
     def broken(self, stream: object, error: SplitKDError) -> None:
@@ -353,12 +360,12 @@ class Link:
 
     def _check_rate(self, expected: str, timeout_s: float, moved: int) -> None:
         if moved == 0:
-            raise PeerLostError(
+            raise PeerTimeoutError(
                 f"{self.peer} sent nothing for {timeout_s:g} s; expected {expected}. Check that it is alive and "
                 "its link is up, or raise the timeout if its hardware is that slow."
             )
         if moved < self._limits.min_bytes_per_s * timeout_s:
-            raise PeerLostError(
+            raise PeerTimeoutError(
                 f"{moved} bytes moved between here and {self.peer} in {timeout_s:g} s; expected at least "
                 f"{self._limits.min_bytes_per_s:g} bytes/s while waiting for {expected}. Check its link."
             )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import grpc
 
 from flwr_splitkd.errors import ConfigError, CorruptFrameError, SplitKDError
+from flwr_splitkd.faults import fault_of
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
 from flwr_splitkd.wire.channel import channel_options
@@ -24,6 +25,7 @@ from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.places import Places
 from flwr_splitkd.wire.stream import Stream
+from flwr_splitkd.wire.tally import Tally
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["Admission", "Service", "StreamServer", "resume_link"]
@@ -72,6 +74,11 @@ class StreamServer:
     ------
     ConfigError
         If the address is malformed or taken, or plaintext would leave this machine unasked.
+
+    Attributes
+    ----------
+    tally
+        What the streams have carried, and what went wrong with them.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class StreamServer:
                 "leaves this machine. Pass `insecure=True` to send activations and weights in the clear."
             )
         self._peer, self._admit, self._limits = service.peer, admit, limits
+        self.tally = Tally()
         self._handshake_timeout_s = handshake_timeout_s
         self._places = Places(max_streams)
         self._started, self._stopped = False, threading.Event()
@@ -156,7 +164,7 @@ class StreamServer:
     def _serve(
         self, serialized: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[pb.DownlinkFrame | ChunkFrame]:
-        stream = Stream(pb.DownlinkFrame, peer=self._peer, limits=self._limits)
+        stream = Stream(pb.DownlinkFrame, peer=self._peer, limits=self._limits, tally=self.tally)
         self._places.take(stream, context.cancel)
         # Called when the stream ends in any way; without it a vanished peer would hold this thread forever.
         if not context.add_callback(lambda: self._leave(stream)):
@@ -166,6 +174,7 @@ class StreamServer:
         ).start()
         yield from stream.outgoing(self._handshake_timeout_s)
         if stream.corrupt:  # otherwise the other side would take the stream's end for an answer
+            self.tally.fault(fault_of(stream.corrupt))
             context.abort(grpc.StatusCode.DATA_LOSS, str(stream.corrupt))
         if stream.displaced:
             context.abort(

@@ -9,15 +9,21 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.faults import RESTARTED, RESUMED
 from flwr_splitkd.wire import handshake
 from flwr_splitkd.wire.credentials import ResumeTokens, Ticket, TlsFiles
 from flwr_splitkd.wire.framing import Limits, WireMessage
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.listener import Service, StreamServer, resume_link
 from flwr_splitkd.wire.stream import Stream
+from flwr_splitkd.wire.tally import Tally
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
-__all__ = ["DataPlaneServer", "Session"]
+__all__ = ["SESSION_STATES", "DataPlaneServer", "Session"]
+
+SESSION_STATES = ("called", "waiting", "serving", "away")
+"""What `DataPlaneServer.sessions` tells apart: devices that have not come yet, that wait for their turn, that have it (or send
+ahead for the teacher), and whose connection is lost for the moment."""
 
 _SERVICE = Service(name="DataPlane", method="Turn", peer="a device that has not shaken hands")
 
@@ -41,6 +47,16 @@ class Session:
     def connected(self) -> bool:
         """Whether the device has shaken hands and its stream is open."""
         return self.link is not None and self.link.attached and not self.link.closed
+
+    @property
+    def state(self) -> str:
+        """One of `SESSION_STATES`; an empty string once it is over."""
+        link = self.link
+        if self.ended_s is not None or (link is not None and link.closed):
+            return ""
+        if link is None:
+            return "called"
+        return "away" if not link.attached else "serving" if link.admitted else "waiting"
 
 
 class DataPlaneServer:
@@ -115,6 +131,21 @@ class DataPlaneServer:
         """Streams that are open, those that have not shaken hands included."""
         return self._server.num_streams
 
+    @property
+    def tally(self) -> Tally:
+        """What the streams have carried, and what went wrong with them."""
+        return self._server.tally
+
+    def sessions(self) -> dict[str, int]:
+        """How many sessions are in each of `SESSION_STATES` now."""
+        with self.changed:
+            sessions = list(self._sessions.values())
+        found = dict.fromkeys(SESSION_STATES, 0)
+        for session in sessions:
+            if state := session.state:
+                found[state] += 1
+        return found
+
     def start(self, *, model: pb.ModelFingerprint, codecs: tuple[int, ...]) -> None:
         """Begin to admit devices whose student is `model` and that know all of `codecs`."""
         self._model, self._codecs = model, codecs
@@ -170,6 +201,7 @@ class DataPlaneServer:
                 token = self._greet(stream, message.body, session)
             else:
                 token = resume_link(stream, message.body, session.link, session.resume_tokens)
+                self.tally.fault(RESUMED)
             self.changed.notify_all()
         return partial(session.resume_tokens.settle, token)
 
@@ -199,6 +231,8 @@ class DataPlaneServer:
         stream.attach(link, answer=welcome)  # if it has ended by now, the device comes again with the same ticket
         session.used = True
         before, session.hello, session.link = session.link, hello, link  # a link means connected
+        if comes_back:
+            self.tally.fault(RESTARTED)
         if before is not None:
             before.abandon(PeerLostError(f"{link.peer} is lost: its process was started again"))
         return welcome.resume_token

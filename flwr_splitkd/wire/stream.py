@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from flwr_splitkd.errors import CorruptFrameError, PeerLostError, SplitKDError
+from flwr_splitkd.errors import CorruptFrameError, PeerLostError, PeerTimeoutError, SplitKDError
+from flwr_splitkd.faults import fault_of
 from flwr_splitkd.wire.chunk_frame import ChunkFrame
 from flwr_splitkd.wire.failures import failure_from
 from flwr_splitkd.wire.framing import Assembler, Frame, Limits, WireMessage, parse_uplink_frame, to_frames
 from flwr_splitkd.wire.link import Link
+from flwr_splitkd.wire.tally import Tally
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["Stream"]
@@ -35,10 +37,15 @@ class Stream:
         Name of the other side in errors.
     limits
         Bounds on what is received; and the chunk size that is sent.
+    tally
+        Told of bytes and refusals.
     """
 
-    def __init__(self, frame_type: type[Frame], *, peer: str, limits: Limits | None = None) -> None:
+    def __init__(
+        self, frame_type: type[Frame], *, peer: str, limits: Limits | None = None, tally: Tally | None = None
+    ) -> None:
         self.peer = peer
+        self._tally = tally or Tally()
         self.corrupt: CorruptFrameError | None = None
         self.displaced = False
         self._frame_type = frame_type
@@ -63,6 +70,8 @@ class Stream:
         with self._changed:
             if self._opening is None and not self._ended:
                 self._opening = failure_from(error)
+                if not isinstance(error, PeerLostError):  # who leaves before it has said who it is was not refused
+                    self._tally.fault(fault_of(error))
         self.end("it was refused")
 
     @property
@@ -150,7 +159,9 @@ class Stream:
         number = link.first_to_send
         while (item := link.take(self, number)) is not None:
             for frame in self._frames(*item, link.received):
-                link.moved(sent=frame.ByteSize())
+                size = frame.ByteSize()
+                link.moved(sent=size)
+                self._tally.moved(sent=size)
                 yield frame
             number += 1
         if link.closed and not self._ended:
@@ -183,7 +194,9 @@ class Stream:
             for frame in frames:
                 if frame.WhichOneof("body"):
                     headers_s = time.monotonic()
-                link.moved(received=frame.ByteSize())
+                size = frame.ByteSize()
+                link.moved(received=size)
+                self._tally.moved(received=size)
                 link.acknowledge(self, frame.acknowledged)
                 self._assembler.admitted = link.admitted
                 message = self._assembler.feed(frame)
@@ -217,8 +230,9 @@ class Stream:
         with self._changed:
             ready = self._changed.wait_for(lambda: self._opening or self._link or self._ended, timeout_s)
             if not ready:
-                silence = f"{self.peer} sent nothing for {timeout_s:g} s; expected Hello or Resume."
-                self._opening, self._ended = failure_from(PeerLostError(silence)), True
+                silence = PeerTimeoutError(f"{self.peer} sent nothing for {timeout_s:g} s; expected Hello or Resume.")
+                self._opening, self._ended = failure_from(silence), True
+                self._tally.fault(fault_of(silence))
             return self._opening
 
     def _frames(self, body: Any, tensors: Any, acknowledged: int) -> Iterator[Frame | ChunkFrame]:

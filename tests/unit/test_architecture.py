@@ -18,8 +18,12 @@ from import_graph import PACKAGE, ROOT, imports_of, loaded_by, modules, room, st
 
 MODULES = modules()
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
-# What an environment may lack: the torch-less one, and one without the `report` extra.
-_MISSING = {name for name in ("torch", "transformers", "peft", "matplotlib") if importlib.util.find_spec(name) is None}
+# What an environment may lack: the torch-less one, and one without the extras `report` and `prometheus`.
+_MISSING = {
+    name
+    for name in ("torch", "transformers", "peft", "matplotlib", "prometheus_client")
+    if importlib.util.find_spec(name) is None
+}
 IMPORTABLE = {name for name, path in MODULES.items() if not loaded_by(path) & _MISSING}
 
 _CLOCKS_AND_LOGS = {"datetime", "logging", "random", "secrets", "time"}

@@ -14,6 +14,7 @@ from flwr_splitkd.schedulers import CutCycle
 from flwr_splitkd.schedulers.chain import MECHANISMS
 from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.wire.credentials import TlsFiles
+from flwr_splitkd.wire.metrics_address import MetricsAddress
 
 _OF_A_CLOUD_NEXT_TO_THE_EDGE = (
     *("llm", "method", "bottleneck", "rank"),
@@ -119,6 +120,9 @@ class AppConfig:
         none, float16, bfloat16 or int8, between device and edge.
     data_address, advertised_address, tls_certificate, tls_private_key, tls_root_certificate, insecure
         Of the edge's data plane.
+    metrics_address, metrics_certificate, metrics_private_key, metrics_client_ca
+        Where Prometheus can read how the run goes, such as 127.0.0.1:9464; empty for nowhere. With the PEM files over TLS, and
+        with the last one only by who has a certificate of this authority.
     connect_timeout, grace_period
         Seconds that a round waits for a called device, and that a lost connection has to come back.
     run_dir, resume
@@ -188,6 +192,10 @@ class AppConfig:
     tls_private_key: str = setting("")
     tls_root_certificate: str = setting("")
     insecure: bool = setting(False)
+    metrics_address: str = setting("")
+    metrics_certificate: str = setting("")
+    metrics_private_key: str = setting("")
+    metrics_client_ca: str = setting("")
     connect_timeout: float = setting(120.0, above=0.0)
     grace_period: float = setting(15.0, minimum=0.0)
     run_dir: str = setting("runs")
@@ -273,6 +281,23 @@ class AppConfig:
             )
         return TlsFiles(certificate=files[0], private_key=files[1], root_certificate=files[2])
 
+    @property
+    def metrics(self) -> MetricsAddress | None:
+        """Where metrics are served; None for nowhere."""
+        files = {
+            "certificate": self.metrics_certificate or None,
+            "private_key": self.metrics_private_key or None,
+            "client_ca": self.metrics_client_ca or None,
+        }
+        if not self.metrics_address:
+            if any(files.values()):
+                raise ConfigError(
+                    f"The files for metrics are {tuple(file or '' for file in files.values())} and `metrics-address` is empty; "
+                    "expected an address with them, such as '127.0.0.1:9464'."
+                )
+            return None
+        return MetricsAddress(address=self.metrics_address, **files)
+
 
 def read_config(run_config: Mapping[str, Any]) -> AppConfig:
     """Parse the run config; every mistake in a single key is reported at once, then those between keys."""
@@ -288,7 +313,17 @@ def read_config(run_config: Mapping[str, Any]) -> AppConfig:
         errors.append(
             f"`resources` is 'measured' and `mechanism` is 'none'; expected one of {', '.join(MECHANISMS)}, which decides on them."
         )
-    for check in (lambda: CutCycle(config.split_point_list), lambda: config.tls, lambda: config.questions):
+    if config.training != "chain" and config.metrics_address:
+        errors.append(
+            f"`training` is {config.training!r} and `metrics-address` is {config.metrics_address!r}; expected no address with a "
+            "baseline, of which nothing is served."
+        )
+    for check in (
+        lambda: CutCycle(config.split_point_list),
+        lambda: config.tls,
+        lambda: config.metrics,
+        lambda: config.questions,
+    ):
         try:
             check()
         except ConfigError as error:

@@ -12,9 +12,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from flwr_splitkd import SCCT, CutCycle, OptimizerSettings
 from flwr_splitkd.models import build_skeleton
+from flwr_splitkd.report.prometheus import PrometheusEndpoint
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.store.tensor_file import write_tensors
-from flwr_splitkd.strategies import SCCTResult, summarize_chain
+from flwr_splitkd.strategies import Callback, SCCTResult, default_callbacks, summarize_chain
 from flwr_splitkd.tiers.cloud import EmbeddedCloud
 from flwr_splitkd.tiers.edge.chain import CloudAccess
 from flwr_splitkd.tiers.optimizer import warmup_schedule
@@ -75,6 +76,12 @@ def _train(grid: Grid, config: AppConfig, folder: RunFolder, access: CloudAccess
     return _strategy(config, folder, access).start(grid=grid, num_rounds=config.num_server_rounds)
 
 
+def _callbacks(config: AppConfig) -> list[Callback] | None:
+    """The built-in ones with the endpoint for Prometheus, if there is an address for it; else None, for the former alone."""
+    where = config.metrics
+    return [*default_callbacks(), PrometheusEndpoint(where)] if where else None
+
+
 def _strategy(config: AppConfig, folder: RunFolder, access: CloudAccess | None) -> SCCT:
     slm = slm_builder(config.slm, **config.model_options)
     plan = chain_plan(config, slm)
@@ -110,6 +117,7 @@ def _strategy(config: AppConfig, folder: RunFolder, access: CloudAccess | None) 
         grace_period_s=config.grace_period,
         run_folder=None if config.resume else folder.path,
         resume=config.resume or None,
+        callbacks=_callbacks(config),
         seed=config.seed,
     )
 

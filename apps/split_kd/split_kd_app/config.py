@@ -13,6 +13,7 @@ from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers import CutCycle
 from flwr_splitkd.wire.codec import codec_code
 from flwr_splitkd.wire.credentials import TlsFiles
+from flwr_splitkd.wire.metrics_address import MetricsAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,9 @@ class AppConfig:
         PEM files of the edge; all three or none.
     insecure
         Allow plaintext on an address that is not loopback.
+    metrics_address, metrics_certificate, metrics_private_key, metrics_client_ca
+        Where Prometheus can read how the run goes, such as 127.0.0.1:9464; empty for nowhere. With the PEM files over TLS, and
+        with the last one only by who has a certificate of this authority.
     connect_timeout
         Seconds after which a called device that has not connected no longer holds up the next call.
     grace_period
@@ -192,6 +196,10 @@ class AppConfig:
     tls_private_key: str = setting("")
     tls_root_certificate: str = setting("")
     insecure: bool = setting(False)
+    metrics_address: str = setting("")
+    metrics_certificate: str = setting("")
+    metrics_private_key: str = setting("")
+    metrics_client_ca: str = setting("")
     connect_timeout: float = setting(120.0, above=0.0)
     grace_period: float = setting(15.0, minimum=0.0)
     commit_every_steps: int = setting(0, minimum=0)
@@ -269,6 +277,23 @@ class AppConfig:
             )
         return TlsFiles(certificate=files[0], private_key=files[1], root_certificate=files[2])
 
+    @property
+    def metrics(self) -> MetricsAddress | None:
+        """Where metrics are served; None for nowhere."""
+        files = {
+            "certificate": self.metrics_certificate or None,
+            "private_key": self.metrics_private_key or None,
+            "client_ca": self.metrics_client_ca or None,
+        }
+        if not self.metrics_address:
+            if any(files.values()):
+                raise ConfigError(
+                    f"The files for metrics are {tuple(file or '' for file in files.values())} and `metrics-address` is empty; "
+                    "expected an address with them, such as '127.0.0.1:9464'."
+                )
+            return None
+        return MetricsAddress(address=self.metrics_address, **files)
+
 
 def read_config(run_config: Mapping[str, Any]) -> AppConfig:
     """Parse the run config; every mistake in a single key is reported at once, then those between keys."""
@@ -277,6 +302,7 @@ def read_config(run_config: Mapping[str, Any]) -> AppConfig:
     for check in (
         lambda: CutCycle(config.cut_list),
         lambda: config.tls,
+        lambda: config.metrics,
         lambda: config.text,
         config.check_codecs,
         config.check_modelled,

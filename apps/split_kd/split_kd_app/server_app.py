@@ -14,9 +14,10 @@ from flwr_splitkd import SplitKD
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.models import set_tied_embeddings
 from flwr_splitkd.records import arrays_from_state, load_arrays
+from flwr_splitkd.report.prometheus import PrometheusEndpoint
 from flwr_splitkd.schedulers import NeverStop, TargetMetric
 from flwr_splitkd.store import RunFolder
-from flwr_splitkd.strategies import SplitKDResult, summarize
+from flwr_splitkd.strategies import Callback, SplitKDResult, default_callbacks, summarize
 from flwr_splitkd.tiers.optimizer import OptimizerSettings, warmup_schedule
 from split_kd_app import policies, task
 from split_kd_app.config import AppConfig, read_config
@@ -28,6 +29,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds; leave metrics, the student and a summary in the run's folder."""
     config = read_config(context.run_config)
+    callbacks = _callbacks(config)  # before anything that takes long
     new = Path(config.run_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"
     folder = RunFolder.existing(config.resume) if config.resume else RunFolder(new)
     folder.write_config({"app": "split_kd", "run_config": dict(context.run_config)})
@@ -40,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         return MetricRecord(task.evaluate(load_arrays(whole, arrays), heldout))
 
-    result = _strategy(config, folder).start(
+    result = _strategy(config, folder, callbacks).start(
         grid=grid,
         initial_arrays=arrays_from_state(whole.state_dict()),
         num_rounds=config.num_server_rounds,
@@ -49,7 +51,13 @@ def main(grid: Grid, context: Context) -> None:
     _save(result, folder, whole, config)
 
 
-def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
+def _callbacks(config: AppConfig) -> list[Callback] | None:
+    """The built-in ones with the endpoint for Prometheus, if there is an address for it; else None, for the former alone."""
+    where = config.metrics
+    return [*default_callbacks(), PrometheusEndpoint(where)] if where else None
+
+
+def _strategy(config: AppConfig, folder: RunFolder, callbacks: list[Callback] | None) -> SplitKD:
     return SplitKD(
         student=task.student_builder(config.student, **config.model_options),
         teacher=task.teacher_builder(config.teacher, **config.model_options),
@@ -101,6 +109,7 @@ def _strategy(config: AppConfig, folder: RunFolder) -> SplitKD:
         commit_every_steps=config.commit_every_steps,
         run_folder=None if config.resume else folder.path,
         resume=config.resume or None,
+        callbacks=callbacks,
         seed=config.seed,
     )
 

@@ -30,6 +30,8 @@ class DeviceRecord:
         None if it came to nothing.
     error
         Why; empty otherwise.
+    fault
+        The kind of that, one of `flwr_splitkd.faults.FAULTS`; empty otherwise.
     """
 
     server_round: int
@@ -38,6 +40,7 @@ class DeviceRecord:
     mode: str
     outcome: DeviceOutcome | None = None
     error: str = ""
+    fault: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As a line of ``metrics.jsonl``."""

@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from flwr_splitkd.errors import ConfigError, CutError, NoDeviceError, SplitKDError, StoreError
+from flwr_splitkd.faults import fault_of
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks
 from flwr_splitkd.strategies.chain.calls import POLL_S, Called, Replies, why_not
@@ -256,7 +257,7 @@ class ChainRounds:
         except BaseException as error:
             known = isinstance(error, SplitKDError)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
-            one.record = record(error=reason)
+            one.record = record(error=reason, fault=fault_of(error))
             # Raised on the round's thread: the other devices would meet the same.
             if not known or isinstance(error, ConfigError | CutError | StoreError):
                 one.fatal = error

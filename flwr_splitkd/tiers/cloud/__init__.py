@@ -11,6 +11,7 @@
 ``service``      `CloudService`: edges' requests, one after another
 ``served``       a task with its commits
 ``store``        tasks on the disk
+``counters``     what it has done so far, for whoever watches it
 ``setup``        from settings to an open cloud
 ``placement``    where the LLM computes
 ``config``       the same from ``cloud.toml``

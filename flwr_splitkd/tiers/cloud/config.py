@@ -20,6 +20,7 @@ from flwr_splitkd.tiers.cloud.settings import TaskSettings
 from flwr_splitkd.tiers.cloud.setup import CloudSetup
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant, warmup_schedule
 from flwr_splitkd.wire.credentials import TlsFiles
+from flwr_splitkd.wire.metrics_address import MetricsAddress
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,7 @@ __all__ = ["read_cloud_config"]
 
 _Kind = TypeVar("_Kind")
 
-_TABLES = ("llm", "tls", "edges", "tasks")
+_TABLES = ("llm", "tls", "metrics", "edges", "tasks")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class _Tls:
     certificate: str = setting("")
     private_key: str = setting("")
     root_certificate: str = setting("")
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    address: str = setting("127.0.0.1:9465")
+    certificate: str = setting("")
+    private_key: str = setting("")
+    client_ca: str = setting("")
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ def read_cloud_config(path: Path) -> CloudSetup:
             f"`--config` is {str(path)!r}, which cannot be read: {error}. See docs/how-to/cloud.md."
         ) from error
     tables = {name: _table(content, name, path) for name in _TABLES}
-    cloud, tasks, edges, tls = _parsed_tables(content, tables, path)
+    cloud, tasks, edges, tls, metrics = _parsed_tables(content, tables, path)
     return CloudSetup(
         llm=_llm(tables["llm"], path),
         tasks={name: _task(name, task, path) for name, task in tasks.items()},
@@ -110,6 +119,7 @@ def read_cloud_config(path: Path) -> CloudSetup:
         grace_period_s=cloud.grace_period,
         max_message_bytes=cloud.max_message_mib << 20,
         compute_device=cloud.compute_device or None,
+        metrics=_metrics(metrics, path) if "metrics" in content else None,
     )
 
 
@@ -122,7 +132,7 @@ def _table(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, An
 
 def _parsed_tables(
     content: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]], path: Path
-) -> tuple[_Cloud, dict[str, _Task], dict[str, _Edge], _Tls]:
+) -> tuple[_Cloud, dict[str, _Task], dict[str, _Edge], _Tls, _Metrics]:
     """Everything whose keys are ours; the mistakes of all tables in one error."""
     errors: list[str] = []
 
@@ -140,9 +150,10 @@ def _parsed_tables(
     tasks = {name: parsed(_Task, values, f"tasks.{name}") for name, values in tables["tasks"].items()}
     edges = {name: parsed(_Edge, values, f"edges.{name}") for name, values in tables["edges"].items()}
     tls = parsed(_Tls, tables["tls"], "tls")
+    metrics = parsed(_Metrics, tables["metrics"], "metrics")
     if errors:
         raise ConfigError("\n".join(errors))
-    return cloud, tasks, edges, tls
+    return cloud, tasks, edges, tls, metrics
 
 
 def _llm(table: Mapping[str, Any], path: Path) -> PretrainedModel:
@@ -236,6 +247,16 @@ def _tls(tls: _Tls, path: Path) -> TlsFiles:
         private_key=path.parent / tls.private_key,
         root_certificate=path.parent / tls.root_certificate,
     )
+
+
+def _metrics(metrics: _Metrics, path: Path) -> MetricsAddress:
+    files = {name: getattr(metrics, name) for name in ("certificate", "private_key", "client_ca")}
+    try:
+        return MetricsAddress(
+            address=metrics.address, **{name: path.parent / file if file else None for name, file in files.items()}
+        )
+    except ConfigError as error:
+        raise ConfigError(f"[metrics] of {path}: {error}") from error
 
 
 def _listed(text: str) -> list[str]:

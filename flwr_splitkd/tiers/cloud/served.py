@@ -44,6 +44,10 @@ class ServedTask:
         Steps that each edge has asked for, by its name.
     answers
         Learning rate and gradient norm of the newest of them, by the edge's name.
+    uncommitted
+        Steps that are not durable yet.
+    num_steps, num_commits
+        Since this process began.
     """
 
     task: CloudTask
@@ -54,6 +58,8 @@ class ServedTask:
     answers: dict[str, tuple[float, float]] = field(default_factory=dict)
     initial: dict[str, Tensor] = field(default_factory=dict, repr=False)
     uncommitted: int = 0
+    num_steps: int = 0
+    num_commits: int = 0
 
     def __post_init__(self) -> None:
         """Go on from the disk, if there is something."""
@@ -101,6 +107,7 @@ class ServedTask:
         commit = self.store.commit_round if run else self.store.commit
         commit_id = commit(self.task.state(), info)
         self.uncommitted = 0
+        self.num_commits += 1
         return Durable(commit_id, done)
 
     def step(self, edge: str, keys: Sequence[Key]) -> StepResult:
@@ -109,6 +116,7 @@ class ServedTask:
         self.iterations[edge] = self.iterations.get(edge, 0) + 1
         self.answers[edge] = result.learning_rate, result.grad_norm
         self.uncommitted += 1
+        self.num_steps += 1
         return result
 
     def last_answer(self, edge: str) -> pb.PeftStepped | None:

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib.metadata import version
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import HandshakeError, PeerLostError, ProtocolError, SplitKDError
+from flwr_splitkd.faults import fault_of
 from flwr_splitkd.store import FolderLock
+from flwr_splitkd.tiers.cloud.counters import CloudCounters, CloudReading, TaskReading
 from flwr_splitkd.tiers.cloud.llm import CloudLLM
 from flwr_splitkd.tiers.cloud.served import Durable, ServedTask
 from flwr_splitkd.tiers.cloud.task import Key
@@ -30,6 +33,8 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 __all__ = ["CloudService", "check_edge"]
 
 _log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _REQUESTS = "Intermediate|PeftStep|EndRound|FetchState"
 _OPEN_S = 60.0
@@ -71,6 +76,7 @@ class CloudService:
         self._server, self._llm, self._tasks, self._lock_of_state = server, llm, dict(tasks), lock
         self._positions = {edge: position for position, edge in enumerate(sorted(edges))}
         self._compute = FairExecutor("splitkd-cloud-compute")
+        self._counters = CloudCounters(tasks)
         self._lock = threading.Lock()  # guards what follows
         self._open: list[_EdgeSession] = []
         self.address, self.root_certificate = server.address, server.root_certificate
@@ -79,6 +85,44 @@ class CloudService:
     def service_s(self) -> dict[str, float]:
         """Seconds of computing that each task has had so far."""
         return {str(task): seconds for task, seconds in self._compute.service_s().items()}
+
+    def reading(self) -> CloudReading:
+        """What it has done so far, and how it is now; for any thread."""
+        trainers = [
+            (name, edge, "train")
+            for name, served in self._tasks.items()
+            for edge in self._positions
+            if not served.edges or edge in served.edges
+        ]
+        sessions = dict.fromkeys(trainers, 0)
+        with self._lock:
+            keys = [one.key for one in self._open]
+        for key in keys:
+            sessions[key] = sessions.get(key, 0) + 1
+        tally = self._server.tally.reading()
+        streams = {("stream", kind): count for kind, count in tally.faults.items()}
+        return CloudReading(
+            tasks={name: self._task_reading(name, served) for name, served in self._tasks.items()},
+            sessions=sessions,
+            faults=self._counters.faults() | streams,
+            received_bytes=tally.received_bytes,
+            sent_bytes=tally.sent_bytes,
+            num_streams=self._server.num_streams,
+        )
+
+    def _task_reading(self, name: str, served: ServedTask) -> TaskReading:
+        num_tokens, loss = self._counters.training(name)
+        return TaskReading(
+            requests=self._counters.requests(name),
+            stages_s=self._counters.stages_s(name),
+            num_tokens=num_tokens,
+            loss=loss,
+            num_steps=served.num_steps,
+            num_commits=served.num_commits,
+            next_step=served.task.next_step,
+            uncommitted_steps=served.uncommitted,
+            waiting_gradients=len(served.task.pending),
+        )
 
     def close(self) -> None:
         """Tell every edge, make what was trained durable, and end the threads."""
@@ -96,7 +140,7 @@ class CloudService:
     def _serve(self, session: CloudSession) -> None:
         served = self._tasks[session.task]
         offset = self._positions[session.edge] << _DEVICES
-        one = _EdgeSession(session, served, self._llm, self._compute, offset)
+        one = _EdgeSession(session, served, self._llm, self._compute, self._counters, offset)
         with self._lock:
             before = [other for other in self._open if other.follows_on(one)]
             self._open.append(one)
@@ -106,10 +150,14 @@ class CloudService:
             one.run(self._tell_committed)
         except PeerLostError as error:
             _log.info("Task %s: %s", session.task, error)
+            if not session.link.left:  # an edge whose run is over says so
+                self._counters.fault("session", fault_of(error))
         except SplitKDError as error:
             _log.warning("Task %s: edge %s is cut off: %s", session.task, session.edge, error)
-        except Exception:
+            self._counters.fault("session", fault_of(error))
+        except Exception as error:
             _log.exception("Task %s: edge %s is cut off", session.task, session.edge)
+            self._counters.fault("session", fault_of(error))
         finally:
             with self._lock:
                 self._open.remove(one)
@@ -150,13 +198,24 @@ class _EdgeSession:
     """One edge's requests, in the order in which they come."""
 
     def __init__(
-        self, session: CloudSession, served: ServedTask, llm: CloudLLM, compute: FairExecutor, device_offset: int
+        self,
+        session: CloudSession,
+        served: ServedTask,
+        llm: CloudLLM,
+        compute: FairExecutor,
+        counters: CloudCounters,
+        device_offset: int,
     ) -> None:
-        self.served, self.ended = served, threading.Event()
+        self.served, self.ended, self._counters = served, threading.Event(), counters
         self._opened = False
         self._session, self._link, self._llm, self._compute = session, session.link, llm, compute
         self._task, self._offset = served.task, device_offset
         self._reads_only = session.hello.reads_only
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Task, edge, and what it is open for."""
+        return self._session.task, self._session.edge, "ask" if self._reads_only else "train"
 
     def follows_on(self, other: _EdgeSession) -> bool:
         """Whether both are of one edge and task, and train: then the one that came later takes the place of the other."""
@@ -165,24 +224,42 @@ class _EdgeSession:
 
     def run(self, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
         try:
-            self._open()
+            self._serve(self._link.receive("OpenTask", _OPEN_S), tell_committed)
             while True:
-                message = self._link.receive(_REQUESTS, _IDLE_S)
-                self._check_right(message)
-                if message.kind == "Intermediate":
-                    self._intermediate(message)
-                elif message.kind == "PeftStep":
-                    self._step(message.body, tell_committed)
-                elif message.kind == "EndRound":
-                    self._end_round(message.body, tell_committed)
-                else:
-                    self._link.send(pb.TaskState(), encode_all(self._compute.run(self._session.task, self._weights)))
+                self._serve(self._link.receive(_REQUESTS, _IDLE_S), tell_committed)
         except BaseException as error:
             self._link.fail(error)
             raise
         finally:
             if not self._reads_only:  # the gradients that wait are then another session's of this edge
                 self._task.discard(self._pending())
+
+    def _serve(self, message: WireMessage, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
+        """Do what is asked for, and count it."""
+        answered = False
+        try:
+            self._check_right(message)
+            answered = self._do(message, tell_committed)
+        finally:
+            self._counters.request(self._session.task, _asked(message.body), answered=answered)
+
+    def _do(self, message: WireMessage, tell_committed: Callable[[ServedTask, Durable], None]) -> bool:
+        """Do what is asked for; whether it was answered, or failed for one device alone."""
+        if message.kind == "Intermediate":
+            return self._intermediate(message)
+        if message.kind == "OpenTask":
+            self._open(message)
+        elif message.kind == "PeftStep":
+            self._step(message.body, tell_committed)
+        elif message.kind == "EndRound":
+            self._end_round(message.body, tell_committed)
+        else:
+            self._link.send(pb.TaskState(), encode_all(self._computed("fetch", self._weights)))
+        return True
+
+    def _computed(self, stage: str, job: Callable[[], Result]) -> Result:
+        """What a job gives on the thread that computes."""
+        return self._compute.run(self._session.task, self._counters.timed(self._session.task, stage, job))
 
     def tell_committed(self, durable: Durable) -> None:
         if not self._opened or self._reads_only:  # it will hear of what is durable in the answer, or has sent nothing
@@ -200,12 +277,10 @@ class _EdgeSession:
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self._task.state().items() if name.startswith("weight/")}
 
-    def _open(self) -> None:
-        message = self._link.receive("OpenTask", _OPEN_S)
-        self._check_right(message)
+    def _open(self, message: WireMessage) -> None:
         edge = self._session.edge
         tensors = decode_all(message.tensors)
-        self._compute.run(self._session.task, partial(self.served.restart, message.body, edge, tensors))
+        self._computed("open", partial(self.served.restart, message.body, edge, tensors))
         opened = pb.TaskOpened(
             next_step=self.served.iterations.get(edge, 0),
             vocab_size=self._llm.vocab_size,
@@ -227,32 +302,36 @@ class _EdgeSession:
                 "CloudHello has `reads_only`; expected only questions. Open a session without it to train."
             )
 
-    def _intermediate(self, message: WireMessage) -> None:
+    def _intermediate(self, message: WireMessage) -> bool:
         body: pb.Intermediate = message.body
         if body.device >> _DEVICES:
             raise ProtocolError(f"{self._link.peer} names device {body.device}; expected below {1 << _DEVICES}.")
+        failure: Exception | None = None
         try:
-            answer, tensors = self._compute.run(self._session.task, partial(self._answer, body, message))
+            answer, tensors = self._computed(_asked(body), partial(self._answer, body, message))
         except PeerLostError:  # this side is being shut down
             raise
         except Exception as error:  # this device's; the others go on
             if not isinstance(error, SplitKDError):
                 _log.exception("Task %s: device %d of %s", self._session.task, body.device, self._link.peer)
+            failure = error
+            self._counters.fault("request", fault_of(error))
             answer = pb.IntermediateGradient(
                 device=body.device, step=body.step, mode=body.mode, failure=failure_from(error)
             )
             tensors = {}
         self._link.send(answer, {name: encode(tensor) for name, tensor in tensors.items()})
+        return failure is None
 
     def _answer(self, body: pb.Intermediate, message: WireMessage) -> tuple[pb.IntermediateGradient, dict[str, Tensor]]:
         answer = pb.IntermediateGradient(device=body.device, step=body.step, mode=body.mode)
         started_s = time.monotonic()
         try:
-            return answer, self._computed(body, message, answer)
+            return answer, self._tensors(body, message, answer)
         finally:
             answer.compute_s = time.monotonic() - started_s
 
-    def _computed(
+    def _tensors(
         self, body: pb.Intermediate, message: WireMessage, answer: pb.IntermediateGradient
     ) -> dict[str, Tensor]:
         hidden, mask = (decode_one(message, name) for name in ("hidden", "mask"))
@@ -275,6 +354,7 @@ class _EdgeSession:
             answer.loss, answer.num_tokens = done.loss, done.num_tokens
             if done.reference_loss is not None:
                 answer.reference_loss = done.reference_loss
+            self._counters.trained(self._session.task, done.loss, done.num_tokens)
             tensors["gradient"] = done.gradient
             return tensors
         if "labels" in message.tensors:
@@ -293,10 +373,10 @@ class _EdgeSession:
                 f"{self._link.peer} asks for step {body.step}; expected {expected}. Nothing was applied."
             )
         keys = [(self._offset | one.device, one.step) for one in body.contributions]
-        result = self._compute.run(self._session.task, partial(served.step, edge, keys))
+        result = self._computed("step", partial(served.step, edge, keys))
         self._link.send(pb.PeftStepped(step=body.step, learning_rate=result.learning_rate, grad_norm=result.grad_norm))
         if served.uncommitted >= served.commit_every_steps:
-            tell_committed(served, self._compute.run(self._session.task, partial(served.commit, edge)))
+            tell_committed(served, self._computed("commit", partial(served.commit, edge)))
 
     def _end_round(self, body: pb.EndRound, tell_committed: Callable[[ServedTask, Durable], None]) -> None:
         edge = self._session.edge
@@ -305,7 +385,7 @@ class _EdgeSession:
                 f"{self._link.peer} ends round {body.server_round} of run {clean_name(body.run)!r}; expected a name, and a "
                 "round of at least 1."
             )
-        durable = self._compute.run(self._session.task, partial(self._keep_round, body))
+        durable = self._computed("commit", partial(self._keep_round, body))
         done = durable.iterations.get(edge, 0)
         self._link.send(pb.Committed(commit_id=durable.commit_id, next_step=done, server_round=body.server_round))
         tell_committed(self.served, durable)
@@ -315,6 +395,14 @@ class _EdgeSession:
         # comes with the same numbers.
         self._task.discard(self._pending())
         return self.served.commit(self._session.edge, body.run, body.server_round)
+
+
+def _asked(body: object) -> str:
+    """What a request is counted as, one of `REQUESTS`."""
+    if isinstance(body, pb.Intermediate):
+        return "train" if body.mode == pb.MODE_TRAIN else "answer"
+    kinds = {pb.OpenTask: "open", pb.PeftStep: "step", pb.EndRound: "end_round"}
+    return next((name for kind, name in kinds.items() if isinstance(body, kind)), "fetch")
 
 
 def _changes(body: object) -> bool:

@@ -24,6 +24,7 @@ from flwr_splitkd.tiers.cloud.task import CloudTask
 from flwr_splitkd.wire.cloud_server import CloudServer
 from flwr_splitkd.wire.credentials import TlsFiles
 from flwr_splitkd.wire.framing import Limits
+from flwr_splitkd.wire.metrics_address import MetricsAddress
 
 __all__ = ["MIN_TOKEN_BYTES", "CloudSetup", "open_cloud"]
 
@@ -60,6 +61,8 @@ class CloudSetup:
         Most that one message of an edge may hold.
     compute_device
         A torch device; as `build_llm` chooses it, when not given.
+    metrics
+        Where `flwr-splitkd cloud` shall serve metrics, if anywhere; `open_cloud` serves none.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class CloudSetup:
     grace_period_s: float = 15.0
     max_message_bytes: int = 1 << 30
     compute_device: str | None = None
+    metrics: MetricsAddress | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flwr_splitkd.errors import PeerLostError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.errors import PeerLostError, PeerTimeoutError, ProtocolError, SplitKDError, TensorError
 from flwr_splitkd.telemetry.spans import MOST_SPANS, LocatedSpan, SpanRecorder, locate_spans
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
@@ -258,7 +258,7 @@ class Exchange:
         except PeerLostError as error:
             if bound_s is None or time.monotonic() < self._started_s + bound_s or not self.link.attached:
                 raise
-            raise PeerLostError(
+            raise PeerTimeoutError(
                 f"{self.link.peer} has not ended its turn after {bound_s:g} s; expected it by then. Choose a lower cut or fewer "
                 "batches for it, or raise `turn_timeout_s`."
             ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr_splitkd.errors import ConfigError, CutError, PeerLostError, ProtocolError, SplitKDError, StoreError
+from flwr_splitkd.errors import ConfigError, CutError, PeerTimeoutError, ProtocolError, SplitKDError, StoreError
 from flwr_splitkd.telemetry.spans import SpanRecorder
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.pace import Paces
@@ -78,7 +78,7 @@ class Rehearsals:
         if rehearsal.owes:
             # In all, however slowly it comes: nobody has a turn meanwhile.
             if not rehearsal.link.wait_message(timeout_s):
-                raise PeerLostError(
+                raise PeerTimeoutError(
                     f"{rehearsal.link.peer} has not sent the rest of what it began before its turn after {timeout_s:g} s; expected "
                     "it by then. Turn `teach_waiting` off for links as slow as that, or raise `step_timeout_s`."
                 )

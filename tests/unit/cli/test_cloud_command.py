@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -83,3 +84,30 @@ def test_a_port_that_is_no_address_is_noticed_before_the_model_is_loaded(
     config.write_text('address = "0.0.0.0:9096"\n' + TOML)
     assert call(monkeypatch, "--config", config) == 1
     assert "`data_address` is '0.0.0.0:9096' without TLS" in capsys.readouterr().err
+
+
+def test_check_reads_what_metrics_need(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("prometheus_client")
+    config.write_text(TOML + '[metrics]\naddress = "127.0.0.1:9465"\n')
+    assert call(monkeypatch, "--config", config, "--check") == 0
+    assert "Metrics at 127.0.0.1:9465" in capsys.readouterr().out
+    config.write_text(TOML + '[metrics]\ncertificate = "a.pem"\nprivate-key = "a.key"\n')
+    assert call(monkeypatch, "--config", config, "--check") == 1
+    assert "The files for metrics are" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    config.write_text(TOML + "[metrics]\n")
+    assert call(monkeypatch, "--config", config, "--check") == 1
+    assert "pip install 'flwr_splitkd[prometheus]'" in capsys.readouterr().err
+
+
+def test_a_port_for_metrics_that_is_taken_is_noticed_before_the_model_is_loaded(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config.write_text(TOML + f'[metrics]\naddress = "127.0.0.1:{taken.getsockname()[1]}"\n')
+        assert call(monkeypatch, "--config", config) == 1
+    said = capsys.readouterr()
+    assert "which cannot be bound" in said.err and "Loading" not in said.out

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from flwr_splitkd.callbacks import Callback
+from flwr_splitkd.callbacks import Callback, LiveReading
 from flwr_splitkd.distill import DistillationLoss
+from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers import CutTable, FixedCut
 from flwr_splitkd.store import RunFolder
 from flwr_splitkd.strategies.callbacks import Callbacks, default_callbacks
@@ -48,6 +49,28 @@ def test_everyone_hears_everything_although_one_fails(tmp_path: Path, caplog: py
     assert first.heard == last.heard == [("start", tmp_path, {"seed": 1}), ("round", 1, {"loss": 0.5}), ("end", None)]
     messages = [record.getMessage() for record in caplog.records if record.name == "flwr"]
     assert messages == ["Broken.on_round failed and is left out: ConnectionError: the tracker is down"]
+
+
+class Demanding(Recorder):
+    """Cannot have what it was asked for."""
+
+    def on_start(self, run: RunFolder, config: Mapping[str, Any]) -> None:
+        raise ConfigError("the port is taken")
+
+    def on_round(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        raise ConfigError("this is no beginning any more")
+
+
+def test_what_cannot_be_had_ends_a_run_at_its_start_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callbacks = Callbacks([Demanding()])
+    with pytest.raises(ConfigError, match="the port is taken"):
+        callbacks.tell("on_start", RunFolder(tmp_path), {})
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        callbacks.tell("on_round", 1, {})
+        callbacks.tell("on_live", LiveReading)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Demanding.on_round failed and is left out: ConfigError: this is no beginning any more"
+    ]
 
 
 def test_an_interruption_is_no_failure_of_a_callback() -> None:

@@ -54,13 +54,26 @@ def test_what_the_howto_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert setup.edges == {"north": b"n" * 64, "south": b"s" * 64}
     assert setup.task_edges == {"summaries": frozenset({"south"})}
     assert setup.llm.options == {"dtype": "bfloat16"}  # type: ignore[attr-defined]
+    assert setup.metrics is not None and setup.metrics.client_ca == tmp_path / "certs" / "ca.crt"
     lora = setup.tasks["summaries"].peft
     assert isinstance(lora, LoraConfig) and lora.target_modules == {"q_proj", "v_proj"} and lora.lora_dropout == 0.05
 
     shown = set(re.findall(r"^([a-z-]+) =", example, re.MULTILINE))
-    kinds = (cloud_config._Cloud, cloud_config._Tls, cloud_config._Edge, cloud_config._Task)
+    names = ("_Cloud", "_Tls", "_Metrics", "_Edge", "_Task")
+    kinds = [getattr(cloud_config, name) for name in names]
     known = {name.replace("_", "-") for kind in kinds for name in kind.__dataclass_fields__}
     assert known <= shown
+
+
+def test_where_metrics_are(tmp_path: Path) -> None:
+    assert read_cloud_config(written(tmp_path, MINIMAL)).metrics is None
+    metrics = read_cloud_config(written(tmp_path, MINIMAL + "[metrics]\n")).metrics
+    assert metrics is not None and (metrics.address, metrics.certificate) == ("127.0.0.1:9465", None)
+    said = refused(tmp_path, MINIMAL + "[metrics]\naddress = 'here'\n")
+    assert "[metrics] of" in said and "`metrics address` is 'here'; expected host:port" in said
+    assert "`adress` is not a key of this table; did you mean `address`?" in refused(
+        tmp_path, MINIMAL + "[metrics]\nadress = 'here'\n"
+    )
 
 
 def test_the_howto_names_the_defaults(tmp_path: Path) -> None:
