@@ -87,7 +87,8 @@ test-browser: $(READY) ## run the tests of the report page; needs Chromium (Debi
 	REQUIRE_BROWSER=1 $(PY) $(PYTEST) -m browser
 
 # What meets other packages than numpy and the standard library.
-OLDEST := tests/apps tests/integration tests/unit/{clients,data,distill,models,report/prometheus,small_chain,split,store,strategies,tiers,wire}
+OLDEST := tests/apps tests/deploy tests/integration \
+    tests/unit/{clients,data,distill,models,report/prometheus,small_chain,split,store,strategies,tiers,wire}
 
 .PHONY: test-oldest
 test-oldest: .venv-oldest/.ready ## run the tests of what depends on versions with the oldest supported ones

@@ -140,7 +140,7 @@ def test_starts_with_a_docstring_and_lazy_annotations(module: str) -> None:
 
 
 def _python_files() -> list[Path]:
-    folders = (PACKAGE, "apps", "benchmarks", "scripts", "tests")
+    folders = (PACKAGE, "apps", "benchmarks", "deploy", "scripts", "tests")
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
