@@ -67,7 +67,8 @@ def test_a_turn_over_connections_that_are_cut_again_and_again(server: DataPlaneS
         def cut_at_random() -> None:
             rng = random.Random(0)
             while not stop.wait(rng.uniform(0.02, 0.2)):
-                relay.cut()
+                if session.connected:  # on a busy machine coming back takes longer than the time between two cuts
+                    relay.cut()
 
         with connect(relay.address, _hello(session.ticket)) as device:
             edge = _edge_of(session)
