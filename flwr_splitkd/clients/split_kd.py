@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -28,15 +30,20 @@ from flwr_splitkd.models import (
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import DeviceCache, cache_root
+from flwr_splitkd.telemetry.sensors import EnergyMeter, find_sensors
 from flwr_splitkd.tiers.device import OWN_MOMENTS, DeviceData, TurnReport, run_turn
+from flwr_splitkd.tiers.energy import check_measure_energy
 from flwr_splitkd.tiers.fingerprint import fingerprint_to_wire
 from flwr_splitkd.tiers.threads import compute_threads, default_threads
+from flwr_splitkd.wire.address import is_on_this_machine
 from flwr_splitkd.wire.client import connect
 from flwr_splitkd.wire.codec import supported_codecs
 from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["SplitKDClient"]
+
+_log = logging.getLogger(__name__)
 
 _TRAIN, _EVALUATE = "train-", "eval-"
 
@@ -75,6 +82,10 @@ class SplitKDClient:
         With more than 0, a turn runs in a worker process, which is started again so many times if it dies, for example for
         want of memory. Its start takes some seconds; `student`, `teacher` and `data` must be such that multiprocessing can
         send them to a process. With 0 the turn runs in the ClientApp's own process.
+    measure_energy
+        Whether the device measures the joules of its machine in a turn and tells the edge (``measured_device_j``), if its sensors
+        tell them; ``"auto"`` for yes, unless the edge is on the same machine, as in simulations: its joules are not a virtual
+        device's. See docs/explanation/telemetry.md.
 
     Raises
     ------
@@ -98,9 +109,12 @@ class SplitKDClient:
         begin_timeout_s: float = 3600.0,
         step_timeout_s: float = 300.0,
         max_restarts: int = 0,
+        measure_energy: bool | Literal["auto"] = "auto",
     ) -> None:
         if max_restarts < 0:
             raise ConfigError(f"`max_restarts` is {max_restarts}; expected 0 or more.")
+        check_measure_energy(measure_energy)
+        self._measure_energy = measure_energy
         self._max_restarts = max_restarts
         self._student, self._teacher = student, teacher
         self._data = DeviceData(data)
@@ -170,7 +184,9 @@ class SplitKDClient:
             if not unit.startswith(OWN_MOMENTS):
                 hello.cached_units.add(unit=unit, version=unit_version)
         threads = self._num_threads or default_threads(ticket.address)
+        meter = self._meter(ticket.address)
         with (
+            meter or nullcontext(),
             compute_threads(threads),
             connect(
                 ticket.address,
@@ -192,7 +208,19 @@ class SplitKDClient:
                 teacher=self._teacher,
                 student_folder=self._student_folder
                 or cache_root() / "students" / f"{identity.run_id}-{_file_name(hello.device_name)}",
+                meter=meter,
             )
+
+    def _meter(self, edge_address: str) -> EnergyMeter | None:
+        """What measures the joules of a turn; None if they are not wanted or not to be had."""
+        if self._measure_energy is False or (self._measure_energy == "auto" and is_on_this_machine(edge_address)):
+            return None
+        meter = EnergyMeter(find_sensors())
+        if not meter.parts:
+            level = logging.WARNING if self._measure_energy is True else logging.DEBUG
+            _log.log(level, "The joules of this device are not measured: %s", meter.reason)
+            return None
+        return meter
 
     def _build(self, ticket: TurnTicket) -> tuple[nn.Module, Layout]:
         whole = build_skeleton(self._student, peft_from_json(ticket.peft))

@@ -145,6 +145,8 @@ class TurnLine:
     uplink_s: float | None = None
     downlink_s: float | None = None
     fixed_s: float | None = None
+    measured_device_j: float | None = None
+    measured_edge_j: float | None = None
     plan: PlanLine | None = None
     modelled: ModelledLine | None = None
 

@@ -58,6 +58,7 @@ class TensorBoard(Callback):
             "fixed-s": outcome.fixed_s,
             "duration-s": outcome.duration_s,
         }
+        scalars |= {name.replace("_", "-"): joules for name, joules in outcome.measured_j.items()}
         for name, value in turn.costs.items():
             if isinstance(value, int | float):
                 scalars[name.replace("_", "-")] = value

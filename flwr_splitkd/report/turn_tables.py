@@ -14,23 +14,27 @@ _COLUMNS = (
     *("Turn", "Round", "Device", "Mode", "Cut", "Steps", "Loss", "CE", "KL", "Perplexity"),
     *("Tokens/s", "Up, MiB", "Down, MiB", "Hand-over, MiB", "Seconds", "Waited, s"),
 )
+_JOULES = ("Device, J", "Edge, J")
 
 
 def turn_tables(run: RunData, *, named: bool) -> str:
-    """Both tables; the second only if something was decided."""
-    turns = records(headline("Turns", run, named), _COLUMNS, (_turn(turn) for turn in run.turns))
+    """Both tables; the second only if something was decided. Joules have columns only if some were measured."""
+    with_joules = any(turn.measured_device_j is not None or turn.measured_edge_j is not None for turn in run.turns)
+    heads = _COLUMNS + _JOULES * with_joules
+    turns = records(headline("Turns", run, named), heads, (_turn(turn, with_joules=with_joules) for turn in run.turns))
     return turns + _decisions(run, named=named)
 
 
-def _turn(turn: TurnLine) -> str:
+def _turn(turn: TurnLine, *, with_joules: bool) -> str:
     cells = [str(turn.index), str(turn.server_round), turn.device, turn.mode]
     if not turn.completed:
-        return failed_row(cells, turn.error, len(_COLUMNS))
+        return failed_row(cells, turn.error, len(_COLUMNS + _JOULES * with_joules))
     cells += [number(turn.cut), number(turn.num_steps), number(turn.loss), number(turn.cross_entropy)]
     cells += [number(turn.kl_divergence), number(turn.perplexity)]
     cells.append(number(None if turn.tokens_per_s is None else round(turn.tokens_per_s)))
     cells += [mebibytes(turn.uplink_bytes), mebibytes(turn.downlink_bytes), mebibytes(turn.handover_bytes)]
     cells += [number(turn.duration_s), number(turn.wait_s)]
+    cells += [number(turn.measured_device_j), number(turn.measured_edge_j)] * with_joules
     return row(cells)
 
 

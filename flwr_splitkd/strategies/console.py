@@ -12,9 +12,20 @@ from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.progress import Progress
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord, bottleneck, perplexity
 from flwr_splitkd.strategies.turns import Call
-from flwr_splitkd.tiers.edge import EdgeSetup
+from flwr_splitkd.telemetry.sensors import EnergyMeter
+from flwr_splitkd.tiers.edge import EdgeSetup, TurnOutcome
 
-__all__ = ["log", "log_changes", "log_end", "log_overdue", "log_plan", "log_resumed", "log_settings", "log_turn"]
+__all__ = [
+    "log",
+    "log_changes",
+    "log_end",
+    "log_energy",
+    "log_overdue",
+    "log_plan",
+    "log_resumed",
+    "log_settings",
+    "log_turn",
+]
 
 log = logging.getLogger("flwr").log
 """Flower's own logger, so that a run reads as one."""
@@ -36,6 +47,18 @@ def log_settings(setup: EdgeSetup) -> None:
     log(INFO, "\t├──> Codecs: uplink %s, downlink %s", setup.turn.uplink_codec, setup.turn.downlink_codec)
 
 
+def log_energy(meter: EnergyMeter | None) -> None:
+    """Log which joules of the edge are measured, and which are not although there are sensors; nothing where none are asked for."""
+    if meter is None:
+        return
+    if meter.parts:
+        log(INFO, "\t├──> Energy of the edge: %s", ", ".join(meter.parts))
+    else:
+        log(INFO, "\t├──> Energy of the edge is not measured: %s", meter.reason)
+    for reason in meter.left_out if meter.parts else ():
+        log(INFO, "\t├──> Not in it: %s", reason)
+
+
 def log_turn(turn: TurnRecord) -> None:
     """Log one line for a turn."""
     who = f"round {turn.server_round} turn {turn.turn} of {turn.num_turns}: device {turn.device or turn.node_id}"
@@ -52,7 +75,7 @@ def log_turn(turn: TurnRecord) -> None:
         losses = f"loss {outcome.loss:.4f}, perplexity {perplexity(outcome.cross_entropy):.2f}"
     log(
         INFO,
-        "\t%s, cut %d, %d steps, %s, %.0f tokens/s, %.1f MiB up, %.1f MiB down, %.1f s%s",
+        "\t%s, cut %d, %d steps, %s, %.0f tokens/s, %.1f MiB up, %.1f MiB down, %.1f s%s%s",
         who,
         outcome.cut,
         outcome.num_steps,
@@ -61,8 +84,15 @@ def log_turn(turn: TurnRecord) -> None:
         outcome.uplink_bytes / _MIB,
         outcome.downlink_bytes / _MIB,
         outcome.duration_s,
+        _joules(outcome),
         f", connection resumed {outcome.num_resumed} x" if outcome.num_resumed else "",
     )
+
+
+def _joules(outcome: TurnOutcome) -> str:
+    """What was measured of both sides, from the comma on."""
+    sides = (("device", outcome.measured_device_j), ("edge", outcome.measured_edge_j))
+    return "".join(f", {joules:.1f} J on the {side}" for side, joules in sides if joules is not None)
 
 
 def log_plan(device: DeviceView, planned: PlannedTurn) -> None:

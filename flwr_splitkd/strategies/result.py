@@ -79,17 +79,28 @@ class TurnRecord:
             outcome = self.outcome
             return {**line, "duration_s": outcome.duration_s, "handover_bytes": outcome.handover_bytes}
         measured = asdict(replace(self.outcome, spans=()))
-        del measured["spans"]  # lines of their own
+        for name in ("spans", *_MEASURED):  # spans are lines of their own
+            del measured[name]
         return {
             **line,
             "local_epochs": self.local_epochs,
             **measured,
+            **_joules(self.outcome),
             "perplexity": perplexity(self.outcome.cross_entropy),
             "tokens_per_s": self.outcome.num_tokens / max(self.outcome.duration_s, 1e-9),
             "wait_s": self.wait_s,
             "started_s": self.started_s,
             **self.costs,
         }
+
+
+_MEASURED = ("measured_device_j", "measured_edge_j", "measured_device_parts", "measured_edge_parts")
+
+
+def _joules(outcome: TurnOutcome) -> dict[str, Any]:
+    """What was measured and of which parts of the machines; a turn where nothing was has none of these keys."""
+    parts = {"measured_device_parts": outcome.measured_device_parts, "measured_edge_parts": outcome.measured_edge_parts}
+    return {**outcome.measured_j, **{name: list(value) for name, value in parts.items() if value}}
 
 
 @dataclass

@@ -55,6 +55,7 @@ from flwr_splitkd.strategies.result import SplitKDResult
 from flwr_splitkd.strategies.roster import Roster
 from flwr_splitkd.strategies.rounds import EvaluateFn, RoundRunner, wait_for_nodes
 from flwr_splitkd.strategies.turns import Call
+from flwr_splitkd.telemetry.sensors import EnergyMeter, find_sensors
 from flwr_splitkd.tiers.edge import (
     EdgeCompute,
     EdgeService,
@@ -65,7 +66,9 @@ from flwr_splitkd.tiers.edge import (
     TurnOutcome,
     TurnSettings,
 )
+from flwr_splitkd.tiers.energy import check_measure_energy
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, OptimizerSettings, constant
+from flwr_splitkd.wire.address import is_loopback, parse_listen_address
 from flwr_splitkd.wire.codec import CodecName
 from flwr_splitkd.wire.credentials import TlsFiles
 
@@ -77,7 +80,7 @@ __all__ = ["SplitKD"]
 _SETTINGS = (
     *("cut", "selection", "local_epochs", "stop", "planner", "student_on_device", "cluster_size", "clusters"),
     *("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes"),
-    *("weighted_by_key", "configrecord_key", "connect_timeout_s", "node_timeout_s"),
+    *("weighted_by_key", "configrecord_key", "connect_timeout_s", "node_timeout_s", "measure_energy"),
 )
 """What ``config.json`` tells beside the fields of `EdgeSetup`."""
 
@@ -215,6 +218,10 @@ class SplitKD(Strategy):
     edge_compile, edge_fused_optimizer
         Whether torch compiles both models' blocks on the edge, and whether its optimiser is a single kernel. All three round
         otherwise than torch does without them; see docs/explanation/pipelining.md for where they pay.
+    measure_energy
+        Whether the edge measures the joules of its machine in each turn (``measured_edge_j``), if its sensors tell them; ``"auto"``
+        for yes, unless devices run on the same machine: in a simulation, or with a data plane on a loopback address.
+        See docs/explanation/telemetry.md.
 
     Raises
     ------
@@ -288,6 +295,7 @@ class SplitKD(Strategy):
         edge_autocast: Literal["bfloat16"] | None = None,
         edge_compile: bool = False,
         edge_fused_optimizer: bool = False,
+        measure_energy: bool | Literal["auto"] = "auto",
     ) -> None:
         _check_fractions(fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
         if student_on_device not in ("part", "whole"):
@@ -297,6 +305,7 @@ class SplitKD(Strategy):
         self.cluster_size, self.clusters = cluster_size, clusters or InOrder()
         self.cut = FixedCut(cut) if isinstance(cut, int) else cut
         _check_codecs(self.cut, uplink_codec, downlink_codec)
+        check_measure_energy(measure_energy)
         self.selection = selection or RoundRobin()
         self.local_epochs = FixedEpochs(local_epochs) if isinstance(local_epochs, int) else local_epochs
         self.stop = stop or NeverStop()
@@ -315,6 +324,7 @@ class SplitKD(Strategy):
                 "goes on in its own folder."
             )
         self.run_folder, self.resume, self.callbacks = run_folder, resume, callbacks
+        self.measure_energy = measure_energy
         self.setup = EdgeSetup(
             student=student,
             teacher=teacher,
@@ -415,7 +425,8 @@ class SplitKD(Strategy):
             console.log_changes(folder.read_config().get("strategy", {}), settings)
         config = folder.write_config({"strategy": settings, "versions": versions()})
         callbacks = Callbacks(default_callbacks() if self.callbacks is None else self.callbacks)
-        self._edge = self._open_edge(initial_arrays, folder, ticket_lifetime_s=timeout)
+        meter = EnergyMeter(find_sensors()) if self._measures_energy(grid) else None
+        self._edge = self._open_edge(initial_arrays, folder, timeout, meter)
         if self.planner is not None:
             self.planner.open(planner_basis(self.planner, self.setup, self._edge))
         self._roster = Roster(self.planner, self._edge.student.layout.num_blocks)
@@ -425,6 +436,7 @@ class SplitKD(Strategy):
         try:
             callbacks.tell("on_start", folder, config)
             callbacks.tell("on_live", live_turns(self._edge))
+            console.log_energy(meter)
             log(INFO, "\t└──> Data plane at %s, run folder %s", self._edge.server.address, folder.path)
             if self.resume:
                 console.log_resumed(progress, self._edge.student.last_commit)
@@ -679,7 +691,16 @@ class SplitKD(Strategy):
         own = {name: describe(value) for name, value in vars(self).items() if name in _SETTINGS}
         return {**own, **describe(self.setup)}
 
-    def _open_edge(self, initial_arrays: ArrayRecord, folder: RunFolder, ticket_lifetime_s: float) -> EdgeService:
+    def _measures_energy(self, grid: Grid) -> bool:
+        if isinstance(self.measure_energy, bool):
+            return self.measure_energy
+        # Flower's grid for simulations has no other mark.
+        is_simulation = type(grid).__name__ == "InMemoryGrid"
+        return not (is_simulation or is_loopback(parse_listen_address(self.setup.data_address).host))
+
+    def _open_edge(
+        self, initial_arrays: ArrayRecord, folder: RunFolder, ticket_lifetime_s: float, meter: EnergyMeter | None
+    ) -> EdgeService:
         student = self.setup.build_student()
         if initial_arrays:
             records.load_arrays(student, initial_arrays)
@@ -689,6 +710,7 @@ class SplitKD(Strategy):
             ticket_lifetime_s=ticket_lifetime_s,
             resume=self.resume is not None,
             codecs=getattr(self.cut, "codecs", ()),
+            meter=meter,
         )
 
     def _open_service(self) -> EdgeService:

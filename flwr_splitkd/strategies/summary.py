@@ -17,10 +17,12 @@ _MODELLED_S = "modelled_s"
 
 
 def summarize(result: SplitKDResult) -> str:
-    """Tables of a run as plain text: one line a turn, its modelled costs if it has any, one line an evaluation, its files."""
+    """Tables of a run as plain text: turns, their measured joules and modelled costs if there are any, evaluations, files."""
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None)
     console.print(_turns(result.turns))
+    if any(turn.outcome is not None and turn.outcome.measured_j for turn in result.turns):
+        _write_joules(console, result.turns)
     if any(_MODELLED_S in turn.costs for turn in result.turns):
         console.print(_modelled_costs(result.turns))
     if result.evaluate_metrics_serverapp:
@@ -75,6 +77,33 @@ def _turns(turns: list[TurnRecord]) -> Table:
             f"{outcome.duration_s:.1f}",
         )
     return table
+
+
+def _write_joules(console: Console, turns: list[TurnRecord]) -> None:
+    """What the machines' sensors measured, and of which parts of them."""
+    table = Table(title="Measured energy", title_justify="left")
+    for heading in ("round", "turn", "device", "steps", "device J", "J/step", "edge J", "J/step"):
+        table.add_column(heading, justify="right")
+    parts: dict[str, set[str]] = {"device": set(), "edge": set()}
+    for turn in turns:
+        outcome = turn.outcome
+        if outcome is None or not outcome.measured_j:
+            continue
+        cells: list[str] = []
+        for side in parts:
+            name, joules = f"measured_{side}_j", outcome.measured_j
+            cells += [_number(joules.get(name), 1), _number(joules.get(f"{name}_per_step"), 3)]
+            parts[side] |= set(getattr(outcome, f"measured_{side}_parts"))
+        head = (f"{turn.server_round}", f"{turn.turn}", turn.device or str(turn.node_id))
+        table.add_row(*head, f"{outcome.num_steps}", *cells)
+    console.print(table)
+    for side, names in parts.items():
+        if names:
+            console.print(f"In the joules of the {side}: {', '.join(sorted(names))}.", soft_wrap=True, markup=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _modelled_costs(turns: list[TurnRecord]) -> Table:

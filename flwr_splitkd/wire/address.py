@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 
 from flwr_splitkd.errors import ConfigError
 
-__all__ = ["ListenAddress", "address_to_dial", "is_loopback", "parse_listen_address"]
+__all__ = ["ListenAddress", "address_to_dial", "is_loopback", "is_on_this_machine", "parse_listen_address"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_on_this_machine(address: str) -> bool:
+    """Whether ``host:port`` is one of this machine's own addresses; a name that cannot be looked up is not."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if is_loopback(host):
+        return True
+    try:
+        for family, kind, protocol, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(target)  # of a datagram socket this sends nothing; it chooses the way
+                if probe.getsockname()[0] == target[0]:
+                    return True
+    except (OSError, UnicodeError):  # a host that is no name
+        return False
+    return False
 
 
 def _is_wildcard(host: str) -> bool:

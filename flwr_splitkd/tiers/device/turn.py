@@ -24,6 +24,7 @@ from flwr_splitkd.split import (
     seed_dropout,
 )
 from flwr_splitkd.store import DeviceCache
+from flwr_splitkd.telemetry.sensors import EnergyMeter
 from flwr_splitkd.telemetry.spans import SpanRecorder
 from flwr_splitkd.tiers.device.batches import DeviceData
 from flwr_splitkd.tiers.device.delivery import receive_student
@@ -31,6 +32,7 @@ from flwr_splitkd.tiers.device.rehearsal import rehearse
 from flwr_splitkd.tiers.device.steps import Step, Steps
 from flwr_splitkd.tiers.device.teacher import TeacherFeed, build_teacher
 from flwr_splitkd.tiers.device.units import Units, collect_units, keep_unit
+from flwr_splitkd.tiers.energy import energy_to_wire
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 from flwr_splitkd.tiers.outbox import Outbox
 from flwr_splitkd.tiers.spans import spans_to_wire
@@ -89,6 +91,7 @@ def run_turn(
     step_timeout_s: float,
     teacher: Callable[[], nn.Module] | None = None,
     student_folder: Path | None = None,
+    meter: EnergyMeter | None = None,
 ) -> TurnReport:
     """Serve one turn.
 
@@ -113,6 +116,8 @@ def run_turn(
         Builds the teacher, for when its first blocks run here.
     student_folder
         Where the whole student goes, for when the edge delivers it.
+    meter
+        Measures the joules of this machine from the turn's begin to its end, for the edge; None not to.
 
     Raises
     ------
@@ -149,6 +154,7 @@ def run_turn(
         step_timeout_s=step_timeout_s,
         teacher=teacher,
         held=held,
+        meter=meter,
     )
     del begin, held  # its payloads are as large as the half and its moments
     return turn.run(data)
@@ -169,8 +175,10 @@ class _Turn:
         step_timeout_s: float,
         teacher: Callable[[], nn.Module] | None,
         held: Units | None,
+        meter: EnergyMeter | None,
     ) -> None:
         started_s = time.monotonic()
+        self._meter, self._began = meter, meter.begin() if meter else None
         self._link, self._layout, self._cache = link, layout, cache
         self._plan: pb.Begin = begin.body
         # Moments that stay with the device are of no use to another run.
@@ -214,17 +222,20 @@ class _Turn:
                     self._hand_in(steps)
         compute_s = time.monotonic() - started_s - steps.waited_s
         trained = self._trained_units() if self._training else {}
-        flat = {name: tensor for unit in trained.values() for name, tensor in unit.items()}
+        tensors = encode_all({name: tensor for unit in trained.values() for name, tensor in unit.items()})
+        energy = self._meter.joules(self._began) if self._meter and self._began else None
+        if energy is not None and energy.joules is None:
+            _log.debug("The joules of this turn are not known: %s", energy.reason)
         times = pb.DeviceTimes(
             setup_s=self._setup_s,
             compute_s=compute_s,
             receive_s=self._link.receive_s,
             exchange_s=steps.exchange_s,
             spans=spans_to_wire(self._spans) if plan.trace else None,
+            energy=energy_to_wire(energy),
         )
-        self._link.send(
-            pb.TurnDone(num_steps=steps.num_steps, num_examples=steps.num_examples, times=times), encode_all(flat)
-        )
+        self._link.send(pb.TurnDone(num_steps=steps.num_steps, num_examples=steps.num_examples, times=times), tensors)
+        del tensors  # as large as the half and its moments
         result: pb.TurnResult = steps.receive("TurnResult").body
         self._remember(result)
         return TurnReport(

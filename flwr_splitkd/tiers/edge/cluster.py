@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from flwr_splitkd.split import (
     seed_dropout,
 )
 from flwr_splitkd.split.dropout import DropoutSeeds
+from flwr_splitkd.telemetry.sensors import Energy, EnergyMeter
 from flwr_splitkd.tiers.edge.averaging import Copies
 from flwr_splitkd.tiers.edge.batching import Answered, Batching, Item, differentiate
 from flwr_splitkd.tiers.edge.exchange import Exchange, Microbatch
@@ -84,6 +85,7 @@ def run_cluster(
     info: Mapping[str, Any],
     batching: Batching | None = None,
     cache: TeacherCache | None = None,
+    meter: EnergyMeter | None = None,
 ) -> list[TurnOutcome | SplitKDError]:
     """Serve the turns of a cluster to one commit; if all devices are lost the student is as of the last one.
 
@@ -99,6 +101,8 @@ def run_cluster(
         What is known of which micro-batches go through together; made from `settings` when not given.
     cache
         Of what the teacher made; None to keep none.
+    meter
+        Measures the joules of this machine; None not to.
 
     Returns
     -------
@@ -110,7 +114,7 @@ def run_cluster(
     ConfigError, CutError, StoreError
         If it is no device's fault; everything is undone.
     """
-    cluster = _Cluster(members, student, objective, settings, info, batching, cache)
+    cluster = _Cluster(members, student, objective, settings, info, batching, cache, meter)
     try:
         return cluster.run()
     except BaseException as error:
@@ -155,7 +159,9 @@ class _Cluster:
         info: Mapping[str, Any],
         batching: Batching | None,
         cache: TeacherCache | None,
+        meter: EnergyMeter | None,
     ) -> None:
+        self._meter, self._began = meter, meter.begin() if meter else None
         self._student, self._objective, self._settings, self._info = student, objective, settings, info
         self._batching = batching or Batching(enabled=settings.batch_devices)
         self.seats = [
@@ -198,7 +204,8 @@ class _Cluster:
         started_s = time.monotonic()
         commit_id = self._commit(finished, moments)
         commit_s = time.monotonic() - started_s
-        return [self._end(seat, commit_id, commit_s) for seat in self.seats]
+        energy = self._energy(len(finished))
+        return [self._end(seat, commit_id, commit_s, energy) for seat in self.seats]
 
     # ---- one step of all devices
 
@@ -353,12 +360,19 @@ class _Cluster:
             },
         ).commit_id
 
-    def _end(self, seat: _Seat, commit_id: str, commit_s: float) -> TurnOutcome | SplitKDError:
+    def _energy(self, num_finished: int) -> Energy | None:
+        """An equal share of what this machine has taken, for each device that has finished: they sum up to all of it."""
+        energy = self._meter.joules(self._began) if self._meter and self._began else None
+        if energy is None or energy.joules is None:
+            return energy
+        return replace(energy, joules=energy.joules / num_finished)
+
+    def _end(self, seat: _Seat, commit_id: str, commit_s: float, energy: Energy | None) -> TurnOutcome | SplitKDError:
         if seat.done is None:
             return _error(seat)
         result = seat.exchange.result(commit_id, self._still_held(seat))
         seat.exchange.tell(result)
-        return seat.exchange.outcome(seat.done, result, commit_s=commit_s, num_together=len(self.seats))
+        return seat.exchange.outcome(seat.done, result, commit_s=commit_s, num_together=len(self.seats), energy=energy)
 
     def _still_held(self, seat: _Seat) -> Iterator[str]:
         """Units of which the device's copy is the committed one: it did not train, or nobody else has a copy."""

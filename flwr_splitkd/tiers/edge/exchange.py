@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from flwr_splitkd.errors import PeerLostError, PeerTimeoutError, ProtocolError, SplitKDError, TensorError
+from flwr_splitkd.telemetry.sensors import Energy
 from flwr_splitkd.telemetry.spans import MOST_SPANS, LocatedSpan, SpanRecorder, locate_spans
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.edge.plan import TurnOutcome, TurnPlan, TurnSettings
 from flwr_splitkd.tiers.edge.student import HANDOVERS, EdgeStudent
 from flwr_splitkd.tiers.edge.teacher_cache import TeacherCache
 from flwr_splitkd.tiers.edge.teaching import Lesson, Teaching
+from flwr_splitkd.tiers.energy import energy_from_wire
 from flwr_splitkd.tiers.outbox import Outbox, Parcel
 from flwr_splitkd.tiers.spans import spans_from_wire
 from flwr_splitkd.tiers.units import decode_all, decode_one, encode_all, require_finite
@@ -148,6 +150,7 @@ class Exchange:
         self._num_batches, self._num_tokens, self._num_correct = 0, 0, 0
         self._cross_entropy_sum, self._kl_sum = 0.0, 0.0
         self._handover_bytes, self._handover_downlink_bytes = 0, 0
+        self._device_energy: Energy | None = None
         self.num_samples = 0
         self._downlink_codec = codec_code(plan.downlink_codec)
 
@@ -418,7 +421,7 @@ class Exchange:
         return decode_all(done.tensors)
 
     def check_times(self, done: WireMessage) -> None:
-        """Check the device's own seconds, which the planner reckons with: none may be more than the whole turn took.
+        """Check the device's own seconds, which the planner reckons with, and joules: none may be more than a turn can take.
 
         Raises
         ------
@@ -432,6 +435,7 @@ class Exchange:
                 raise ProtocolError(
                     f"{self.link.peer} reports a `{name}` of {seconds} s; expected 0 to {duration_s:.3f}, the turn's own."
                 )
+        self._device_energy = energy_from_wire(done.body.times, duration_s=duration_s, peer=self.link.peer)
 
     def result(self, commit_id: str, units: Iterable[str]) -> pb.TurnResult:
         """The turn's end in the device's ears; `units` are those whose newest version the device holds."""
@@ -457,9 +461,18 @@ class Exchange:
             # The turn is durable whether the device hears of it or not; its cache lags behind, which costs bytes.
             _log.warning("%s did not hear of its commit %s: %s", self.link.peer, result.commit_id, error)
 
-    def outcome(self, done: pb.TurnDone, result: pb.TurnResult, *, commit_s: float, num_together: int) -> TurnOutcome:
-        """What came of the turn; `num_together` devices had theirs at the same time."""
+    def outcome(
+        self,
+        done: pb.TurnDone,
+        result: pb.TurnResult,
+        *,
+        commit_s: float,
+        num_together: int,
+        energy: Energy | None = None,
+    ) -> TurnOutcome:
+        """What came of the turn; `num_together` devices had theirs at the same time, and `energy` is the edge's for this one."""
         times: pb.DeviceTimes = done.times
+        own, other = _measured(energy), _measured(self._device_energy)
         duration_s = time.monotonic() - self._started_s
         fixed_s = times.setup_s + commit_s
         edge_s = sum(self.spans.totals_s[stage] for stage in _EDGE_STAGES)
@@ -495,6 +508,10 @@ class Exchange:
             fixed_s=fixed_s,
             uplink_payload_bytes=self.link.payload_bytes_received,
             downlink_payload_bytes=self._handover_downlink_bytes + self._outbox.payload_bytes,
+            measured_device_j=other.joules,
+            measured_edge_j=own.joules,
+            measured_device_parts=other.parts,
+            measured_edge_parts=own.parts,
             spans=self._located_spans(times, duration_s) if self._tracing else (),
             cluster_wait_s=max(duration_s - known_s, 0.0) if num_together > 1 else 0.0,
         )
@@ -510,3 +527,8 @@ class Exchange:
             )
         device = spans_from_wire(times.spans, first_step=self.plan.first_step, longest_s=duration_s)
         return locate_spans(self.spans.spans(), device, began_s=self._started_s)
+
+
+def _measured(energy: Energy | None) -> Energy:
+    """What was measured; no parts where no joules are known."""
+    return energy if energy is not None and energy.joules is not None else Energy(joules=None)

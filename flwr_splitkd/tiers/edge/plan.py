@@ -168,6 +168,10 @@ class TurnOutcome:
     arrived: the device's part, the way of its layers and a forward pass; 0 if none came. `handover_downlink_bytes` are those of
     `handover_bytes` that the device got before. `cluster_wait_s` is what no stage explains in a cluster of several devices: for
     the most part, each waits for the others.
+
+    `measured_device_j` and `measured_edge_j` are the joules of the two machines in the turn as their own sensors have them, None
+    where they have none; the parts are what is in them. The device's are its own word. Those of the edge in a cluster are an
+    equal share of what it took for all devices that finished.
     """
 
     cut: int
@@ -201,12 +205,25 @@ class TurnOutcome:
     downlink_codec: CodecName = "none"
     exchange_s: float = 0.0
     cluster_wait_s: float = 0.0
+    measured_device_j: float | None = None
+    measured_edge_j: float | None = None
+    measured_device_parts: tuple[str, ...] = ()
+    measured_edge_parts: tuple[str, ...] = ()
     spans: tuple[LocatedSpan, ...] = field(default=(), repr=False)
 
     @property
     def handover_uplink_bytes(self) -> int:
         """Part of `handover_bytes` that the device sent, at the end and at checkpoints."""
         return self.handover_bytes - self.handover_downlink_bytes
+
+    @property
+    def measured_j(self) -> dict[str, float]:
+        """Joules by the names that metrics have, in all and for each optimiser step, where they were measured."""
+        named = {"measured_device_j": self.measured_device_j, "measured_edge_j": self.measured_edge_j}
+        known = {name: joules for name, joules in named.items() if joules is not None}
+        if not self.num_steps:
+            return known
+        return known | {f"{name}_per_step": joules / self.num_steps for name, joules in known.items()}
 
     @property
     def other_s(self) -> float:

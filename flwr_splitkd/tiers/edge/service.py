@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from flwr_splitkd.errors import PeerLostError, SplitKDError
+from flwr_splitkd.telemetry.sensors import EnergyMeter
 from flwr_splitkd.tiers.edge.batching import Batching
 from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
 from flwr_splitkd.tiers.edge.objective import Objective
@@ -55,6 +56,8 @@ class EdgeService:
         Where the teacher's outcomes are kept; None to keep none.
     teach_waiting
         Whether the teacher works for devices that wait, if there are a teacher and a cache.
+    meter
+        Measures the joules of this machine in each turn, and is closed at the end; None not to.
     """
 
     def __init__(
@@ -68,9 +71,10 @@ class EdgeService:
         codecs: Collection[CodecName] = (),
         cache: TeacherCache | None = None,
         teach_waiting: bool = False,
+        meter: EnergyMeter | None = None,
     ) -> None:
         self.server, self.student = server, student
-        self._cache = cache
+        self._cache, self._meter = cache, meter
         self._paces = Paces(settings, next(student.model.parameters()).element_size())
         self._objective, self._settings = objective, settings
         self._ticket_lifetime_s = ticket_lifetime_s
@@ -159,6 +163,7 @@ class EdgeService:
                 plan=plan,
                 cache=self._cache,
                 meanwhile=meanwhile,
+                meter=self._meter,
             )
             self.server.end(session)
             if mode == "train":
@@ -209,6 +214,7 @@ class EdgeService:
                 info=info,
                 batching=self._batching,
                 cache=self._cache,
+                meter=self._meter,
             )
         except BaseException as error:
             for turn in turns:
@@ -255,3 +261,5 @@ class EdgeService:
     def close(self) -> None:
         """Close every stream and the port."""
         self.server.stop()
+        if self._meter is not None:
+            self._meter.close()

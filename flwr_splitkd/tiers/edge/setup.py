@@ -17,6 +17,7 @@ from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import add_adapters, inner_model, set_tied_embeddings
 from flwr_splitkd.split import find_layout, is_token_model, verify_cut
 from flwr_splitkd.store import CommitLog
+from flwr_splitkd.telemetry.sensors import EnergyMeter
 from flwr_splitkd.tiers.edge.compute import EdgeCompute
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnSettings
@@ -112,6 +113,7 @@ class EdgeSetup:
         ticket_lifetime_s: float,
         resume: bool = False,
         codecs: Collection[CodecName] = (),
+        meter: EnergyMeter | None = None,
     ) -> EdgeService:
         """Check the models, bind the port, commit the initial state (or load the last commit) and begin to listen.
 
@@ -127,6 +129,8 @@ class EdgeSetup:
             Whether the log holds the run that goes on, or none.
         codecs
             Those that turns may ask for beside the settings' own.
+        meter
+            Measures the joules of this machine in each turn, and is closed with the edge; None not to.
 
         Raises
         ------
@@ -160,7 +164,7 @@ class EdgeSetup:
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
         )
         try:
-            return self._open(student, log, server, ticket_lifetime_s, codecs, commits.parent)
+            return self._open(student, log, server, ticket_lifetime_s, codecs, commits.parent, meter)
         except BaseException:
             server.stop()
             raise
@@ -173,6 +177,7 @@ class EdgeSetup:
         ticket_lifetime_s: float,
         codecs: Collection[CodecName],
         folder: Path,
+        meter: EnergyMeter | None,
     ) -> EdgeService:
         student = inner_model(whole)
         layout = find_layout(student, list(self.blocks) or None)
@@ -218,6 +223,7 @@ class EdgeSetup:
             codecs=codecs,
             cache=cache,
             teach_waiting=self.teach_waiting,
+            meter=meter,
         )
 
 

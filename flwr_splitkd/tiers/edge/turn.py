@@ -16,6 +16,7 @@ from torch import Tensor
 from flwr_splitkd.errors import SplitKDError
 from flwr_splitkd.split import EdgeHalf, clip_coefficient, grad_norms, scale_gradients, seed_dropout
 from flwr_splitkd.split.dropout import DropoutSeeds
+from flwr_splitkd.telemetry.sensors import EnergyMeter
 from flwr_splitkd.tiers.edge.exchange import Exchange, Microbatch
 from flwr_splitkd.tiers.edge.objective import Objective, StepLoss
 from flwr_splitkd.tiers.edge.optimizer import EdgeOptimizer
@@ -43,17 +44,18 @@ def run_turn(
     plan: TurnPlan,
     cache: TeacherCache | None = None,
     meanwhile: Callable[[], bool] | None = None,
+    meter: EnergyMeter | None = None,
 ) -> TurnOutcome:
     """Serve one turn. If it fails for any reason, the student is as of the last commit: before the turn, or in its midst.
 
-    Parameters as of `Exchange`.
+    Parameters as of `Exchange`; `meter` measures the joules of this machine in the turn.
 
     Raises
     ------
     SplitKDError
         Why the turn failed; the device has been told.
     """
-    turn = _Turn(link, hello, student, objective, settings, plan, cache, meanwhile)
+    turn = _Turn(link, hello, student, objective, settings, plan, cache, meanwhile, meter)
     try:
         return turn.run()
     except BaseException as error:
@@ -76,7 +78,9 @@ class _Turn:
         plan: TurnPlan,
         cache: TeacherCache | None,
         meanwhile: Callable[[], bool] | None,
+        meter: EnergyMeter | None,
     ) -> None:
+        self._meter, self._began = meter, meter.begin() if meter else None
         self._student, self._objective = student, objective
         self._settings, self._plan = settings, plan
         self._training = plan.mode == "train"
@@ -107,7 +111,8 @@ class _Turn:
         commit_id = self._commit(done, moments, finished=True) if self._training else self._student.last_commit
         result = exchange.result(commit_id, self._student.device_units(self._plan.cut))
         exchange.tell(result)
-        return exchange.outcome(done.body, result, commit_s=self._commit_s, num_together=1)
+        energy = self._meter.joules(self._began) if self._meter and self._began else None
+        return exchange.outcome(done.body, result, commit_s=self._commit_s, num_together=1, energy=energy)
 
     def _run_half(self) -> tuple[WireMessage, Moments]:
         exchange = self._exchange

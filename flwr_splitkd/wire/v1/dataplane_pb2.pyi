@@ -503,18 +503,28 @@ class Committed(_message.Message):
     def __init__(self, commit_id: _Optional[str] = ..., units: _Optional[_Iterable[_Union[UnitVersion, _Mapping]]] = ..., next_step: _Optional[int] = ..., server_round: _Optional[int] = ...) -> None: ...
 
 class DeviceTimes(_message.Message):
-    __slots__ = ("setup_s", "compute_s", "receive_s", "spans", "exchange_s")
+    __slots__ = ("setup_s", "compute_s", "receive_s", "spans", "exchange_s", "energy")
     SETUP_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     RECEIVE_S_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_S_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
     setup_s: float
     compute_s: float
     receive_s: float
     spans: Spans
     exchange_s: float
-    def __init__(self, setup_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., receive_s: _Optional[float] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., exchange_s: _Optional[float] = ...) -> None: ...
+    energy: MeasuredEnergy
+    def __init__(self, setup_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., receive_s: _Optional[float] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., exchange_s: _Optional[float] = ..., energy: _Optional[_Union[MeasuredEnergy, _Mapping]] = ...) -> None: ...
+
+class MeasuredEnergy(_message.Message):
+    __slots__ = ("joules", "parts")
+    JOULES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    joules: float
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, joules: _Optional[float] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Spans(_message.Message):
     __slots__ = ("stage", "step", "microbatch", "start_s", "duration_s", "num_dropped")

@@ -106,6 +106,15 @@ def test_nothing_is_said_of_costs_that_a_run_does_not_have(tmp_path: Path) -> No
     assert "Measured seconds" not in text
 
 
+def test_joules_have_columns_where_some_were_measured(tmp_path: Path) -> None:
+    with_joules = page([load_run(write_run(tmp_path / "with", 1, ["0", "1", "2"], failing="1", joules=True).path)])
+    without = page([load_run(write_run(tmp_path / "without", 1, ["0"]).path)])
+    assert '<th scope="col">Device, J</th><th scope="col">Edge, J</th></tr>' in with_joules
+    assert "<td>8</td><td>20</td></tr>" in with_joules and "<td>8</td><td>–</td></tr>" in with_joules
+    assert 'colspan="14"' in with_joules  # of the turn that failed
+    assert "Device, J" not in without
+
+
 def test_two_runs_side_by_side(tmp_path: Path) -> None:
     one = load_run(write_run(tmp_path / "one", 2, ["0", "1"], seed=1, cut={"class": "FixedCut", "cut": 2}).path)
     two = load_run(write_run(tmp_path / "two", 1, ["0", "1"], seed=2, cut={"class": "CutCycle"}).path)

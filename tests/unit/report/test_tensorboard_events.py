@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from recorded_runs import device, epoch, turns, with_costs
+from recorded_runs import device, epoch, turns, with_costs, with_joules
 
 pytest.importorskip("tensorboard")
 
@@ -34,6 +34,18 @@ def test_scalars_by_step_and_by_round(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("server/perplexity")] == [(0, pytest.approx(403.4))]
     assert [(e.step, e.value) for e in events.Scalars("round/train-loss")] == [(1, 2.5)]
     assert [e.value for e in events.Scalars("train/cut")] == [2.0, 1.0]
+
+
+def test_joules_where_they_were_measured(tmp_path: Path) -> None:
+    callback = TensorBoard()
+    callback.on_start(RunFolder(tmp_path), {})
+    for turn in with_joules(turns(1, ["0", "1"])):
+        callback.on_turn(turn)
+    callback.on_end(None)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/measured-device-j")] == [8.0, 8.0]
+    assert [event.value for event in events.Scalars("train/measured-edge-j-per-step")] == [5.0]
 
 
 def test_costs_of_turns(tmp_path: Path) -> None:

@@ -388,6 +388,25 @@ def test_times_that_cannot_be(tmp_path: Path, field: str, seconds: float) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("joules", "parts", "message"),
+    [
+        (-1.0, ["VDD_IN"], r"reports -1.0 J; expected 0 to \d+, which are 100000 W for the turn's"),
+        (float("nan"), ["VDD_IN"], "reports nan J; expected 0 to"),
+        (float("inf"), ["VDD_IN"], "reports inf J; expected 0 to"),
+        (1e12, ["VDD_IN"], "reports 1000000000000.0 J; expected 0 to"),
+        (1.0, [], "reports joules of 0 parts; expected 1 to 64"),
+        (1.0, ["GPU"] * 65, "reports joules of 65 parts; expected 1 to 64"),
+    ],
+)
+def test_joules_that_cannot_be(tmp_path: Path, joules: float, parts: list[str], message: str) -> None:
+    def lie(body: Any, _tensors: Tensors) -> None:
+        body.times.energy.joules = joules
+        body.times.energy.parts[:] = parts
+
+    _refused(tmp_path, ProtocolError, message, uplink=_change("TurnDone", lie, at=0))
+
+
 # ---- what comes back at the end of the turn
 
 _NAME = "model.layers.1.mlp.up_proj.weight"

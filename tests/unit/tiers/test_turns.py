@@ -19,6 +19,7 @@ from flwr_splitkd.errors import ConfigError, CutError, DataError, PeerLostError,
 from flwr_splitkd.models import build_skeleton, inner_model
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
+from flwr_splitkd.telemetry.sensors import EnergyMeter, Reading
 from flwr_splitkd.testing import connected_links
 from flwr_splitkd.tiers import device as device_tier
 from flwr_splitkd.tiers.device import DeviceData
@@ -136,6 +137,8 @@ class Federation:
     settings: TurnSettings = field(default_factory=TurnSettings)
     cache: TeacherCache | None = None
     next_step: int = 0
+    device_meter: EnergyMeter | None = None
+    edge_meter: EnergyMeter | None = None
 
     def __post_init__(self) -> None:
         whole = self.build()
@@ -193,6 +196,7 @@ class Federation:
                     step_timeout_s=20,
                     teacher=self.teacher_on_device,
                     student_folder=self.folder / f"student-{device}",
+                    meter=self.device_meter,
                 )
             except SplitKDError as error:
                 device_link.fail(error)
@@ -217,6 +221,7 @@ class Federation:
                     settings=self.settings,
                     plan=plan,
                     cache=self.cache,
+                    meter=self.edge_meter,
                 )
                 thread.join(20)
         finally:
@@ -335,6 +340,47 @@ def test_a_turn_tells_how_long_its_first_smashed_data_took(tmp_path: Path, monke
     assert 0.2 <= outcome.first_forward_s < outcome.duration_s
     nothing, _ = Federation(tmp_path / "nothing").turn(0, 2, sentences(), epochs=0)
     assert nothing.first_forward_s == 0.0
+
+
+class Counting:
+    """A counter that is `step_j` higher whenever it is read."""
+
+    name = "of the test"
+
+    def __init__(self, part: str, step_j: float) -> None:
+        self.part, self.step_j, self.total_j = part, step_j, 0.0
+
+    def read(self) -> tuple[Reading, ...]:
+        return self.energy()
+
+    def energy(self) -> tuple[Reading, ...]:
+        self.total_j += self.step_j
+        return (Reading(quantity="energy_j", name=self.part, source="test", value=self.total_j),)
+
+
+def test_both_sides_measure_their_own_joules(tmp_path: Path) -> None:
+    with EnergyMeter([Counting("VDD_IN", 6.0)]) as device, EnergyMeter([Counting("GPU 0", 40.0)]) as edge:
+        federation = Federation(tmp_path, device_meter=device, edge_meter=edge)
+        outcome, _ = federation.turn(0, 2, sentences())
+        assert (outcome.measured_device_j, outcome.measured_device_parts) == (6.0, ("VDD_IN",))
+        assert (outcome.measured_edge_j, outcome.measured_edge_parts) == (40.0, ("GPU 0",))
+        assert outcome.measured_j == {
+            "measured_device_j": 6.0,
+            "measured_edge_j": 40.0,
+            "measured_device_j_per_step": 2.0,
+            "measured_edge_j_per_step": pytest.approx(40 / 3),
+        }
+        evaluated, _ = federation.turn(0, 2, sentences(), mode="evaluate")
+        assert evaluated.measured_device_j == 6.0
+        delivered, _ = federation.turn(0, 4, sentences(), mode="deliver")
+        assert delivered.measured_device_j is None  # nothing is computed
+
+
+def test_nothing_is_said_of_joules_that_are_not_known(tmp_path: Path) -> None:
+    with EnergyMeter([Counting("package-0", -1.0)]) as falling:
+        outcome, _ = Federation(tmp_path, device_meter=falling, edge_meter=falling).turn(0, 2, sentences())
+    assert (outcome.measured_device_j, outcome.measured_edge_j, outcome.measured_j) == (None, None, {})
+    assert (outcome.measured_device_parts, outcome.measured_edge_parts) == ((), ())
 
 
 def test_a_device_lost_after_the_commit_has_taken_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

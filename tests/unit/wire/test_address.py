@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import pytest
 
 from flwr_splitkd.errors import ConfigError
-from flwr_splitkd.wire.address import ListenAddress, address_to_dial, is_loopback, parse_listen_address
+from flwr_splitkd.wire.address import (
+    ListenAddress,
+    address_to_dial,
+    is_loopback,
+    is_on_this_machine,
+    parse_listen_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +83,24 @@ def test_nobody_can_dial_a_wildcard(host: str) -> None:
 def test_ipv6_is_joined_in_brackets() -> None:
     assert ListenAddress("::1", range(1)).join(5) == "[::1]:5"
     assert ListenAddress("h", range(1)).join(5) == "h:5"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9095", "localhost:9095", "[::1]:9095"])
+def test_an_edge_on_this_machine(address: str) -> None:
+    assert is_on_this_machine(address)
+
+
+def test_an_edge_at_an_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is looked up, and the way to it does not leave the machine."""
+
+    def look_up(host: str, port: str, type: int) -> list[tuple[object, ...]]:
+        assert (host, port) == ("edge.local", "9095")
+        return [(socket.AF_INET, type, 0, "", ("127.0.0.1", 9095))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert is_on_this_machine("edge.local:9095")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:9095", "[2001:db8::1]:9095", "nobody.invalid:9095"])
+def test_an_edge_elsewhere(address: str) -> None:
+    assert not is_on_this_machine(address)

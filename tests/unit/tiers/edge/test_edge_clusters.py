@@ -21,6 +21,7 @@ from flwr_splitkd.models import HeadTap, build_skeleton, inner_model
 from flwr_splitkd.split import Layout, find_layout
 from flwr_splitkd.split.dropout import DropoutSeeds
 from flwr_splitkd.store import CommitLog, DeviceCache, tensor_file
+from flwr_splitkd.telemetry.sensors import EnergyMeter, Reading
 from flwr_splitkd.testing import connected_links
 from flwr_splitkd.tiers import device as device_tier
 from flwr_splitkd.tiers.device import DeviceData
@@ -155,6 +156,7 @@ class Edge:
     settings: TurnSettings = field(default_factory=TurnSettings)
     optimizer: OptimizerSettings = ADAMW
     on_edge_links: Callable[[list[Link]], None] = lambda links: None
+    meter: EnergyMeter | None = None
 
     def __post_init__(self) -> None:
         whole = self.build()
@@ -200,6 +202,7 @@ class Edge:
                 settings=self.settings,
                 info={"event": "cluster"},
                 batching=self.batching,
+                meter=self.meter,
             )
 
     def _plan(self, cut: int, epochs: int, device: int = 0) -> TurnPlan:
@@ -624,6 +627,33 @@ def test_only_units_of_the_committed_version_stay_in_the_cache(tmp_path: Path) -
     assert kept.handover_downlink_bytes == 0  # type: ignore[union-attr]
     first, second = (outcome.handover_downlink_bytes for outcome in again)  # type: ignore[union-attr]
     assert 0 < first < second
+
+
+class Spending:
+    """A counter that is 90 J higher whenever it is read."""
+
+    name, total_j = "of the test", 0.0
+
+    def read(self) -> tuple[Reading, ...]:
+        return self.energy()
+
+    def energy(self) -> tuple[Reading, ...]:
+        self.total_j += 90.0
+        return (Reading(quantity="energy_j", name="package-0", source="test", value=self.total_j),)
+
+
+def test_the_edges_joules_are_shared_by_those_who_finish(tmp_path: Path) -> None:
+    """The third is lost: its share is the others', so that all shares sum up to what the edge took."""
+
+    def spoil(links: list[Link]) -> None:
+        links[2].fail(PeerLostError("gone"))
+
+    with EnergyMeter([Spending()]) as meter:
+        edge = Edge(tmp_path, meter=meter, on_edge_links=spoil)
+        outcomes = edge.cluster([(1, sentences(0)), (2, sentences(1)), (3, sentences(2))])
+    shares = [one.measured_edge_j for one in outcomes if isinstance(one, TurnOutcome)]
+    assert shares == [45.0, 45.0]
+    assert [one.measured_edge_parts for one in outcomes if isinstance(one, TurnOutcome)] == [("package-0",)] * 2
 
 
 def test_the_teacher_goes_along_in_a_joined_batch(tmp_path: Path) -> None:
