@@ -146,11 +146,11 @@ def turns_of(runs: Path) -> list[dict[str, Any]]:
 
 
 def relative_errors(turn: Mapping[str, Any]) -> dict[str, float]:
-    """``|predicted - measured| / measured`` of each stage; NaN where nothing was measured."""
+    """``|predicted - measured| / |measured|`` of each stage; NaN where nothing was measured."""
     errors = {}
     for stage, (predicted, measured) in STAGES.items():
         real = turn[measured]
-        errors[stage] = abs(turn[predicted] - real) / real if real > 0 else math.nan
+        errors[stage] = abs((turn[predicted] - real) / real) if real else math.nan
     return errors
 
 

@@ -255,7 +255,7 @@ def relative_error(predicted: TurnCost, turn: MeasuredTurn) -> dict[str, float]:
         "downlink_s": (predicted.downlink_s, turn.downlink_s),
         "other_s": (predicted.other_s, turn.fixed_s + turn.other_s),
     }
-    return {name: abs(mine - real) / real for name, (mine, real) in pairs.items() if real > 0}
+    return {name: abs((mine - real) / real) for name, (mine, real) in pairs.items() if real}
 
 
 def _rate(before_bps: float, num_bytes: float, seconds: float, *, first: bool) -> float:

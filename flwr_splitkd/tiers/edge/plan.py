@@ -229,8 +229,8 @@ class TurnOutcome:
     def other_s(self) -> float:
         """What no stage explains: latency of messages, waiting for a processor, retransmission.
 
-        Less than 0 by what stages overlap where micro-batches are in flight.
+        Less than 0 by what stages overlap: the teacher works a step ahead while the device computes, and micro-batches are in
+        flight.
         """
         known_s = self.device_s + self.edge_s + self.uplink_s + self.downlink_s + self.fixed_s + self.cluster_wait_s
-        unexplained_s = self.duration_s - known_s
-        return unexplained_s if self.pipeline_depth > 1 else max(unexplained_s, 0.0)
+        return self.duration_s - known_s
