@@ -77,6 +77,7 @@ class TurnRecord:
             return {**line, "duration_s": outcome.duration_s, "handover_bytes": outcome.handover_bytes}
         measured = asdict(replace(self.outcome, spans=()))
         del measured["spans"]  # lines of their own
+        del measured["clock"]  # beside the one that was planned
         return {
             **line,
             "local_epochs": self.local_epochs,
@@ -86,6 +87,7 @@ class TurnRecord:
             "wait_s": self.wait_s,
             "started_s": self.started_s,
             **self.costs,
+            **(self.outcome.clock.to_json() if self.outcome.clock else {}),
         }
 
 
