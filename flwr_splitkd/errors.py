@@ -11,6 +11,7 @@
     ├── InfeasibleError         no cut meets the delay bound, the memory and the battery at once
     ├── NoDeviceError           no device can take part
     ├── StoreError              a checkpoint or cache file is missing, corrupt or cannot be written
+    ├── ClockError              the clock of the edge's GPU cannot be set, or not be put back
     ├── PeerLostError           the other side of a stream is gone
     │   └── PeerTimeoutError        it is there, and silent or too slow (also a TimeoutError)
     └── ProtocolError           the other side broke the protocol
@@ -24,6 +25,7 @@ Every message gives the offending value, what was expected, and what to do about
 from __future__ import annotations
 
 __all__ = [
+    "ClockError",
     "ConfigError",
     "CorruptFrameError",
     "CutError",
@@ -76,6 +78,10 @@ class NoDeviceError(SplitKDError, RuntimeError):
 
 class StoreError(SplitKDError, OSError):
     """A checkpoint or cache file is missing, corrupt or cannot be written."""
+
+
+class ClockError(SplitKDError, OSError):
+    """The clock of the edge's GPU cannot be set, or cannot be put back."""
 
 
 class PeerLostError(SplitKDError, ConnectionError):

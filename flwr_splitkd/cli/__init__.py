@@ -1,15 +1,16 @@
 """`flwr-splitkd`: one file a command.
 
-================  =============================================================
-``new``           a Flower App that runs at once
-``report``        one page about a run, or about two
-``profile``       how fast this machine computes a model's blocks
-``plan``          where to cut: what every cut takes; a chain's split points and shares
-``case-study``    a paper's figures, reproduced
-``cloud``         the cloud of a chain: an LLM, and modules of it that edges train
-``ask``           one question through a chain: device, edge and cloud
-``certificates``  certificates and keys, to try a deployment with
-================  =============================================================
+==================  =============================================================
+``new``             a Flower App that runs at once
+``report``          one page about a run, or about two
+``profile``         how fast this machine computes a model's blocks
+``plan``            where to cut: what every cut takes; a chain's split points and shares
+``case-study``      a paper's figures, reproduced
+``cloud``           the cloud of a chain: an LLM, and modules of it that edges train
+``ask``             one question through a chain: device, edge and cloud
+``certificates``    certificates and keys, to try a deployment with
+``restore-clocks``  the clocks of GPUs that killed runs have left set
+==================  =============================================================
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flwr_splitkd.cli.new import new
 from flwr_splitkd.cli.plan import plan
 from flwr_splitkd.cli.profile import profile
 from flwr_splitkd.cli.report import report
+from flwr_splitkd.cli.restore_clocks import restore_clocks
 from flwr_splitkd.errors import SplitKDError
 
 __all__ = ["app", "main"]
@@ -46,6 +48,7 @@ app.add_typer(case_study)
 app.command()(cloud)
 app.command()(ask)
 app.command()(certificates)
+app.command()(restore_clocks)
 
 
 def _show_version(wanted: bool) -> None:

@@ -60,6 +60,7 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
         handover_bytes=own_bytes,
         max_batches=setup.turn.max_batches,
         codec="none" if setup.turn.uplink_codec == "auto" else setup.turn.uplink_codec,
+        clock_is_set=edge.clock is not None and edge.clock.works,
     )
 
 

@@ -75,6 +75,7 @@ def serve_together(
             local_epochs=one.turn.local_epochs,
             info={"node_id": one.call.node_id, "device": one.device.name},
             codec=cast("CodecName | None", one.turn.codec),
+            frequency_hz=one.turn.frequency_hz,
         )
         for one in planned
     ]

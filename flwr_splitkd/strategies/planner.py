@@ -57,6 +57,8 @@ class PlannerBasis:
         Most batches in a pass; 0 for all.
     codec
         Of turns whose policy does not choose one.
+    clock_is_set
+        Whether the edge sets its GPU's clock to what is decided. It may turn out during the run that it no longer can.
     """
 
     student: ModelShape
@@ -65,6 +67,7 @@ class PlannerBasis:
     handover_bytes: np.ndarray
     max_batches: int
     codec: str
+    clock_is_set: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,6 +92,11 @@ class PlannedTurn:
     decision: Decision | None = None
     nominal: CutTerms | None = None
     max_delay_s: float = math.inf
+
+    @property
+    def frequency_hz(self) -> float | None:
+        """The clock that was chosen; None without a planner."""
+        return None if self.decision is None else self.decision.frequency_hz
 
     def to_json(self) -> dict[str, Any]:
         """As part of a line of ``metrics.jsonl``: what was decided, why, and what it was expected to take."""
@@ -122,7 +130,8 @@ class Planner:
         Tokens of a sample; a wrong value is corrected with the rest after the first turn.
     modelled
         Whether seconds, joules, links and batteries come from the cost model, as in a simulation; all that comes from it is
-        named ``modelled_*``. The server's clock is then set as decided; otherwise it stays as it is, at most its largest.
+        named ``modelled_*``. The server's clock is then as decided; otherwise it is where the edge sets it
+        (``SplitKD(set_frequency=True)``), and taken for its largest where nobody does.
     channel
         What is known of a modelled link when a turn is decided: ``"last"`` is its state in the device's last turn (before
         that, when the planner first looks at it), ``"fresh"`` that in which the turn will take place, as no real planner could
@@ -165,6 +174,7 @@ class Planner:
         self._devices: dict[str, DeviceEstimate] = {}
         self._unpaid: tuple[dict[str, DeviceEstimate], dict[str, Any]] | None = None
         self._own_profiles: dict[str, DeviceProfile] = {}
+        self._clock_is_set = False
 
     # ---- the run
 
@@ -184,7 +194,7 @@ class Planner:
             )
         for profile in (*self.fleet.devices.values(), self.fleet.default_device):
             _check_blocks(profile, basis.student)
-        self._basis = basis
+        self._basis, self._clock_is_set = basis, basis.clock_is_set
 
     def introduce(self, device: str, profile: DeviceProfile) -> None:
         """Take a device's own word on what it is, unless the fleet describes it.
@@ -224,7 +234,7 @@ class Planner:
             link=self._known_link(device, estimate),
             battery_j=self._battery_j(device, profile, estimate),
             terms=terms,
-            clock_is_ours=self.modelled,
+            clock_is_ours=self.modelled or self._clock_is_set,
             codec=basis.codec,
         )
 
@@ -374,7 +384,11 @@ class Planner:
         option = nominal.index(decision.cut, decision.codec)
         turn = _measured(outcome, option)
         server = self.fleet.server
-        nominal_s = float(nominal.server_flops[option]) / server.flops_at(decision.frequency_hz)
+        frequency_hz = decision.frequency_hz
+        if outcome.clock is not None:
+            self._clock_is_set = not outcome.clock.refusal
+            frequency_hz = outcome.clock.set_frequency_hz or server.max_frequency_hz
+        nominal_s = float(nominal.server_flops[option]) / server.flops_at(frequency_hz)
         # Not of a part of a turn, whose costs would be taken for a whole one's, nor of a device that tells no times.
         if outcome.num_batches == nominal.num_steps and outcome.device_s > 0:
             profile = self._profile(device)

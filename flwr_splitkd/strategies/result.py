@@ -79,7 +79,7 @@ class TurnRecord:
             outcome = self.outcome
             return {**line, "duration_s": outcome.duration_s, "handover_bytes": outcome.handover_bytes}
         measured = asdict(replace(self.outcome, spans=()))
-        for name in ("spans", *_MEASURED):  # spans are lines of their own
+        for name in ("spans", "clock", *_MEASURED):  # spans are lines of their own, the clock stands beside the planned one
             del measured[name]
         return {
             **line,
@@ -91,6 +91,7 @@ class TurnRecord:
             "wait_s": self.wait_s,
             "started_s": self.started_s,
             **self.costs,
+            **(self.outcome.clock.to_json() if self.outcome.clock else {}),
         }
 
 

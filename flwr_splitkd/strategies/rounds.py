@@ -177,6 +177,7 @@ class RoundRunner:
         if evaluate_fn is None:
             return {}
         arrays = records.arrays_from_model(self._edge.student.whole)
+        self._edge.free_clock()  # evaluating is no pause
         metrics = evaluate_fn(server_round, arrays)
         if metrics is not None:
             log(INFO, "Global evaluation\n\t└──> MetricRecord: %s", metrics)
@@ -325,6 +326,7 @@ class RoundRunner:
                 order_step=part.order_step if part else None,
                 run=progress.run,
                 codec=cast("CodecName | None", planned.codec),
+                frequency_hz=planned.frequency_hz,
                 waiting=lambda: [other.session for other in window.waiting],
             )
         except SplitKDError as error:

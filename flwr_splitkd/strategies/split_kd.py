@@ -22,6 +22,7 @@ from torch import nn
 
 from flwr_splitkd import records
 from flwr_splitkd.callbacks import Callback
+from flwr_splitkd.costs import GENERIC_SERVER
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError, InfeasibleError, NoDeviceError
 from flwr_splitkd.models import peft_to_json
@@ -222,6 +223,10 @@ class SplitKD(Strategy):
         Whether the edge measures the joules of its machine in each turn (``measured_edge_j``), if its sensors tell them; ``"auto"``
         for yes, unless devices run on the same machine: in a simulation, or with a data plane on a loopback address.
         See docs/explanation/telemetry.md.
+    set_frequency
+        Whether the edge sets its GPU's clock: to the planned one for a turn, to the server's idle one between turns where that
+        saves energy, and back at the end. It takes a `planner` whose fleet describes this server, and the right to set clocks;
+        without the right the run says so and goes on at the GPU's own clock. See docs/how-to/server-frequency.md.
 
     Raises
     ------
@@ -296,6 +301,7 @@ class SplitKD(Strategy):
         edge_compile: bool = False,
         edge_fused_optimizer: bool = False,
         measure_energy: bool | Literal["auto"] = "auto",
+        set_frequency: bool = False,
     ) -> None:
         _check_fractions(fraction_train=fraction_train, fraction_evaluate=fraction_evaluate)
         if student_on_device not in ("part", "whole"):
@@ -310,6 +316,8 @@ class SplitKD(Strategy):
         self.local_epochs = FixedEpochs(local_epochs) if isinstance(local_epochs, int) else local_epochs
         self.stop = stop or NeverStop()
         policies = self.cut, self.selection, self.local_epochs, self.clusters
+        if set_frequency:
+            _check_described(planner)
         self.planner = planner or (Planner() if _needs_planner(*policies) else None)
         self.fraction_train, self.fraction_evaluate = fraction_train, fraction_evaluate
         self.min_train_nodes, self.min_evaluate_nodes = min_train_nodes, min_evaluate_nodes
@@ -367,6 +375,7 @@ class SplitKD(Strategy):
             max_message_bytes=max_message_bytes,
             compute_device=torch.device(compute_device or ("cuda" if torch.cuda.is_available() else "cpu")),
             compute=EdgeCompute(autocast=edge_autocast, compile=edge_compile, fused_optimizer=edge_fused_optimizer),
+            set_frequency=set_frequency,
         )
         self._edge: EdgeService | None = None
         self._message_ttl_s: float | None = None
@@ -427,11 +436,12 @@ class SplitKD(Strategy):
         callbacks = Callbacks(default_callbacks() if self.callbacks is None else self.callbacks)
         meter = EnergyMeter(find_sensors()) if self._measures_energy(grid) else None
         self._edge = self._open_edge(initial_arrays, folder, timeout, meter)
-        if self.planner is not None:
-            self.planner.open(planner_basis(self.planner, self.setup, self._edge))
-        self._roster = Roster(self.planner, self._edge.student.layout.num_blocks)
-        self._progress = progress = Progress.from_commit(self._edge.student.last_info, run=str(grid.run.run_id))
-        progress.restore_policies(self._policies())
+        try:
+            progress = self._prepare(self._edge, run=str(grid.run.run_id))
+        except BaseException:
+            self._edge.close()
+            self._edge = None
+            raise
         error: BaseException | None = None
         try:
             callbacks.tell("on_start", folder, config)
@@ -471,6 +481,15 @@ class SplitKD(Strategy):
             callbacks.tell("on_end", error)
         console.log_end(result, time.monotonic() - started_s)
         return result
+
+    def _prepare(self, edge: EdgeService, run: str) -> Progress:
+        """Open the planner, and go on from the last commit."""
+        if self.planner is not None:
+            self.planner.open(planner_basis(self.planner, self.setup, edge))
+        self._roster = Roster(self.planner, edge.student.layout.num_blocks)
+        self._progress = Progress.from_commit(edge.student.last_info, run=run)
+        self._progress.restore_policies(self._policies())
+        return self._progress
 
     # ---- who is called
 
@@ -711,6 +730,7 @@ class SplitKD(Strategy):
             resume=self.resume is not None,
             codecs=getattr(self.cut, "codecs", ()),
             meter=meter,
+            machine=self.planner.fleet.server if self.planner is not None else None,
         )
 
     def _open_service(self) -> EdgeService:
@@ -749,6 +769,20 @@ def _check_fractions(**fractions: float) -> None:
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"`{name}` is {value}; expected 0 to 1, the share of the connected nodes.")
+
+
+def _check_described(planner: Planner | None) -> None:
+    """Refuse to set a clock that was chosen for another machine."""
+    if planner is not None and planner.modelled:
+        raise ConfigError(
+            "`set_frequency` is True and the planner's world is modelled; expected False: its clock is that of a modelled server."
+        )
+    if planner is None or planner.fleet.server == GENERIC_SERVER:
+        raise ConfigError(
+            f"`set_frequency` is True and the server is {GENERIC_SERVER.name if planner else 'not described'}; expected a planner "
+            "that knows it: `planner=Planner(fleet=Fleet(server=...))`, or a fleet file with a `server`. `flwr-splitkd profile "
+            "--role edge` measures it."
+        )
 
 
 def _check_codecs(cut: CutPolicy, uplink_codec: str, downlink_codec: str) -> None:

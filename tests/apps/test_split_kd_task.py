@@ -255,3 +255,7 @@ def test_every_mistake_in_the_run_config_is_reported_with_its_value(teacher: typ
         assert part in str(wrong.value)
     with pytest.raises(ConfigError, match="`cuts` is 'two'; expected whole numbers"):
         config.read_config({"cuts": "two"})
+    with pytest.raises(ConfigError, match="`set-frequency` is true and `fleet` empty; expected"):
+        config.read_config({"set-frequency": True})
+    with pytest.raises(ConfigError, match="`set-frequency` is true and `modelled` true; expected"):
+        config.read_config({"set-frequency": True, "fleet": "table-ii", "modelled": True})

@@ -41,6 +41,7 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
         ("NonFiniteError", ArithmeticError),
         ("NoDeviceError", RuntimeError),
         ("StoreError", OSError),
+        ("ClockError", OSError),
         ("PeerLostError", ConnectionError),
     ],
 )

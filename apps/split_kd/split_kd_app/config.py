@@ -36,8 +36,9 @@ class AppConfig:
     max_delay, min_cut, codecs
         For optimal: bound on a turn in seconds (0 for none), least blocks on the device, and codecs to choose from, separated by
         commas (empty for `uplink_codec` and `downlink_codec`). The baselines know the bound too.
-    server_frequency
-        The edge server's clock where it is modelled: optimal, max or nominal.
+    server_frequency, set_frequency
+        The edge server's clock where it is modelled, or set: optimal, max or nominal; and whether the edge sets that of its GPU,
+        which takes a `fleet` that describes the server.
     selection
         Who is next: round-robin, random, fewest-turns-first, by-name, best-channel, energy-aware or deadline-aware.
     round_deadline
@@ -133,6 +134,7 @@ class AppConfig:
     min_cut: int = setting(1, minimum=1)
     codecs: str = setting("")
     server_frequency: str = setting("optimal", choices=("optimal", "max", "nominal"))
+    set_frequency: bool = setting(False)
     selection: str = setting(
         "round-robin",
         choices=(
@@ -250,6 +252,11 @@ class AppConfig:
             )
         if self.foresight and not self.modelled:
             raise ConfigError("`foresight` is true; expected false without `modelled`: nobody foresees a real channel.")
+        if self.set_frequency and (self.modelled or not self.fleet):
+            beside = "`modelled` true" if self.modelled else "`fleet` empty"
+            raise ConfigError(
+                f"`set-frequency` is true and {beside}; expected a real world, and a fleet file with the edge as its `server`."
+            )
 
     def check_modelled(self) -> None:
         """Raise a ConfigError for other models in a world that is real."""

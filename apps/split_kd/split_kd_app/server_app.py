@@ -92,6 +92,7 @@ def _strategy(config: AppConfig, folder: RunFolder, callbacks: list[Callback] | 
         edge_autocast=None if config.edge_autocast == "none" else "bfloat16",
         edge_compile=config.edge_compile,
         edge_fused_optimizer=config.edge_fused_optimizer,
+        set_frequency=config.set_frequency,
         teacher_cache_bytes=config.teacher_cache_mib << 20,
         teacher_cache_disk_bytes=config.teacher_cache_disk_mib << 20,
         teacher_top_k=config.teacher_top_k or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flwr_splitkd.tiers.edge.clock import ServerClock, TurnClock
 from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
 from flwr_splitkd.tiers.edge.compute import EdgeCompute
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
@@ -22,7 +23,9 @@ __all__ = [
     "HandoverName",
     "Member",
     "Objective",
+    "ServerClock",
     "TaskName",
+    "TurnClock",
     "TurnMode",
     "TurnOutcome",
     "TurnPlan",

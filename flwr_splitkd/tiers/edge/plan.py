@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.telemetry.spans import LocatedSpan
+from flwr_splitkd.tiers.edge.clock import TurnClock
 from flwr_splitkd.tiers.optimizer import LearningRateSchedule, constant
 from flwr_splitkd.wire.codec import CodecName, codec_code
 
@@ -167,7 +168,7 @@ class TurnOutcome:
     that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had
     arrived: the device's part, the way of its layers and a forward pass; 0 if none came. `handover_downlink_bytes` are those of
     `handover_bytes` that the device got before. `cluster_wait_s` is what no stage explains in a cluster of several devices: for
-    the most part, each waits for the others.
+    the most part, each waits for the others. `clock` is what became of the clock that was chosen, None where none was to be set.
 
     `measured_device_j` and `measured_edge_j` are the joules of the two machines in the turn as their own sensors have them, None
     where they have none; the parts are what is in them. The device's are its own word. Those of the edge in a cluster are an
@@ -209,6 +210,7 @@ class TurnOutcome:
     measured_edge_j: float | None = None
     measured_device_parts: tuple[str, ...] = ()
     measured_edge_parts: tuple[str, ...] = ()
+    clock: TurnClock | None = None
     spans: tuple[LocatedSpan, ...] = field(default=(), repr=False)
 
     @property

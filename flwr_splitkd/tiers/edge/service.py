@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from torch import nn
 
 from flwr_splitkd.errors import PeerLostError, SplitKDError
 from flwr_splitkd.telemetry.sensors import EnergyMeter
 from flwr_splitkd.tiers.edge.batching import Batching
+from flwr_splitkd.tiers.edge.clock import ServerClock, TurnClock
 from flwr_splitkd.tiers.edge.cluster import Member, run_cluster
 from flwr_splitkd.tiers.edge.objective import Objective
 from flwr_splitkd.tiers.edge.pace import Paces
@@ -27,6 +28,8 @@ from flwr_splitkd.wire.server import DataPlaneServer, Session
 
 __all__ = ["ClusterTurn", "EdgeService"]
 
+_Served = TypeVar("_Served")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClusterTurn:
@@ -37,6 +40,7 @@ class ClusterTurn:
     local_epochs: int
     info: Mapping[str, Any]
     codec: CodecName | None = None
+    frequency_hz: float | None = None
 
 
 class EdgeService:
@@ -58,6 +62,8 @@ class EdgeService:
         Whether the teacher works for devices that wait, if there are a teacher and a cache.
     meter
         Measures the joules of this machine in each turn, and is closed at the end; None not to.
+    clock
+        Set for each turn to what was chosen for it; None to leave the GPU's alone. Closed with the service.
     """
 
     def __init__(
@@ -72,8 +78,9 @@ class EdgeService:
         cache: TeacherCache | None = None,
         teach_waiting: bool = False,
         meter: EnergyMeter | None = None,
+        clock: ServerClock | None = None,
     ) -> None:
-        self.server, self.student = server, student
+        self.server, self.student, self.clock = server, student, clock
         self._cache, self._meter = cache, meter
         self._paces = Paces(settings, next(student.model.parameters()).element_size())
         self._objective, self._settings = objective, settings
@@ -109,6 +116,7 @@ class EdgeService:
         order_step: int | None = None,
         run: str = "",
         codec: CodecName | None = None,
+        frequency_hz: float | None = None,
         waiting: Callable[[], Iterable[Session]] = tuple,
     ) -> TurnOutcome:
         """Serve a connected session's turn on this thread, and end the session.
@@ -119,6 +127,8 @@ class EdgeService:
         ----------
         codec
             For both directions; those of the device's pace when not given.
+        frequency_hz
+            The clock that was chosen for the turn, for an edge that sets its own; its GPU chooses when not given.
         waiting
             The sessions of the next turns.
 
@@ -154,17 +164,21 @@ class EdgeService:
                 downlink_codec=codec or pace.downlink_codec,
                 pipeline_depth=pace.pipeline_depth,
             )
-            outcome = run_turn(
-                link,
-                hello,
-                student=self.student,
-                objective=self._objective,
-                settings=self._settings,
-                plan=plan,
-                cache=self._cache,
-                meanwhile=meanwhile,
-                meter=self._meter,
+            outcome, clock = self._clocked(
+                frequency_hz,
+                lambda: run_turn(
+                    link,
+                    hello,
+                    student=self.student,
+                    objective=self._objective,
+                    settings=self._settings,
+                    plan=plan,
+                    cache=self._cache,
+                    meanwhile=meanwhile,
+                    meter=self._meter,
+                ),
             )
+            outcome = replace(outcome, clock=clock)
             self.server.end(session)
             if mode == "train":
                 self._paces.learn(hello.device_name, outcome)
@@ -184,7 +198,8 @@ class EdgeService:
     ) -> list[TurnOutcome | SplitKDError]:
         """Serve turns of several connected sessions at the same time, to one commit; end the sessions.
 
-        As after `serve`, the session of a device that was lost stays, so that it may come back.
+        As after `serve`, the session of a device that was lost stays, so that it may come back. The edge has one clock for all of
+        them: the highest that was chosen, so that no turn is slower than planned.
 
         Parameters
         ----------
@@ -205,16 +220,20 @@ class EdgeService:
         ConfigError, CutError, StoreError
             If it is no device's fault; everything is undone.
         """
+        chosen_hz = [turn.frequency_hz for turn in turns if turn.frequency_hz is not None]
         try:
-            outcomes = run_cluster(
-                [self._member(turn, run) for turn in turns],
-                student=self.student,
-                objective=self._objective,
-                settings=self._settings,
-                info=info,
-                batching=self._batching,
-                cache=self._cache,
-                meter=self._meter,
+            outcomes, clock = self._clocked(
+                max(chosen_hz, default=None),
+                lambda: run_cluster(
+                    [self._member(turn, run) for turn in turns],
+                    student=self.student,
+                    objective=self._objective,
+                    settings=self._settings,
+                    info=info,
+                    batching=self._batching,
+                    cache=self._cache,
+                    meter=self._meter,
+                ),
             )
         except BaseException as error:
             for turn in turns:
@@ -222,6 +241,7 @@ class EdgeService:
                     turn.session.link.fail(error)
                 self.server.end(turn.session)
             raise
+        outcomes = [replace(one, clock=clock) if isinstance(one, TurnOutcome) else one for one in outcomes]
         for turn, outcome in zip(turns, outcomes, strict=True):
             link = turn.session.link
             if isinstance(outcome, TurnOutcome) and turn.session.hello is not None:
@@ -252,6 +272,22 @@ class EdgeService:
         )
         return Member(link=link, hello=hello, plan=plan)
 
+    def _clocked(self, frequency_hz: float | None, serve: Callable[[], _Served]) -> tuple[_Served, TurnClock | None]:
+        """Serve at a clock; return what came of both, None where none was to be set."""
+        if self.clock is None:
+            return serve(), None
+        self.clock.begin(frequency_hz)
+        try:
+            served = serve()
+        finally:
+            held = self.clock.end()
+        return served, None if frequency_hz is None else held
+
+    def free_clock(self) -> None:
+        """Leave the clock to the GPU until the next turn, for work that is none."""
+        if self.clock is not None:
+            self.clock.free()
+
     def dismiss(self, session: Session, reason: str) -> None:
         """Send a connected device away without a turn."""
         if session.link is not None:
@@ -259,7 +295,11 @@ class EdgeService:
         self.server.end(session)
 
     def close(self) -> None:
-        """Close every stream and the port."""
-        self.server.stop()
-        if self._meter is not None:
-            self._meter.close()
+        """Put the clock back, and close every stream and the port."""
+        try:
+            if self.clock is not None:
+                self.clock.close()
+        finally:
+            self.server.stop()
+            if self._meter is not None:
+                self._meter.close()

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from flwr_splitkd.costs import ServerProfile
 from flwr_splitkd.distill import DistillationLoss
 from flwr_splitkd.errors import ConfigError, StoreError
 from flwr_splitkd.models import add_adapters, inner_model, set_tied_embeddings
 from flwr_splitkd.split import find_layout, is_token_model, verify_cut
 from flwr_splitkd.store import CommitLog
 from flwr_splitkd.telemetry.sensors import EnergyMeter
+from flwr_splitkd.tiers.edge.clock import ServerClock, find_setter
 from flwr_splitkd.tiers.edge.compute import EdgeCompute
 from flwr_splitkd.tiers.edge.objective import Objective, TaskName
 from flwr_splitkd.tiers.edge.plan import TurnSettings
@@ -70,6 +72,7 @@ class EdgeSetup:
     teacher_cache_disk_bytes: int = 0
     teach_waiting: bool = False
     compute: EdgeCompute = field(default_factory=EdgeCompute)
+    set_frequency: bool = False
 
     def __post_init__(self) -> None:
         """Check the choices.
@@ -114,6 +117,7 @@ class EdgeSetup:
         resume: bool = False,
         codecs: Collection[CodecName] = (),
         meter: EnergyMeter | None = None,
+        machine: ServerProfile | None = None,
     ) -> EdgeService:
         """Check the models, bind the port, commit the initial state (or load the last commit) and begin to listen.
 
@@ -131,6 +135,8 @@ class EdgeSetup:
             Those that turns may ask for beside the settings' own.
         meter
             Measures the joules of this machine in each turn, and is closed with the edge; None not to.
+        machine
+            What the edge is, by which its clock between turns is chosen; needed with `set_frequency`.
 
         Raises
         ------
@@ -140,6 +146,8 @@ class EdgeSetup:
             If the commit log cannot be read or written, holds another run, or nothing to resume from.
         """
         # The cheap checks come first: a teacher may take minutes.
+        if self.set_frequency and machine is None:
+            raise ConfigError("`set_frequency` is True and `machine` None; expected a profile of the edge with it.")
         log = CommitLog(commits)
         for name, reason in log.damaged.items():
             _log.warning("%s of %s is passed over: %s", name, commits, reason)
@@ -164,7 +172,7 @@ class EdgeSetup:
             software=f"flwr_splitkd {version('flwr_splitkd')}, torch {torch.__version__}",
         )
         try:
-            return self._open(student, log, server, ticket_lifetime_s, codecs, commits.parent, meter)
+            return self._open(student, log, server, ticket_lifetime_s, codecs, commits.parent, meter, machine)
         except BaseException:
             server.stop()
             raise
@@ -178,6 +186,7 @@ class EdgeSetup:
         codecs: Collection[CodecName],
         folder: Path,
         meter: EnergyMeter | None,
+        machine: ServerProfile | None,
     ) -> EdgeService:
         student = inner_model(whole)
         layout = find_layout(student, list(self.blocks) or None)
@@ -214,17 +223,26 @@ class EdgeSetup:
                 memory_bytes=self.teacher_cache_bytes,
                 disk_bytes=self.teacher_cache_disk_bytes,
             )
-        return EdgeService(
-            server,
-            student=edge_student,
-            objective=objective,
-            settings=self.turn,
-            ticket_lifetime_s=ticket_lifetime_s,
-            codecs=codecs,
-            cache=cache,
-            teach_waiting=self.teach_waiting,
-            meter=meter,
-        )
+        clock: ServerClock | None = None
+        if self.set_frequency and machine is not None:
+            clock = ServerClock(machine, lambda: find_setter(self.compute_device))
+        try:
+            return EdgeService(
+                server,
+                student=edge_student,
+                objective=objective,
+                settings=self.turn,
+                ticket_lifetime_s=ticket_lifetime_s,
+                codecs=codecs,
+                cache=cache,
+                teach_waiting=self.teach_waiting,
+                meter=meter,
+                clock=clock,
+            )
+        except BaseException:
+            if clock is not None:
+                clock.close()
+            raise
 
 
 def _default_message_bytes(student: nn.Module) -> int:

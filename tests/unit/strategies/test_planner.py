@@ -24,7 +24,7 @@ from flwr_splitkd.costs import (
 from flwr_splitkd.errors import ConfigError, InfeasibleError
 from flwr_splitkd.schedulers import DeviceView, FixedCut, FixedEpochs, OptimalCut
 from flwr_splitkd.strategies.planner import PlannedTurn, Planner, PlannerBasis
-from flwr_splitkd.tiers.edge import TurnOutcome
+from flwr_splitkd.tiers.edge import TurnClock, TurnOutcome
 from small_shape import small_shape
 
 LINK = WiredLink(uplink_bps=50e6, downlink_bps=80e6)
@@ -33,7 +33,7 @@ WORKLOAD = Workload(batch_size=1, sequence_length=64, num_batches=1)
 DEVICE = DeviceView(node_id=1, name="0", server_round=1, turn=0, num_blocks=8, num_examples=40, num_batches=10)
 
 
-def _planner(**settings: Any) -> Planner:
+def _planner(*, clock_is_set: bool = False, **settings: Any) -> Planner:
     fleet = Fleet(
         server=replace(TABLE_II_SERVER, static_power_w=60.0),
         devices={"0": TABLE_II_DEVICES[0]},
@@ -48,6 +48,7 @@ def _planner(**settings: Any) -> Planner:
             handover_bytes=np.cumsum(SHAPE.block_parameters)[:-1] * 4.0,
             max_batches=0,
             codec="none",
+            clock_is_set=clock_is_set,
         )
     )
     return planner
@@ -128,6 +129,31 @@ def test_where_the_clock_is_not_ours_it_stays_at_its_largest() -> None:
     assert real is not None and modelled is not None
     assert real.frequency_hz == TABLE_II_SERVER.max_frequency_hz
     assert modelled.frequency_hz < TABLE_II_SERVER.max_frequency_hz
+
+
+def test_where_the_edge_sets_its_clock_the_clock_is_planned_and_learnt_from() -> None:
+    planner = _planner(clock_is_set=True)
+    planned = planner.plan(DEVICE, OptimalCut(), FixedEpochs(1))
+    assert planned.frequency_hz is not None and planned.frequency_hz < TABLE_II_SERVER.max_frequency_hz
+    # It took as long as it must at the clock that was set: so there is nothing to correct, whatever was planned.
+    set_hz = 1.1 * planned.frequency_hz
+    taken = _outcome(planned)
+    taken = replace(taken, edge_s=taken.edge_s / 1.1, clock=TurnClock(set_frequency_hz=set_hz))
+    planner.learn("0", planned, taken)
+    assert planner.state_dict()["edge"]["compute"]["factor"] == pytest.approx(1.0)
+    assert planner.plan(DEVICE, OptimalCut(), FixedEpochs(1)).frequency_hz == pytest.approx(planned.frequency_hz)
+
+
+def test_where_the_edge_can_no_longer_set_its_clock_it_counts_as_its_largest() -> None:
+    planner = _planner(clock_is_set=True)
+    planned = planner.plan(DEVICE, OptimalCut(), FixedEpochs(1))
+    assert planned.frequency_hz is not None
+    times = planned.frequency_hz / TABLE_II_SERVER.max_frequency_hz
+    taken = _outcome(planned)
+    taken = replace(taken, edge_s=times * taken.edge_s, clock=TurnClock(refusal="GPU is lost"))
+    planner.learn("0", planned, taken)
+    assert planner.state_dict()["edge"]["compute"]["factor"] == pytest.approx(1.0)
+    assert planner.plan(DEVICE, OptimalCut(), FixedEpochs(1)).frequency_hz == TABLE_II_SERVER.max_frequency_hz
 
 
 def test_infeasible_turns_are_named_and_forecast() -> None:
