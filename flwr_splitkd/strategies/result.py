@@ -79,7 +79,11 @@ class TurnRecord:
             outcome = self.outcome
             return {**line, "duration_s": outcome.duration_s, "handover_bytes": outcome.handover_bytes}
         measured = asdict(replace(self.outcome, spans=()))
-        for name in ("spans", "clock", *_MEASURED):  # spans are lines of their own, the clock stands beside the planned one
+        for name in (
+            "spans",
+            "clock",
+            *_MEASURED,
+        ):  # spans are lines of their own, the clock stands beside the planned one
             del measured[name]
         return {
             **line,

@@ -55,4 +55,4 @@ def cloud_metrics(reading: CloudReading | None) -> Iterator[Metric]:
         yield counters(f"splitkd_cloud_{name}", text, ["task"], {task: total(one) for task, one in tasks.items()})
     for name, text, value in _OF_TASKS:
         found = {task: known for task, one in tasks.items() if (known := value(one)) is not None}
-        yield gauges(f"splitkd_cloud_{name}", text, ["task"], {**found})
+        yield gauges(f"splitkd_cloud_{name}", text, ["task"], found)

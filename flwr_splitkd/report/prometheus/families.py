@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -11,7 +12,7 @@ from prometheus_client.registry import Collector
 
 __all__ = ["Asked", "counters", "gauges", "new_registry", "number"]
 
-Labels = str | tuple[str, ...]
+Labels = TypeVar("Labels", bound="str | tuple[str, ...]")
 
 
 class Asked(Collector):

@@ -309,11 +309,11 @@ class RunMetrics:
             yield gauges("splitkd_learning_rate", "Of the module's newest step.", [], {(): epoch.learning_rate})
         for word, sums in energy_j.items():
             labels = ["where"] if word == "measured" else []
-            yield counters(f"splitkd_{word}_energy_joules", _ENERGY_TEXTS[word], labels, {**sums})
+            yield counters(f"splitkd_{word}_energy_joules", _ENERGY_TEXTS[word], labels, sums)
         sessions: dict[Any, float] = dict(live.sessions)
         yield gauges("splitkd_sessions", "Devices by what they are about.", ["state"], sessions)
         yield gauges("splitkd_open_streams", "Connections to the data plane.", [], {(): live.num_streams})
-        yield gauges("splitkd_evaluation", "The newest evaluation.", ["metric"], {**evaluated})
+        yield gauges("splitkd_evaluation", "The newest evaluation.", ["metric"], evaluated)
         yield gauges("splitkd_devices_without_series", "Beyond the bound for devices.", [], {(): omitted})
 
 

@@ -80,6 +80,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
+    request_queue_size = 2 * _MOST_READERS
     # Newer Pythons would let two servers share a port: half of the readings would be another run's.
     allow_reuse_port = False
 

@@ -30,7 +30,7 @@ from flwr_splitkd.errors import ConfigError, CutError, DataError
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.report.prometheus import PrometheusEndpoint
 from flwr_splitkd.store import tensor_file
-from flwr_splitkd.strategies import split_kd
+from flwr_splitkd.strategies import rounds, split_kd
 from flwr_splitkd.strategies.result import TurnRecord
 
 RUN_ID = 77
@@ -41,6 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tensor_file, "_sync", lambda path: None)
     # Flower's own cannot be made outside a run.
     monkeypatch.setattr(split_kd, "Message", _message)
+    monkeypatch.setattr(rounds, "_REPLY_POLL_S", 0.01)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +55,7 @@ def _message(*, content: RecordDict, message_type: str, dst_node_id: int, ttl: f
 def student() -> nn.Module:
     torch.manual_seed(1)
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=3, pad_token_id=0))
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, pad_token_id=0))
 
 
 def batches(node_id: int) -> list[dict[str, Tensor]]:
