@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flwr_splitkd.errors import (
+    ClockError,
     ConfigError,
     CorruptFrameError,
     CutError,
@@ -29,6 +30,7 @@ OTHER = "other"
 # The nearest class of an error's counts.
 _KINDS: dict[type[BaseException], str] = {
     NoDeviceError: "absent",
+    ClockError: "clock",
     ConfigError: "config",
     CorruptFrameError: "corrupt",
     CutError: "cut",
