@@ -10,6 +10,7 @@
 ``ask``             one question through a chain: device, edge and cloud
 ``certificates``    certificates and keys, to try a deployment with
 ``restore-clocks``  the clocks of GPUs that killed runs have left set
+``doctor``          whether this machine is fit for its role, and what to do if not
 ==================  =============================================================
 """
 
@@ -24,6 +25,7 @@ from flwr_splitkd.cli.ask import ask
 from flwr_splitkd.cli.case_study import case_study
 from flwr_splitkd.cli.certificates import certificates
 from flwr_splitkd.cli.cloud import cloud
+from flwr_splitkd.cli.doctor import doctor
 from flwr_splitkd.cli.new import new
 from flwr_splitkd.cli.plan import plan
 from flwr_splitkd.cli.profile import profile
@@ -49,6 +51,7 @@ app.command()(cloud)
 app.command()(ask)
 app.command()(certificates)
 app.command()(restore_clocks)
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:
