@@ -83,7 +83,9 @@ class Edge:
         tensors = encode_all({name: tensor for name, tensor in given.items() if tensor is not None})
         body = pb.Intermediate(mode=mode, device=device, step=step, max_new_tokens=tokens)  # type: ignore[arg-type]
         self.link.send(body, tensors)
-        return self.link.receive("IntermediateGradient", WAIT_S)
+        while (message := self.link.receive("IntermediateGradient|Committed", WAIT_S)).kind != "IntermediateGradient":
+            pass
+        return message
 
     def step(self, step: int, *keys: tuple[int, int]) -> pb.PeftStepped:
         self.link.send(pb.PeftStep(step=step, contributions=[pb.Contribution(device=d, step=s) for d, s in keys]))
