@@ -96,8 +96,8 @@ def _models(folder: Path) -> dict[str, str]:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "apps" / "split_kd" / "split_kd_app" / "tokenizer")
     for name, layers in (("student", 4), ("teacher", 2)):
         torch.manual_seed(layers)
-        sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4}
-        config = LlamaConfig(len(tokenizer), **sizes, num_hidden_layers=layers, pad_token_id=tokenizer.pad_token_id)
+        sizes = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4}
+        config = LlamaConfig(**sizes, num_hidden_layers=layers, pad_token_id=tokenizer.pad_token_id)
         LlamaForCausalLM(config).save_pretrained(folder / name)
     chain = json.loads((ROOT / "flwr_splitkd" / "small_chain" / "tokenizer" / "tokenizer.json").read_text())
     common: dict[str, Any] = {
