@@ -12,6 +12,8 @@ from fake_nvml import Machine
 
 from flwr_splitkd import cli
 
+pytest.importorskip("torch", reason="the command needs it")
+
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
