@@ -7,12 +7,16 @@ and cuts are those of the quality benchmark: 5 devices take turns, each at its o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from _quality_runs import CUTS, KD_RATIO, WARMUP_STEPS
+from _quality_runs import CUTS, KD_RATIO, WARMUP_STEPS, prepare_worker
 from _quality_tasks import Scale, Task, load_task
 from _quality_training import Recipe, Turn, unsplit
 from torch import Tensor, nn
@@ -129,7 +133,7 @@ class _Cut(torch.autograd.Function):
 def train(
     scale: Scale, folder: Path, seeds: int, say: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], Crossing]:
-    """Train every arm with every seed, in the same order of the same text.
+    """Train every arm with every seed, in the same order of the same text; each in a process and on a thread of its own.
 
     Returns
     -------
@@ -138,16 +142,23 @@ def train(
     Crossing
         Of the last run without a codec.
     """
-    task = load_task("lm", scale, folder, lambda step, steps, _: say(f"teacher: step {step} of {steps}"))
+    # Trained here, once, unless the cache has it.
+    load_task("lm", scale, folder, lambda step, steps, _: say(f"teacher: step {step} of {steps}"))
+    cases = [(arm, seed) for seed in range(seeds) for arm in ARMS]
     perplexities: dict[str, list[float]] = {arm.name: [] for arm in ARMS}
-    for seed in range(seeds):
-        for arm in ARMS:
-            crossing = Crossing(arm)
-            perplexities[arm.name].append(_perplexity(task, scale, crossing, seed))
-            say(f"seed {seed}, {arm.name}: perplexity {perplexities[arm.name][-1]:.4f}")
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), prepare_worker, (folder,)) as pool:
+        for (arm, seed), (perplexity, crossing) in zip(cases, pool.map(partial(_trained, scale, folder), cases), strict=True):
+            perplexities[arm.name].append(perplexity)
+            say(f"seed {seed}, {arm.name}: perplexity {perplexity:.4f}")
             if arm == ARMS[0]:
                 exact = crossing
     return perplexities, exact
+
+
+def _trained(scale: Scale, folder: Path, case: tuple[Arm, int]) -> tuple[float, Crossing]:
+    arm, seed = case
+    crossing = Crossing(arm)
+    return _perplexity(load_task("lm", scale, folder), scale, crossing, seed), crossing
 
 
 def _perplexity(task: Task, scale: Scale, crossing: Crossing, seed: int) -> float:

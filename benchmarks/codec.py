@@ -64,19 +64,17 @@ def main() -> None:
     """Measure everything, print the tables, write the JSON."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    rows, notes = _rate_rows(arguments.pairs, "")
-    rows += _loopback_rows(arguments.pairs)
-    codec_rows, byte_notes = _codec_rows(arguments.pairs)
-    rows += codec_rows
-    notes += byte_notes
-    if _keep_freed_memory():
-        kept_rows, kept_notes = _rate_rows(arguments.pairs, ", freed memory kept")
-        rows += kept_rows
-        notes += kept_notes
+    rows: list[Row] = []
+    notes: list[str] = []
+    tables: list[Table] = []
+    if arguments.no_rates:
+        notes.append("rates, copies and bytes: left out (--no-rates)")
+    else:
+        rows, notes, tables = _wire(arguments.pairs)
     training_rows, training_notes, crossed = _training(arguments)
     rows += training_rows
     notes += training_notes
-    tables = [_copies_table(), _codecs_table(codec_rows), _errors_table(crossed)]
+    tables.append(_errors_table(crossed))
     about = (
         f"torch {torch.__version__}, {arguments.threads} thread(s); processor time of the one thread, but over gRPC the clock's; "
         "value and reference: medians, ratio: median of the pairs' ratios, of rates where the unit is one; spread: their "
@@ -93,10 +91,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=15, help="alternating pairs of each ratio (15)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (1)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the training, 0 to leave it out (3)")
+    parser.add_argument("--no-rates", action="store_true", help="the training alone")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.pairs, arguments.seeds = 5, min(arguments.seeds, 1)
     return arguments
+
+
+def _wire(pairs: int) -> tuple[list[Row], list[str], list[Table]]:
+    rows, notes = _rate_rows(pairs, "")
+    rows += _loopback_rows(pairs)
+    codec_rows, byte_notes = _codec_rows(pairs)
+    if _keep_freed_memory():
+        kept_rows, kept_notes = _rate_rows(pairs, ", freed memory kept")
+        return rows + codec_rows + kept_rows, notes + byte_notes + kept_notes, [_copies_table(), _codecs_table(codec_rows)]
+    return rows + codec_rows, notes + byte_notes, [_copies_table(), _codecs_table(codec_rows)]
 
 
 # ---- rate

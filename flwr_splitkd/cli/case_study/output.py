@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -45,10 +46,25 @@ def write(path: Path, what: str | Figure) -> Path:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far it is on the standard error."""
+    """Show how far it is on the standard error: as a bar where that is a terminal, else a line for each tenth."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(what)
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    def __init__(self, what: str) -> None:
+        self._what, self._tenths = what, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        tenths = 10 * done // total
+        if tenths > self._tenths:
+            self._tenths = tenths
+            print(f"{self._what}: {done} of {total}", file=sys.stderr, flush=True)

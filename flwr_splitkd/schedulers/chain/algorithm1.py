@@ -84,8 +84,9 @@ class Algorithm1:
         devices = np.arange(len(work_s))
         beta = np.ones(len(work_s), dtype=np.int64)
         alpha = np.full(len(work_s), 1 / len(work_s))
-        history = []
+        history: list[float] = []
         for _ in range(self.iterations):
+            before = beta.copy()
             if self.reset_subcarriers:
                 beta[:] = 1
             edge_s = np.divide(work_s, alpha, out=np.zeros_like(work_s), where=work_s > 0)
@@ -98,6 +99,9 @@ class Algorithm1:
                 to = slowest if max(others, faster) < latency[slowest] else 0
                 beta[to] += 1
                 latency[to] = times[to, beta[to] - 1] + edge_s[to]
+            if history and np.array_equal(beta, before):
+                # Shares follow from subcarriers alone, so that all further passes end here as well.
+                return alpha, beta, history + history[-1:] * (self.iterations - len(history))
             other = times[devices, beta - 1][None]
             best = least_latency_for(work_s[None], other)
             alpha = shares_for(work_s[None], other, best)[0]

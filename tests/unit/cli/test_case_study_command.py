@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -33,8 +34,10 @@ def test_writes_what_it_says(
     output = tmp_path / "new" / "study"
     assert call(monkeypatch, *quick(output)) == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
-    shown = capsys.readouterr().out
+    shown, progress = capsys.readouterr()
     assert all(str(output / name) in shown for name in FILES)
+    said = [re.fullmatch(r"(.+): (\d+) of (\d+)", line) for line in progress.splitlines()]  # no terminal: lines
+    assert 1 <= len(said) <= 20 and all(said) and said[-1] is not None and said[-1][2] == said[-1][3]
     assert all((output / name).read_bytes().startswith(b"\x89PNG") for name in FILES if name.endswith(".png"))
     with (output / "claims.csv").open() as file:
         claims = list(csv.DictReader(file))

@@ -8,33 +8,41 @@ import numpy as np
 import pytest
 
 from chain_fleets import chain_resources, chain_workload
-from flwr_splitkd.costs import ChainResources, ChainWorkload, chain_latency
+from flwr_splitkd.costs import ChainLatency, ChainResources, ChainWorkload, chain_latency
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.schedulers.chain import Algorithm1, AllocationPolicy, EqualAllocation, ExactAllocation
+from flwr_splitkd.schedulers.chain.minimax import least_latency_for, shares_for
 
 
-def _as_printed(work: ChainWorkload, resources: ChainResources, points: list[int]) -> list[int]:
-    """Lines 4 to 13 by the letter: every candidate's D is worked out in full."""
+def _as_printed(work: ChainWorkload, resources: ChainResources, points: np.ndarray, passes: int) -> np.ndarray:
+    """Lines 3 to 19 by the letter, but for beta's reset: every candidate's D is worked out in full."""
     devices = resources.num_devices
-    beta, shares = np.ones(devices, dtype=np.int64), np.full(devices, 1 / devices)
+    shares = np.full(devices, 1 / devices)
 
-    def slowest(subcarriers: np.ndarray) -> float:
-        latency = chain_latency(work, resources, split_points=points, subcarriers=subcarriers, shares=shares)
-        return float(latency.slowest_s)
+    def latency(subcarriers: np.ndarray) -> ChainLatency:
+        return chain_latency(work, resources, split_points=points, subcarriers=subcarriers, shares=shares)
 
-    for _ in range(resources.num_subcarriers - devices):
-        gains = [slowest(beta) - slowest(beta + np.eye(devices, dtype=np.int64)[n]) for n in range(devices)]
-        beta[int(np.argmax(gains))] += 1
-    return [int(one) for one in beta]
+    for _ in range(passes):
+        beta = np.ones(devices, dtype=np.int64)
+        for _ in range(resources.num_subcarriers - devices):
+            now = float(latency(beta).slowest_s)
+            gains = [now - float(latency(beta + one).slowest_s) for one in np.eye(devices, dtype=np.int64)]
+            beta[int(np.argmax(gains))] += 1
+        edge_s = latency(beta).edge_s * shares
+        other_s = latency(beta).each_s - latency(beta).edge_s
+        shares = shares_for(edge_s[None], other_s[None], least_latency_for(edge_s[None], other_s[None]))[0]
+    return beta
 
 
+@pytest.mark.parametrize("passes", [1, 2, 3, 6])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_greedy_pass_is_the_papers(seed: int) -> None:
+def test_its_passes_are_the_papers(seed: int, passes: int) -> None:
     rng = np.random.default_rng(seed)
-    work, resources = chain_workload(), chain_resources(rng, 5, 24)
-    points = [int(point) for point in rng.integers(1, 7, 5)]
-    allocation = Algorithm1(1).allocate(work, resources, np.array(points))
-    assert allocation.subcarriers.tolist() == _as_printed(work, resources, points)
+    work, resources = chain_workload(), chain_resources(rng, 5, 24, edge_flops=3e12)
+    points = rng.integers(1, 7, 5)
+    allocation = Algorithm1(passes).allocate(work, resources, points)
+    assert allocation.subcarriers.tolist() == _as_printed(work, resources, points, passes).tolist()
+    assert len(allocation.history_s) == passes
 
 
 def test_shares_are_the_best_for_its_subcarriers() -> None:
