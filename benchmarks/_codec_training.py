@@ -147,7 +147,9 @@ def train(
     cases = [(arm, seed) for seed in range(seeds) for arm in ARMS]
     perplexities: dict[str, list[float]] = {arm.name: [] for arm in ARMS}
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), prepare_worker, (folder,)) as pool:
-        for (arm, seed), (perplexity, crossing) in zip(cases, pool.map(partial(_trained, scale, folder), cases), strict=True):
+        for (arm, seed), (perplexity, crossing) in zip(
+            cases, pool.map(partial(_trained, scale, folder), cases), strict=True
+        ):
             perplexities[arm.name].append(perplexity)
             say(f"seed {seed}, {arm.name}: perplexity {perplexity:.4f}")
             if arm == ARMS[0]:

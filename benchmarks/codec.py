@@ -104,7 +104,11 @@ def _wire(pairs: int) -> tuple[list[Row], list[str], list[Table]]:
     codec_rows, byte_notes = _codec_rows(pairs)
     if _keep_freed_memory():
         kept_rows, kept_notes = _rate_rows(pairs, ", freed memory kept")
-        return rows + codec_rows + kept_rows, notes + byte_notes + kept_notes, [_copies_table(), _codecs_table(codec_rows)]
+        return (
+            rows + codec_rows + kept_rows,
+            notes + byte_notes + kept_notes,
+            [_copies_table(), _codecs_table(codec_rows)],
+        )
     return rows + codec_rows, notes + byte_notes, [_copies_table(), _codecs_table(codec_rows)]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from flwr_splitkd.errors import ConfigError, StoreError
 
@@ -67,4 +68,4 @@ class _Lines:
         tenths = 10 * done // total
         if tenths > self._tenths:
             self._tenths = tenths
-            print(f"{self._what}: {done} of {total}", file=sys.stderr, flush=True)
+            typer.echo(f"{self._what}: {done} of {total}", err=True)
