@@ -208,18 +208,22 @@ class ServerClock:
         setter, journal = self._setter, self._journal
         if setter is None or journal is None:
             return
-        self._setter = self._journal = self._locked_hz = None
-        self._stay()
+        # Until it is back this process stays responsible: Ctrl-C, or a signal that exits, may come in between, and whoever is
+        # called then (`atexit`, the handler) has to find what to put back.
         try:
             setter.reset(self._limits)
             journal.remove()
         except ClockError as error:
-            _log.warning(
-                "The clock of %s may still be set: %s The next run that sets it puts it back first, and so does `flwr-splitkd "
-                "restore-clocks`.",
-                setter.gpu,
-                error,
-            )
-        finally:
-            journal.close()
-            setter.close()
+            if self._setter is setter:
+                _log.warning(
+                    "The clock of %s may still be set: %s The next run that sets it puts it back first, and so does "
+                    "`flwr-splitkd restore-clocks`.",
+                    setter.gpu,
+                    error,
+                )
+        if self._setter is not setter:
+            return  # a signal's handler has been here in the meantime, and has done all of it
+        self._setter = self._journal = self._locked_hz = None
+        self._stay()
+        journal.close()
+        setter.close()

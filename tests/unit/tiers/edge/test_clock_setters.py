@@ -181,8 +181,8 @@ class ZeusdHandler(BaseHTTPRequestHandler):
             state["gpus"][int(given["gpu_ids"])]["locked_mhz"] = locked
         self._answer(200, {})
 
-    def _answer(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
+    def _answer(self, status: int, content: dict[str, Any] | str) -> None:
+        body = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -231,6 +231,18 @@ def test_zeusd_that_tells_no_addresses_has_to_see_the_same_gpus(zeusd: Zeusd, mo
         monkeypatch.setattr(fake_nvml, "nvmlDeviceGetCount", lambda: 1)  # as in a container with one of them
     with pytest.raises(ClockError, match="does not say which of them|pci_address"):
         setter_of("GPU-other")
+
+
+@pytest.mark.parametrize("how", ["no address", "no answer of zeusd's", "half an answer"])
+def test_what_is_no_zeusd_is_refused_too(zeusd: Zeusd, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "no address":
+        monkeypatch.delenv("ZEUSD_SOCK_PATH")
+        monkeypatch.setenv("ZEUSD_HOST_PORT", "edge:port")
+    else:
+        answer = "<html>" if how.startswith("no") else {"gpus": []}
+        monkeypatch.setattr(ZeusdHandler, "do_GET", lambda handler: handler._answer(200, answer))
+    with pytest.raises(ClockError, match=f"{UUID}.*is not reached.*Check that zeusd runs"):
+        setter_of(UUID)
 
 
 @pytest.mark.parametrize("how", ["gone", "reads only", "refuses"])
