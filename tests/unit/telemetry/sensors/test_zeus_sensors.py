@@ -19,6 +19,7 @@ import pytest
 from jetson_trees import write
 
 from flwr_splitkd.telemetry.sensors import EnergyMeter, ZeusSensors
+from flwr_splitkd.telemetry.sensors.zeus import _Counter
 
 HAVE_ZEUS = importlib.util.find_spec("zeus") is not None
 # zeus leaves the connection to its daemon to the garbage collector.
@@ -171,6 +172,30 @@ def test_without_zeus_there_are_none(daemon: Daemon, tmp_path: Path, monkeypatch
     for name in ("zeus", "zeus.device", "zeus.utils", "zeus.utils.zeusd"):
         monkeypatch.setitem(sys.modules, name, None)
     assert ZeusSensors.find(processors=True, gpus=True, root=tmp_path) is None
+
+
+def test_a_daemon_or_a_zeus_that_answers_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on without: it did not ask for joules at any price."""
+
+    class Older:
+        cpu_ids = property(lambda self: [0, 1])
+
+    class Confused(Older):
+        dram_available = property(lambda self: [True])
+
+    monkeypatch.setenv("ZEUSD_SOCK_PATH", "/run/zeusd.sock")
+    for client, reason in ((Older, "AttributeError"), (Confused, "ValueError")):
+        for name, module in stand_in(Daemon()).items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(sys.modules["zeus.utils.zeusd"], "ZeusdClient", client)
+        (reading,) = found(tmp_path).read()
+        assert reading.value is None and f"zeus: {reason}" in reading.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_counters_that_cannot_be(value: float) -> None:
+    (reading,) = ZeusSensors([_Counter("package-0", lambda: value)]).read()
+    assert (reading.value, reading.reason) == (None, f"zeus says {value:g}; expected at least 0.")
 
 
 class Gpus:
