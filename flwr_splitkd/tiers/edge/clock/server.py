@@ -137,12 +137,15 @@ class ServerClock:
 
     def close(self) -> None:
         """Put the clock back for good; what comes later does nothing."""
+        self._close("The run is over.")
+
+    # ---- inside
+
+    def _close(self, why: str) -> None:
         with self._mutex:
             if self._setter is not None:
                 self._put_back()
-                self.refusal = "The run is over."
-
-    # ---- inside
+                self.refusal = why
 
     def _take(self, setter: ClockSetter, journals: Path | None) -> None:
         """Begin with the GPU's own clock, whoever has left it set; this also shows whether it may be set at all."""
@@ -168,7 +171,7 @@ class ServerClock:
             journal.close()
             raise
         self._setter, self._journal, self._limits = setter, journal, limits
-        self._stay = before_leaving(self.close)
+        self._stay = before_leaving(lambda: self._close("The process is ending."))
 
     def _hold(self, wanted_hz: float) -> None:
         if self._setter is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -348,9 +349,24 @@ def test_a_processor_has_nobody_who_sets_its_clock() -> None:
         find_setter(torch.device("cpu"))
 
 
+def in_torch(monkeypatch: pytest.MonkeyPatch, *, is_integrated: int) -> None:
+    """A GPU as torch shows it."""
+    gpu = SimpleNamespace(uuid=UUID.removeprefix("GPU-"), is_integrated=is_integrated)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+
+
 def test_a_gpu_is_found_by_its_uuid(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    uuid = UUID.removeprefix("GPU-")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("P", (), {"uuid": uuid}))
+    in_torch(monkeypatch, is_integrated=0)
+    setter = find_setter(torch.device("cuda", 0))
+    assert isinstance(setter, NvmlSetter) and setter.key == UUID
+    setter.close()
+
+
+def test_a_gpu_in_a_jetson_s_slot_is_not_the_jetson_s(
+    machine: Machine, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "gpu_nodes", lambda: [node])
+    in_torch(monkeypatch, is_integrated=0)
     setter = find_setter(torch.device("cuda", 0))
     assert isinstance(setter, NvmlSetter) and setter.key == UUID
     setter.close()
@@ -358,6 +374,7 @@ def test_a_gpu_is_found_by_its_uuid(machine: Machine, monkeypatch: pytest.Monkey
 
 def test_a_jetson_is_found_by_its_folder(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find, "gpu_nodes", lambda: [node])
+    in_torch(monkeypatch, is_integrated=1)
     setter = find_setter(torch.device("cuda", 0))
     assert isinstance(setter, DevfreqSetter) and setter.key == "devfreq-17000000.gpu"
     with pytest.raises(ClockError, match=r"18000000\.gpu is not among this machine's GPUs"):

@@ -268,6 +268,7 @@ def test_ctrl_c_while_the_clock_is_put_back_leaves_that_to_the_end(
     (last,) = at_exit
     last()
     assert machine.locked_mhz is None and not journal_file(tmp_path).exists()
+    assert held.end().refusal == "The process is ending."
 
 
 def test_a_handler_that_puts_the_clock_back_while_that_goes_on(
