@@ -244,7 +244,7 @@ def test_a_machine_that_slept_has_no_joules(tmp_path: Path, clock: Clock) -> Non
 
 def test_this_machine_tells_how_long_it_slept() -> None:
     with EnergyMeter([Sensors(gpu=("power_w", 1.0))]) as meter:
-        assert meter._asleep() >= 0.0
+        assert meter._asleep() > -0.1  # two clocks, read one after the other
         assert meter._asleep() == pytest.approx(meter._asleep(), abs=0.1)
 
 

@@ -25,6 +25,8 @@ from flwr_splitkd.tiers.edge.clock.devfreq import DevfreqSetter, gpu_nodes
 from flwr_splitkd.tiers.edge.clock.nvml import NvmlSetter
 
 UUID = fake_nvml.GPU["uuid"]
+# zeus leaves the connection to its daemon to the garbage collector.
+leaky = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture
@@ -234,6 +236,7 @@ def test_zeusd_that_tells_no_addresses_has_to_see_the_same_gpus(zeusd: Zeusd, mo
         setter_of("GPU-other")
 
 
+@leaky
 @pytest.mark.parametrize("how", ["no address", "no answer of zeusd's", "half an answer"])
 def test_what_is_no_zeusd_is_refused_too(zeusd: Zeusd, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "no address":
@@ -246,6 +249,7 @@ def test_what_is_no_zeusd_is_refused_too(zeusd: Zeusd, how: str, monkeypatch: py
         setter_of(UUID)
 
 
+@leaky
 @pytest.mark.parametrize("how", ["gone", "reads only", "refuses"])
 def test_zeusd_says_why_not(zeusd: Zeusd, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "gone":
