@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import sys
@@ -209,8 +210,10 @@ def zeusd(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield daemon
         daemon.shutdown()
         thread.join()
+    gc.collect()  # what zeus has left, in this test
 
 
+@leaky
 def test_zeusd_sets_for_who_is_not_root(zeusd: Zeusd) -> None:
     for uuid in ("GPU-other", UUID):
         setter = setter_of(uuid)
@@ -221,6 +224,7 @@ def test_zeusd_sets_for_who_is_not_root(zeusd: Zeusd) -> None:
         setter.close()
 
 
+@leaky
 def test_zeusd_that_tells_no_addresses_has_to_see_the_same_gpus(zeusd: Zeusd, monkeypatch: pytest.MonkeyPatch) -> None:
     from zeus.utils import zeusd as library
 
