@@ -15,7 +15,7 @@ def restore_clocks() -> None:
     The next run with `set_frequency` on the same GPU does so too. Clocks that a run sets at this moment, or another user's run
     has left set, are not touched.
     """
-    from flwr_splitkd.tiers.edge.clock import restore_left, setter_of
+    from flwr_splitkd.tiers.edge.clock import clocks_folder, restore_left, setter_of
 
     done, failed = restore_left(setter_of)
     for line in done:
@@ -23,4 +23,4 @@ def restore_clocks() -> None:
     if failed:
         raise ClockError(" ".join(failed))
     if not done:
-        typer.echo("No clock was left set.")
+        typer.echo(f"No clock was left set by a run that remembers its clocks in {clocks_folder()}.")

@@ -54,6 +54,10 @@ _TOTALS = (
   "Power Monitor").
 """
 
+_OFFSET_MA = -80.0
+"""What an INA3221 may say of a rail without current: up to 80 µV below zero (its data sheet's largest offset, two of its steps),
+which are 80 mA over a shunt of 1 mOhm. Thor's ``VDD_GPU`` at rest is seen at -20 mA. Such a current is what it is in a sum."""
+
 _COLDEST_MILLI_C, _HOTTEST_MILLI_C = -60e3, 200e3
 """Beyond these no silicon works: older kernels say -256 °C of a zone that is off."""
 
@@ -115,7 +119,8 @@ class JetsonSensors:
     def energy(self) -> tuple[Reading, ...]:
         """Read the power of the whole module: that of the rail that has all of it, or of rails that add up to it.
 
-        It is one reading, so that none of its rails can be left out of the sum; its name has all of them.
+        It is one reading, so that none of its rails can be left out of the sum; its name has all of them. A rail at rest may be a
+        little below zero, the whole may not.
         """
         if not self._total:
             found = ", ".join(rail.name for rail in self._rails) or "none"
@@ -128,7 +133,10 @@ class JetsonSensors:
         missing = next((power for power in powers if power.value is None), None)
         if missing is not None:
             return (replace(whole, source=missing.source, value=None, reason=missing.reason),)
-        return (replace(whole, value=sum(power.value or 0.0 for power in powers)),)
+        watts = sum(power.value or 0.0 for power in powers)
+        if watts < 0:
+            return (replace(whole, value=None, reason=f"{whole.name} is {watts:g} W; expected at least 0."),)
+        return (replace(whole, value=watts),)
 
 
 def _find_gpus(root: Path) -> Iterator[tuple[str, Node, Node | None]]:
@@ -172,8 +180,8 @@ def _channels(root: Path, folder: str) -> Iterator[_Rail]:
     for index in (1, 2, 3):
         label, _ = Node(root, f"{folder}/in{index}_label").text()
         if label and label != _NOT_CONNECTED:
-            current, voltage = (Node(root, f"{folder}/{what}{index}_input") for what in ("curr", "in"))
-            yield _Rail(label, (current, voltage), 1e-6)
+            current = Node(root, f"{folder}/curr{index}_input", low=_OFFSET_MA)
+            yield _Rail(label, (current, Node(root, f"{folder}/in{index}_input")), 1e-6)
 
 
 def _memory(node: Node) -> list[Reading]:

@@ -6,8 +6,9 @@ Volta) a thread samples it, and the joules are the integral by the trapezoid rul
     E = sum_i (P_i + P_(i-1)) / 2 * (t_i - t_(i-1))
 
 Each moment that is asked about is a sample too. A part of which something is not known in between (a counter that fell, power
-that was not read for longer than `_LONGEST_GAP_S`) makes the joules unknown, not smaller. So does a span in which nothing
-has moved: no machine takes nothing.
+that was not read for longer than `_LONGEST_GAP_S`, more than any part can take, a sleep of the machine) makes the joules unknown,
+not smaller. So does a span in which nothing has moved, or a counter that did before: no machine takes nothing. A counter that
+has never moved does not count, and is not named among the parts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _COUNTER_LOOK_S = 30.0
 _LONGEST_GAPS, _LONGEST_GAP_S = 10, 5.0
 """Power is taken to be a line between two samples that are up to 10 intervals, or 5 s, apart: so long a busy interpreter may keep
 the thread from its work."""
+_MOST_W, _STEP_S = 1e4, 1.0
+"""No GPU, package or module takes 10 kW; a counter may come late by up to 1 s, and then has more of them."""
+_ASLEEP_S = 1.0
+"""Seconds of sleep that are seen. Counters of processors start anew in it, which is not to be told from reaching their range."""
 _TRIES, _TRY_AGAIN_S = 3, 0.02
 """A node that has no value at one moment mostly has one at the next."""
 
@@ -86,23 +91,44 @@ class _Part:
     lost: str = ""
 
     def take(self, reading: Reading, now_s: float, longest_gap_s: float) -> None:
-        if reading.value is None:
-            self.missing = f"{self.name}: {reading.reason}"
+        odd = _odd(reading)
+        if reading.value is None or odd:
+            self.missing = f"{self.name}: {odd}"
             return
         gap_s, change = now_s - self.at_s, reading.value - self.value
         if self.quantity == "power_w":
             if gap_s > longest_gap_s:
-                self._lose(f"the power of {self.name} was not read for {gap_s:.1f} s")
+                self.lose(f"the power of {self.name} was not read for {gap_s:.1f} s")
             else:
                 self.total_j += (self.value + reading.value) / 2 * gap_s
         elif change < 0:
-            self._lose(f"the counter of {self.name} fell from {self.value:g} to {reading.value:g} J")
+            self.lose(f"the counter of {self.name} fell from {self.value:g} to {reading.value:g} J")
+        elif change > _MOST_W * (gap_s + _STEP_S):
+            self.lose(f"the counter of {self.name} rose by {change:g} J in {gap_s:.1f} s; nothing takes {_MOST_W:g} W")
         else:
             self.total_j += change
         self.value, self.at_s, self.missing = reading.value, now_s, ""
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """Make the joules of all spans unknown that have begun."""
         self.losses, self.lost = self.losses + 1, why
+
+
+def _odd(reading: Reading) -> str:
+    """Why a reading is no power or counter; empty if it is one."""
+    if reading.value is None:
+        return reading.reason
+    if not math.isfinite(reading.value):
+        return f"it says {reading.value}; expected a number."
+    if reading.quantity == "power_w" and not 0 <= reading.value <= _MOST_W:
+        return f"it says {reading.value:g} W; expected 0 to {_MOST_W:g}."
+    return ""
+
+
+def _seconds_asleep() -> float:
+    """How long this machine has slept since it was booted; 0 where the system does not tell."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
+    return 0.0 if boot_time is None else time.clock_gettime(boot_time) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 @dataclass(slots=True, eq=False)
@@ -153,6 +179,8 @@ class EnergyMeter:
         Seconds between two samples of power. Counters are looked at when asked about, and every 30 s.
     clock
         Monotonic seconds.
+    asleep
+        Seconds that the machine has slept, from some moment on.
 
     Raises
     ------
@@ -161,11 +189,17 @@ class EnergyMeter:
     """
 
     def __init__(
-        self, sensors: Sequence[Sensors], interval_s: float = 0.1, *, clock: Callable[[], float] = time.monotonic
+        self,
+        sensors: Sequence[Sensors],
+        interval_s: float = 0.1,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        asleep: Callable[[], float] = _seconds_asleep,
     ) -> None:
         if not 0 < interval_s < math.inf:
             raise ConfigError(f"`interval_s` is {interval_s}; expected more than 0 seconds.")
-        self._interval_s, self._clock = interval_s, clock
+        self._interval_s, self._clock, self._asleep = interval_s, clock, asleep
+        self._asleep_s = asleep()
         self._longest_gap_s = max(_LONGEST_GAP_S, _LONGEST_GAPS * interval_s)
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -178,9 +212,9 @@ class EnergyMeter:
         for one in sensors:
             source = _Source(one)
             for reading in one.energy():
-                if reading.value is None:
-                    left_out.append(f"{reading.name}: {reading.reason}")
-                else:
+                if odd := _odd(reading):
+                    left_out.append(f"{reading.name}: {odd}")
+                elif reading.value is not None:
                     source.parts[reading.name] = _Part(reading.name, reading.quantity, reading.value, self._clock())
             sources.append(source)
         modules = [source for source in sources if source.parts and isinstance(source.sensors, JetsonSensors)]
@@ -223,13 +257,16 @@ class EnergyMeter:
             parts = self._parts()
             before = zip(parts, since.losses, strict=True)
             lost = missing or next((part.lost for part, losses in before if part.losses > losses), "")
-            spent_j = sum(part.total_j - before_j for part, before_j in zip(parts, since.totals_j, strict=True))
-            if not lost and spent_j <= 0:
-                span_s = self._clock() - since.at_s
-                lost = f"{', '.join(self.parts)} did not move in {span_s:.3f} s: the span is shorter than their step"
+            spent_j = [part.total_j - before_j for part, before_j in zip(parts, since.totals_j, strict=True)]
+            stood = [part.quantity == "energy_j" and joules <= 0 for part, joules in zip(parts, spent_j, strict=True)]
+            moved = [part for part, still in zip(parts, stood, strict=True) if not still]
+            late = [part for part, still in zip(parts, stood, strict=True) if still and part.total_j > 0]
+            if not lost and (late or sum(spent_j) <= 0):
+                span_s, names = self._clock() - since.at_s, ", ".join(part.name for part in late or parts)
+                lost = f"{names} did not move in {span_s:.3f} s: the span is shorter than their step"
         if lost:
             return Energy(joules=None, parts=self.parts, reason=lost)
-        return Energy(joules=spent_j, parts=self.parts)
+        return Energy(joules=sum(spent_j), parts=tuple(part.name for part in moved))
 
     def close(self) -> None:
         """End the thread that samples."""
@@ -254,8 +291,7 @@ class EnergyMeter:
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_TRY_AGAIN_S)
-            for source in self._sources:
-                source.look(self._clock, self._longest_gap_s)
+            self._look_at(self._sources)
             missing = next((part.missing for part in self._parts() if part.missing), "")
             if not missing:
                 break
@@ -265,6 +301,14 @@ class EnergyMeter:
         samples = any(source.samples for source in self._sources)
         while not self._stop.wait(self._interval_s if samples else _COUNTER_LOOK_S):
             with self._lock:
-                for source in self._sources:
-                    if source.samples or self._clock() - source.looked_s >= _COUNTER_LOOK_S:
-                        source.look(self._clock, self._longest_gap_s)
+                due_s = self._clock() - _COUNTER_LOOK_S
+                self._look_at([one for one in self._sources if one.samples or one.looked_s <= due_s])
+
+    def _look_at(self, sources: Sequence[_Source]) -> None:
+        for source in sources:
+            source.look(self._clock, self._longest_gap_s)
+        asleep_s = self._asleep()
+        if asleep_s - self._asleep_s > _ASLEEP_S:
+            for part in self._parts():
+                part.lose(f"the machine slept for {asleep_s - self._asleep_s:.0f} s")
+            self._asleep_s = asleep_s

@@ -28,6 +28,8 @@ class Node:
         ``/``, or where a recorded tree lies.
     source
         Its path on the machine, from ``/`` on.
+    low
+        The least that its number can be.
 
     Attributes
     ----------
@@ -37,6 +39,7 @@ class Node:
 
     root: Path
     source: str
+    low: float = 0.0
     path: str = field(init=False)  # joined once: a node is read ten times a second
 
     def __post_init__(self) -> None:
@@ -51,14 +54,15 @@ class Node:
         except OSError as error:
             return "", _why(self.source, error)
 
-    def number(self, *, low: float = 0.0, high: float = math.inf) -> tuple[float | None, str]:
+    def number(self, *, low: float | None = None, high: float = math.inf) -> tuple[float | None, str]:
         """Its number and an empty reason; or None and the reason.
 
         Parameters
         ----------
         low, high
-            What it can be; a number beyond is none.
+            What it can be; a number beyond is none. The node's own `low` when not given.
         """
+        low = self.low if low is None else low
         text, reason = self.text()
         if reason:
             return None, reason
@@ -89,7 +93,7 @@ def measured(
     name: str,
     *nodes: Node,
     scale: float = 1.0,
-    low: float = 0.0,
+    low: float | None = None,
     high: float = math.inf,
 ) -> Reading:
     """A reading of the product of nodes, times `scale`.
@@ -101,7 +105,7 @@ def measured(
     nodes
         At least one.
     low, high
-        What the number of each can be, before `scale`.
+        What the number of each can be, before `scale`; each node's own `low` when not given.
     """
     product = 1.0
     for node in nodes:
@@ -109,6 +113,9 @@ def measured(
         if value is None:
             return Reading(quantity=quantity, name=name, source=node.source, value=None, reason=reason)
         product *= value
+    if not math.isfinite(product * scale):  # each is a number, and what they make is none
+        reason = f"{' times '.join(node.source for node in nodes)} is {product * scale}; expected a number."
+        return Reading(quantity=quantity, name=name, source=nodes[0].source, value=None, reason=reason)
     return Reading(quantity=quantity, name=name, source=nodes[0].source, value=product * scale)
 
 

@@ -16,6 +16,7 @@ Written against zeus 0.16.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ def _read(counter: _Counter) -> Reading:
             value=None,
             reason=f"zeus: {type(error).__name__}: {error}",
         )
+    if not (math.isfinite(value) and value >= 0):
+        reason = f"zeus says {value:g}; expected at least 0."
+        return Reading(quantity=counter.quantity, name=counter.name, source=_SOURCE, value=None, reason=reason)
     return Reading(quantity=counter.quantity, name=counter.name, source=_SOURCE, value=value)
 
 
@@ -104,10 +108,11 @@ def _processors(root: Path) -> list[_Counter]:
 
     try:
         client = ZeusdClient()
-    except Exception as error:  # as in `_read`
+        zones = list(zip(client.cpu_ids, client.dram_available, strict=True))
+    except Exception as error:  # as in `_read`; and whatever becomes of what is no answer of zeusd
         return [_failed("package-0", error)]
     counters: list[_Counter] = []
-    for zone, has_memory in zip(client.cpu_ids, client.dram_available, strict=True):
+    for zone, has_memory in zones:
         name, reason = Node(root, f"/sys/class/powercap/intel-rapl:{zone}/name").text()
         if reason and zone == 0:  # the kernel registers the first package first, and a container sees no names
             name, reason = "package-0", ""

@@ -300,6 +300,8 @@ class EdgeService:
             if self.clock is not None:
                 self.clock.close()
         finally:
-            self.server.stop()
-            if self._meter is not None:
-                self._meter.close()
+            try:
+                self.server.stop()
+            finally:
+                if self._meter is not None:
+                    self._meter.close()

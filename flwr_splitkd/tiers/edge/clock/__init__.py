@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from flwr_splitkd.tiers.edge.clock.find import find_setter, setter_of
-from flwr_splitkd.tiers.edge.clock.journal import ClockJournal, restore_left
+from flwr_splitkd.tiers.edge.clock.journal import ClockJournal, clocks_folder, restore_left
 from flwr_splitkd.tiers.edge.clock.server import ServerClock, TurnClock
 from flwr_splitkd.tiers.edge.clock.setter import ClockSetter, at_or_above
 
@@ -25,6 +25,7 @@ __all__ = [
     "ServerClock",
     "TurnClock",
     "at_or_above",
+    "clocks_folder",
     "find_setter",
     "restore_left",
     "setter_of",

@@ -35,10 +35,11 @@ def key_of(device: torch.device) -> str:
     if device.type != "cuda":
         what = "a CPU" if device.type == "cpu" else repr(str(device))
         raise ClockError(f"The edge computes on {what}, whose clock is not set; expected an NVIDIA GPU.")
-    nodes = gpu_nodes()
+    gpu = torch.cuda.get_device_properties(device)
+    nodes = gpu_nodes() if gpu.is_integrated else []  # a Jetson may have another GPU in a slot
     if len(nodes) > 1:
         raise ClockError(f"This Jetson has {len(nodes)} GPUs: {', '.join(map(str, nodes))}; expected 1.")
-    return KEY_PREFIX + nodes[0].name if nodes else f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    return KEY_PREFIX + nodes[0].name if nodes else f"GPU-{gpu.uuid}"
 
 
 def setter_of(key: str) -> ClockSetter:

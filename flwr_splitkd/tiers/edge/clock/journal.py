@@ -25,8 +25,11 @@ from flwr_splitkd.tiers.edge.clock.setter import ClockSetter
 
 __all__ = ["ClockJournal", "Entry", "clocks_folder", "restore_left"]
 
-_START_TIME = 19
-"""Field of ``/proc/<pid>/stat`` behind the name, from 0: clock ticks from boot to the start of the process; see proc(5)."""
+_STATE, _START_TIME = 0, 19
+"""Fields of ``/proc/<pid>/stat`` behind the name, from 0: the state, and clock ticks from boot to the start of the process; see
+proc(5)."""
+_DEAD = "ZXx"
+"""States of a process that has ended, and that its parent has not asked about: a container's first process may never ask."""
 
 
 def clocks_folder() -> Path:
@@ -213,7 +216,7 @@ def restore_left(setter_of: Callable[[str], ClockSetter], folder: Path | None = 
 def _restored(journal: ClockJournal, key: str, setter_of: Callable[[str], ClockSetter]) -> str:
     left = journal.left()
     if left is None:
-        return f"{key}: the machine was booted since its clock was set; nothing to put back."
+        return f"{key}: nothing to put back; the machine was booted since its clock was set, or its run has just ended."
     setter = setter_of(key)
     try:
         setter.reset(left.limits)
@@ -238,9 +241,10 @@ def _boot_id() -> str:
 
 
 def _started_ticks(process_id: int) -> int | None:
-    """When a process was started; None if there is none, or the system does not tell."""
+    """When a process was started; None if there is none, it has ended, or the system does not tell."""
     try:
         text = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8", errors="replace")
-        return int(text.rpartition(")")[2].split()[_START_TIME])  # the name, in parentheses, may hold anything
+        fields = text.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
+        return None if fields[_STATE] in _DEAD else int(fields[_START_TIME])
     except (OSError, ValueError, IndexError):
         return None

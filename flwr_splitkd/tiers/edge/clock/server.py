@@ -137,12 +137,15 @@ class ServerClock:
 
     def close(self) -> None:
         """Put the clock back for good; what comes later does nothing."""
+        self._close("The run is over.")
+
+    # ---- inside
+
+    def _close(self, why: str) -> None:
         with self._mutex:
             if self._setter is not None:
                 self._put_back()
-                self.refusal = "The run is over."
-
-    # ---- inside
+                self.refusal = why
 
     def _take(self, setter: ClockSetter, journals: Path | None) -> None:
         """Begin with the GPU's own clock, whoever has left it set; this also shows whether it may be set at all."""
@@ -168,7 +171,7 @@ class ServerClock:
             journal.close()
             raise
         self._setter, self._journal, self._limits = setter, journal, limits
-        self._stay = before_leaving(self.close)
+        self._stay = before_leaving(lambda: self._close("The process is ending."))
 
     def _hold(self, wanted_hz: float) -> None:
         if self._setter is None:
@@ -208,18 +211,22 @@ class ServerClock:
         setter, journal = self._setter, self._journal
         if setter is None or journal is None:
             return
-        self._setter = self._journal = self._locked_hz = None
-        self._stay()
+        # Until it is back this process stays responsible: Ctrl-C, or a signal that exits, may come in between, and whoever is
+        # called then (`atexit`, the handler) has to find what to put back.
         try:
             setter.reset(self._limits)
             journal.remove()
         except ClockError as error:
-            _log.warning(
-                "The clock of %s may still be set: %s The next run that sets it puts it back first, and so does `flwr-splitkd "
-                "restore-clocks`.",
-                setter.gpu,
-                error,
-            )
-        finally:
-            journal.close()
-            setter.close()
+            if self._setter is setter:
+                _log.warning(
+                    "The clock of %s may still be set: %s The next run that sets it puts it back first, and so does "
+                    "`flwr-splitkd restore-clocks`.",
+                    setter.gpu,
+                    error,
+                )
+        if self._setter is not setter:
+            return  # a signal's handler has been here in the meantime, and has done all of it
+        self._setter = self._journal = self._locked_hz = None
+        self._stay()
+        journal.close()
+        setter.close()

@@ -100,8 +100,8 @@ class ZeusdSetter:
             yield
         except self._errors as error:
             raise ClockError(
-                f"The clock of {self.gpu} {outcome}: {error}. Check that zeusd runs, lets this user in and may control GPUs, or "
-                f"unset {' and '.join(_VARIABLES)} to ask NVML itself."
+                f"The clock of {self.gpu} {outcome}: {type(error).__name__}: {error}. Check that zeusd runs, lets this user in and "
+                f"may control GPUs, or unset {' and '.join(_VARIABLES)} to ask NVML itself."
             ) from error
 
 
@@ -109,9 +109,11 @@ def _library() -> tuple[Any, tuple[type[Exception], ...]]:
     """Zeus's client, and what it raises."""
     try:
         library = importlib.import_module("zeus.utils.zeusd")
+        http = importlib.import_module("httpx")
         errors = (
             importlib.import_module("zeus.exception").ZeusBaseError,
-            importlib.import_module("httpx").HTTPError,
+            *(http.HTTPError, http.InvalidURL),
+            *(AttributeError, LookupError, TypeError, ValueError),  # of an answer that is no zeusd's, or another zeus
         )
     except ImportError as error:
         named = ", ".join(name for name in _VARIABLES if os.environ.get(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -162,6 +163,89 @@ def test_a_counter_that_falls_is_no_number(metered: Callable[..., EnergyMeter]) 
         after = meter.begin()
         sensors.values["gpu"] = ("energy_j", 2.5)
         assert meter.joules(after).joules == 0.5
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "reason"),
+    [
+        ("power_w", math.nan, "VDD_IN: it says nan; expected a number."),
+        ("power_w", math.inf, "VDD_IN: it says inf; expected a number."),
+        ("power_w", -0.5, "VDD_IN: it says -0.5 W; expected 0 to 10000."),
+        ("power_w", 4294967.295, "VDD_IN: it says 4.29497e+06 W; expected 0 to 10000."),  # -1 as 32 bits, in mW
+        ("energy_j", math.nan, "VDD_IN: it says nan; expected a number."),
+        ("energy_j", 25_000.0, "the counter of VDD_IN rose by 24990 J in 1.0 s; nothing takes 10000 W"),
+    ],
+)
+def test_what_no_machine_can_take_is_no_number(
+    quantity: str, value: float, reason: str, clock: Clock, metered: Callable[..., EnergyMeter]
+) -> None:
+    sensors = Sensors(VDD_IN=(quantity, 10.0))
+    with metered(sensors) as meter:
+        began = meter.begin()
+        clock.now_s += 1.0
+        sensors.values["VDD_IN"] = (quantity, value)
+        energy = meter.joules(began)
+    assert (energy.joules, energy.reason) == (None, reason)
+    if not (quantity == "energy_j" and math.isfinite(value)):
+        assert metered(sensors).left_out == (reason,)  # nor is it a part to begin with
+
+
+def test_a_counter_that_comes_late_is_no_lie(clock: Clock, metered: Callable[..., EnergyMeter]) -> None:
+    """NVML's is some ten milliseconds old; what is new in it may be of longer than between two looks."""
+    sensors = Sensors(gpu=("energy_j", 10.0))
+    with metered(sensors) as meter:
+        began = meter.begin()
+        clock.now_s += 0.001
+        sensors.values["gpu"] = ("energy_j", 80.0)
+        assert meter.joules(began).joules == 70.0
+
+
+def test_a_counter_that_never_moves_is_no_part(clock: Clock, metered: Callable[..., EnergyMeter]) -> None:
+    sensors = Sensors(package=("energy_j", 10.0), dram=("energy_j", 0.0))
+    with metered(sensors) as meter:
+        began = meter.begin()
+        clock.now_s += 1.0
+        sensors.values["package"] = ("energy_j", 30.0)
+        energy = meter.joules(began)
+        assert (energy.joules, energy.parts) == (20.0, ("package",))
+
+
+def test_a_counter_that_has_stopped_is_unknown(clock: Clock, metered: Callable[..., EnergyMeter]) -> None:
+    """Without it the joules were those of other parts, under the name of all of them."""
+    sensors = Sensors(package=("energy_j", 10.0), gpu=("energy_j", 10.0))
+    with metered(sensors) as meter:
+        meter.begin()
+        sensors.values.update(package=("energy_j", 20.0), gpu=("energy_j", 20.0))
+        began = meter.begin()
+        clock.now_s += 2.0
+        sensors.values["package"] = ("energy_j", 30.0)
+        energy = meter.joules(began)
+        assert energy.joules is None
+        assert energy.reason == "gpu did not move in 2.000 s: the span is shorter than their step"
+
+
+def test_a_machine_that_slept_has_no_joules(tmp_path: Path, clock: Clock) -> None:
+    """Its processor's counter has started anew, as if it had reached its range: 262 kJ in two seconds, or a bit less."""
+    zone = "sys/class/powercap/intel-rapl:0"
+    for name, text in {"name": "package-0", "max_energy_range_uj": "262143328850", "energy_uj": "260000000000"}.items():
+        write(tmp_path, f"{zone}/{name}", text)
+    asleep_s = 0.0
+    with EnergyMeter(find_sensors(tmp_path), ALONE_S, clock=clock, asleep=lambda: asleep_s) as meter:
+        began = meter.begin()
+        clock.now_s += 2.0
+        asleep_s += 600.0
+        write(tmp_path, f"{zone}/energy_uj", "9000000")
+        energy = meter.joules(began)
+        assert (energy.joules, energy.reason) == (None, "the machine slept for 600 s")
+        began = meter.begin()
+        write(tmp_path, f"{zone}/energy_uj", "10000000")
+        assert meter.joules(began).joules == pytest.approx(1.0)
+
+
+def test_this_machine_tells_how_long_it_slept() -> None:
+    with EnergyMeter([Sensors(gpu=("power_w", 1.0))]) as meter:
+        assert meter._asleep() > -0.1  # two clocks, read one after the other
+        assert meter._asleep() == pytest.approx(meter._asleep(), abs=0.1)
 
 
 def test_a_span_too_short_to_see_anything_is_unknown(clock: Clock, metered: Callable[..., EnergyMeter]) -> None:

@@ -118,7 +118,8 @@ def test_the_load_where_older_releases_have_it(tmp_path: Path) -> None:
             "17000000.gpu",
             "says 1001; expected 0 to 1000",
         ),
-        (f"{HWMON}/hwmon1/curr1_input", "-20", "power_w", "VDD_GPU_SOC", "says -20; expected at least 0"),
+        (f"{HWMON}/hwmon1/curr1_input", "-81", "power_w", "VDD_GPU_SOC", "says -81; expected at least -80"),
+        (f"{HWMON}/hwmon1/in1_input", "-20", "power_w", "VDD_GPU_SOC", "says -20; expected at least 0"),
         (f"{HWMON}/hwmon1/in1_input", "12 V", "power_w", "VDD_GPU_SOC", "hwmon1/in1_input says '12 V'"),
         (
             "sys/class/thermal/thermal_zone1/temp",
@@ -168,11 +169,35 @@ def test_nodes_that_cannot_be_read(number: int, reason: str, tmp_path: Path, mon
 
 def test_a_total_with_a_rail_missing_is_unknown(tmp_path: Path) -> None:
     root = make_tree(tmp_path, "agx-orin")
-    write(root, f"{HWMON}/hwmon1/curr2_input", "-5")
+    write(root, f"{HWMON}/hwmon1/curr2_input", "-500")
     whole = total(root)
     assert whole.value is None
     assert whole.name == "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"
-    assert "hwmon1/curr2_input says -5" in whole.reason
+    assert "hwmon1/curr2_input says -500" in whole.reason
+
+
+def test_a_rail_at_rest_is_a_little_below_zero(tmp_path: Path) -> None:
+    """As tegrastats shows Thor's GPU at rest: -392 mW, one step of its monitor over a shunt of 2 mOhm."""
+    root = make_tree(tmp_path, "thor")
+    (root / HWMON / "hwmon10/name").write_text("something else\n")
+    for node, text in {"in1_input": "19600", "curr1_input": "-20", "in2_input": "19600", "curr2_input": "200"}.items():
+        write(root, f"{HWMON}/hwmon1/{node}", text)
+    assert values(root, "power_w")["VDD_GPU"] == pytest.approx(-0.392)
+    assert total(root).value == pytest.approx(-0.392 + 3.92 + 6.5)
+
+
+def test_a_whole_module_is_not_below_zero(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, "orin-nano")
+    write(root, f"{HWMON}/hwmon1/curr1_input", "-40")
+    assert (total(root).value, total(root).reason) == (None, "VDD_IN is -0.2 W; expected at least 0.")
+
+
+def test_what_two_nodes_make_is_a_number_too(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, "orin-nano")
+    for node in ("in1_input", "curr1_input"):
+        write(root, f"{HWMON}/hwmon1/{node}", "1e300")
+    whole = total(root)
+    assert whole.value is None and whole.reason.endswith("hwmon1/in1_input is inf; expected a number.")
 
 
 def test_rails_of_an_unknown_module_are_not_added_up(tmp_path: Path) -> None:

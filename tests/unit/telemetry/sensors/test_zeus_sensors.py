@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import socketserver
@@ -19,6 +20,7 @@ import pytest
 from jetson_trees import write
 
 from flwr_splitkd.telemetry.sensors import EnergyMeter, ZeusSensors
+from flwr_splitkd.telemetry.sensors.zeus import _Counter
 
 HAVE_ZEUS = importlib.util.find_spec("zeus") is not None
 # zeus leaves the connection to its daemon to the garbage collector.
@@ -120,6 +122,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     with serve(daemon, socket) as server:
         yield daemon
         server.shutdown()
+    gc.collect()  # what zeus has left, in this test
 
 
 def found(root: Path) -> ZeusSensors:
@@ -152,7 +155,7 @@ def test_a_zone_that_nobody_can_name_is_not_counted(daemon: Daemon, tmp_path: Pa
 def test_a_daemon_that_refuses(daemon: Daemon, tmp_path: Path) -> None:
     sensors = found(tmp_path)
     daemon.refuses = True
-    assert all(one.value is None and "HTTP 403" in one.reason for one in sensors.read())
+    assert all(one.value is None and one.reason.startswith("zeus: ") for one in sensors.read())
     (reading,) = found(tmp_path).read()
     assert reading.value is None and "HTTP 403" in reading.reason
 
@@ -171,6 +174,30 @@ def test_without_zeus_there_are_none(daemon: Daemon, tmp_path: Path, monkeypatch
     for name in ("zeus", "zeus.device", "zeus.utils", "zeus.utils.zeusd"):
         monkeypatch.setitem(sys.modules, name, None)
     assert ZeusSensors.find(processors=True, gpus=True, root=tmp_path) is None
+
+
+def test_a_daemon_or_a_zeus_that_answers_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on without: it did not ask for joules at any price."""
+
+    class Older:
+        cpu_ids = property(lambda self: [0, 1])
+
+    class Confused(Older):
+        dram_available = property(lambda self: [True])
+
+    monkeypatch.setenv("ZEUSD_SOCK_PATH", "/run/zeusd.sock")
+    for client, reason in ((Older, "AttributeError"), (Confused, "ValueError")):
+        for name, module in stand_in(Daemon()).items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(sys.modules["zeus.utils.zeusd"], "ZeusdClient", client)
+        (reading,) = found(tmp_path).read()
+        assert reading.value is None and f"zeus: {reason}" in reading.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_counters_that_cannot_be(value: float) -> None:
+    (reading,) = ZeusSensors([_Counter("package-0", lambda: value)]).read()
+    assert (reading.value, reading.reason) == (None, f"zeus says {value:g}; expected at least 0.")
 
 
 class Gpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,6 +26,8 @@ from flwr_splitkd.tiers.edge.clock.devfreq import DevfreqSetter, gpu_nodes
 from flwr_splitkd.tiers.edge.clock.nvml import NvmlSetter
 
 UUID = fake_nvml.GPU["uuid"]
+# zeus leaves the connection to its daemon to the garbage collector.
+leaky = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture
@@ -181,8 +185,8 @@ class ZeusdHandler(BaseHTTPRequestHandler):
             state["gpus"][int(given["gpu_ids"])]["locked_mhz"] = locked
         self._answer(200, {})
 
-    def _answer(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
+    def _answer(self, status: int, content: dict[str, Any] | str) -> None:
+        body = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -206,8 +210,10 @@ def zeusd(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield daemon
         daemon.shutdown()
         thread.join()
+    gc.collect()  # what zeus has left, in this test
 
 
+@leaky
 def test_zeusd_sets_for_who_is_not_root(zeusd: Zeusd) -> None:
     for uuid in ("GPU-other", UUID):
         setter = setter_of(uuid)
@@ -218,6 +224,7 @@ def test_zeusd_sets_for_who_is_not_root(zeusd: Zeusd) -> None:
         setter.close()
 
 
+@leaky
 def test_zeusd_that_tells_no_addresses_has_to_see_the_same_gpus(zeusd: Zeusd, monkeypatch: pytest.MonkeyPatch) -> None:
     from zeus.utils import zeusd as library
 
@@ -233,6 +240,20 @@ def test_zeusd_that_tells_no_addresses_has_to_see_the_same_gpus(zeusd: Zeusd, mo
         setter_of("GPU-other")
 
 
+@leaky
+@pytest.mark.parametrize("how", ["no address", "no answer of zeusd's", "half an answer"])
+def test_what_is_no_zeusd_is_refused_too(zeusd: Zeusd, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "no address":
+        monkeypatch.delenv("ZEUSD_SOCK_PATH")
+        monkeypatch.setenv("ZEUSD_HOST_PORT", "edge:port")
+    else:
+        answer = "<html>" if how.startswith("no") else {"gpus": []}
+        monkeypatch.setattr(ZeusdHandler, "do_GET", lambda handler: handler._answer(200, answer))
+    with pytest.raises(ClockError, match=f"{UUID}.*is not reached.*Check that zeusd runs"):
+        setter_of(UUID)
+
+
+@leaky
 @pytest.mark.parametrize("how", ["gone", "reads only", "refuses"])
 def test_zeusd_says_why_not(zeusd: Zeusd, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "gone":
@@ -336,9 +357,24 @@ def test_a_processor_has_nobody_who_sets_its_clock() -> None:
         find_setter(torch.device("cpu"))
 
 
+def in_torch(monkeypatch: pytest.MonkeyPatch, *, is_integrated: int) -> None:
+    """A GPU as torch shows it."""
+    gpu = SimpleNamespace(uuid=UUID.removeprefix("GPU-"), is_integrated=is_integrated)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+
+
 def test_a_gpu_is_found_by_its_uuid(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    uuid = UUID.removeprefix("GPU-")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("P", (), {"uuid": uuid}))
+    in_torch(monkeypatch, is_integrated=0)
+    setter = find_setter(torch.device("cuda", 0))
+    assert isinstance(setter, NvmlSetter) and setter.key == UUID
+    setter.close()
+
+
+def test_a_gpu_in_a_jetson_s_slot_is_not_the_jetson_s(
+    machine: Machine, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "gpu_nodes", lambda: [node])
+    in_torch(monkeypatch, is_integrated=0)
     setter = find_setter(torch.device("cuda", 0))
     assert isinstance(setter, NvmlSetter) and setter.key == UUID
     setter.close()
@@ -346,6 +382,7 @@ def test_a_gpu_is_found_by_its_uuid(machine: Machine, monkeypatch: pytest.Monkey
 
 def test_a_jetson_is_found_by_its_folder(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find, "gpu_nodes", lambda: [node])
+    in_torch(monkeypatch, is_integrated=1)
     setter = find_setter(torch.device("cuda", 0))
     assert isinstance(setter, DevfreqSetter) and setter.key == "devfreq-17000000.gpu"
     with pytest.raises(ClockError, match=r"18000000\.gpu is not among this machine's GPUs"):

@@ -228,7 +228,96 @@ def test_a_live_process_is_left_alone_where_files_cannot_be_locked(
         os.waitpid(child, 0)
 
 
+@forks
+def test_a_dead_process_that_nobody_asks_about_is_dead(machine: Machine, tmp_path: Path) -> None:
+    """As the children of a container's first process are, if that is no init: they keep their entry in /proc."""
+    child, word = in_a_child(turn_without_end)
+    assert word == "locked"
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    try:
+        assert Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        held = clock()
+        assert held.works and machine.locked_mhz is None
+        held.close()
+    finally:
+        os.waitpid(child, 0)
+
+
 # ---- how it ends
+
+
+def test_ctrl_c_while_the_clock_is_put_back_leaves_that_to_the_end(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    held = clock()
+    held.begin(1e9)
+    setter = held._setter
+    assert setter is not None
+
+    def interrupted(limits: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setter, "reset", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            held.close()
+    assert machine.locked_mhz == [1005, 1005] and journal_file(tmp_path).exists()
+    (last,) = at_exit
+    last()
+    assert machine.locked_mhz is None and not journal_file(tmp_path).exists()
+    assert held.end().refusal == "The process is ending."
+
+
+def test_a_handler_that_puts_the_clock_back_while_that_goes_on(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = clock()
+    held.begin(1e9)
+    setter = held._setter
+    assert setter is not None
+    reset = setter.reset
+
+    def interrupted(limits: Any) -> None:
+        monkeypatch.setattr(setter, "reset", reset)
+        held.close()  # on the same thread, as a signal's handler is
+        reset(limits)
+
+    monkeypatch.setattr(setter, "reset", interrupted)
+    held.close()
+    assert machine.locks == [None, 1005, None] and not journal_file(tmp_path).exists()
+    assert caplog.text == ""
+
+
+@forks
+def test_sigterm_ends_a_process_whatever_becomes_of_its_last_call() -> None:
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    def wait(say: Callable[[str], None]) -> None:
+        before_leaving(fail)
+        say("ready")
+        time.sleep(600)
+
+    child, word = in_a_child(wait)
+    os.kill(child, signal.SIGTERM)
+    assert word == "ready" and os.waitpid(child, 0)[1] == signal.SIGTERM
+
+
+def test_from_another_thread_it_is_called_when_the_main_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = threading.Event()
+    main = threading.Thread(target=ending.wait)
+    main.start()
+    monkeypatch.setattr(threading, "main_thread", lambda: main)
+    called, uncalled = threading.Event(), threading.Event()
+    before_leaving(called.set)
+    before_leaving(uncalled.set)()
+    assert not called.wait(0.05)
+    ending.set()
+    main.join()
+    assert called.wait(10) and not uncalled.is_set()
 
 
 @forks
@@ -323,6 +412,38 @@ def test_a_process_that_ends_without_closing_puts_the_clock_back(machine: Machin
     assert done.returncode == (0 if "exit" in last else 1)
     assert machine.locks == [None, 1005, None]
     assert not journal_file(tmp_path).exists()
+
+
+@pytest.mark.slow  # the same
+def test_a_simulation_that_is_ended_puts_the_clock_back_before_its_threads_end(machine: Machine) -> None:
+    """Flower runs a simulation's ServerApp on another thread; a signal ends the main one, and the process 5 s later."""
+    (machine.path.parent / "pynvml.py").write_text("from fake_nvml import *\n")
+    program = (
+        "import sys, threading, time\n"
+        "from fake_nvml import _machine\n"
+        "from test_server_clock import clock\n"
+        "def serve():\n"
+        "    held.append(clock())\n"
+        "    held[0].begin(1e9)\n"
+        "    begun.set()\n"
+        "    deadline_s = time.monotonic() + 4\n"
+        "    while _machine().locked_mhz and time.monotonic() < deadline_s:\n"
+        "        time.sleep(0.02)\n"
+        "    print(_machine().locked_mhz, flush=True)\n"
+        "held, begun = [], threading.Event()\n"
+        "threading.Thread(target=serve).start()\n"
+        "begun.wait()\n"
+        "sys.exit(0)\n"
+    )
+    paths = [str(machine.path.parent), os.path.dirname(__file__), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout, machine.locks) == ("None\n", [None, 1005, None]), done.stderr
 
 
 # ---- what is left behind
