@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from flwr_splitkd.case_studies.scct.clock import Clock, run_clock
-from flwr_splitkd.case_studies.scct.settings import ALGORITHMS, Scale
+from flwr_splitkd.case_studies.scct.latency import Mapped
+from flwr_splitkd.case_studies.scct.settings import ALGORITHMS, Algorithms, Scale
 from flwr_splitkd.costs.shape import Float
-from flwr_splitkd.schedulers.chain import MECHANISMS
+from flwr_splitkd.schedulers.chain import MECHANISMS, Mechanism
 from flwr_splitkd.small_chain.curve import Curve
 
 __all__ = ["Learned", "lay_over_clocks"]
@@ -63,6 +66,7 @@ def lay_over_clocks(
     epochs: int,
     iterations: int,
     seed: int,
+    mapped: Mapped = map,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Learned:
     """Run every mechanism's clock for the length of a training.
@@ -77,24 +81,17 @@ def lay_over_clocks(
         Of the training.
     seed
         Of the cell.
+    mapped
+        As in `latencies`.
+    on_progress
+        Told how many clocks of how many are done.
     """
-    cases = [(edge, algorithms, name) for edge in scale.edges for algorithms in ALGORITHMS for name in MECHANISMS]
-    clocks = []
-    for done, (edge_flops, algorithms, name) in enumerate(cases, start=1):
-        clocks.append(
-            run_clock(
-                name,
-                algorithms,
-                devices=devices,
-                edge_flops=edge_flops,
-                scale=scale,
-                seed=seed,
-                iterations=iterations,
-                epochs=epochs,
-                rounds=rounds,
-            )
-        )
-        on_progress(done, len(cases))
+    cases = [(name, algorithms, edge) for edge in scale.edges for algorithms in ALGORITHMS for name in MECHANISMS]
+    one = partial(_clock, devices=devices, scale=scale, seed=seed, iterations=iterations, epochs=epochs, rounds=rounds)
+    clocks: list[Clock] = []
+    for clock in mapped(one, cases):
+        clocks.append(clock)
+        on_progress(len(clocks), len(cases))
     return Learned(
         chain=tuple(chain),
         cloud_only=tuple(cloud_only),
@@ -102,3 +99,8 @@ def lay_over_clocks(
         iterations=iterations,
         epochs=epochs,
     )
+
+
+def _clock(case: tuple[Mechanism, Algorithms, float], **settings: Any) -> Clock:
+    name, algorithms, edge_flops = case
+    return run_clock(name, algorithms, edge_flops=edge_flops, **settings)

@@ -55,7 +55,7 @@ def scct(
     output_folder(output)
     scale = Scale.quick() if quick else Scale()
     first = algorithm1_steps(scale, seed=seed)
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with _pool() as pool:
         with progress("figure 7: edges") as on_progress:
             second = algorithm2_steps(scale, seed=seed, mapped=pool.map, on_progress=on_progress)
         with progress("figure 9: clocks") as on_progress:
@@ -111,7 +111,7 @@ def _learn(scale: Scale, *, seed: int, seeds: int, quick: bool) -> Learned:
     cases = [(kind, number) for kind in kinds for number in range(seed, seed + seeds)]
     with progress("figures 8, 10, 11: trainings") as on_progress:
         curves = train_all(cases, models, settings, on_progress=on_progress)
-    with progress("figures 8, 10, 11: clocks") as on_progress:
+    with _pool() as pool, progress("figures 8, 10, 11: clocks") as on_progress:
         return lay_over_clocks(
             curves[:seeds],
             curves[seeds:],
@@ -121,8 +121,13 @@ def _learn(scale: Scale, *, seed: int, seeds: int, quick: bool) -> Learned:
             epochs=settings.epochs,
             iterations=settings.iterations,
             seed=seed,
+            mapped=pool.map,
             on_progress=on_progress,
         )
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
 
 
 def _print_verdicts(verdicts: Sequence[Verdict]) -> None:

@@ -14,6 +14,8 @@ Wang et al. (SCCT), section IV.A. What it leaves open, and what is wrong with it
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 
 from flwr_splitkd.costs.chain import ChainResources, ChainWorkload, Ints, check_split_points
@@ -84,26 +86,49 @@ class Algorithm1:
         devices = np.arange(len(work_s))
         beta = np.ones(len(work_s), dtype=np.int64)
         alpha = np.full(len(work_s), 1 / len(work_s))
+        columns = times.tolist()
         history: list[float] = []
         for _ in range(self.iterations):
-            before = beta.copy()
-            if self.reset_subcarriers:
-                beta[:] = 1
             edge_s = np.divide(work_s, alpha, out=np.zeros_like(work_s), where=work_s > 0)
-            latency = times[devices, beta - 1] + edge_s
-            for _ in range(spare):
-                slowest = int(latency.argmax())
-                others = max(latency[:slowest].max(initial=0.0), latency[slowest + 1 :].max(initial=0.0))
-                faster = times[slowest, beta[slowest]] + edge_s[slowest]
-                # Everyone else's gain is 0, and of equal gains the first one's is taken.
-                to = slowest if max(others, faster) < latency[slowest] else 0
-                beta[to] += 1
-                latency[to] = times[to, beta[to] - 1] + edge_s[to]
-            if history and np.array_equal(beta, before):
+            start = np.ones_like(beta) if self.reset_subcarriers else beta
+            handed = np.array(_hand_out(columns, edge_s.tolist(), start.tolist(), spare))
+            if history and np.array_equal(handed, beta):
                 # Shares follow from subcarriers alone, so that all further passes end here as well.
                 return alpha, beta, history + history[-1:] * (self.iterations - len(history))
+            beta = handed
             other = times[devices, beta - 1][None]
             best = least_latency_for(work_s[None], other)
             alpha = shares_for(work_s[None], other, best)[0]
             history.append(float(best[0]))
         return alpha, beta, history
+
+
+def _hand_out(times: list[list[float]], edge_s: list[float], beta: list[int], spare: int) -> list[int]:
+    """Lines 4 to 13: one subcarrier after another to whom it helps most, where only the slowest can be helped.
+
+    Plain numbers and a heap, since each step changes one device of many. ``times[n][k - 1]`` are device n's seconds, but for the
+    edge's, with k subcarriers.
+    """
+    latency = [times[n][k - 1] + edge for n, (k, edge) in enumerate(zip(beta, edge_s, strict=True))]
+    slowest_first = [(-seconds, n) for n, seconds in enumerate(latency)]
+    heapq.heapify(slowest_first)
+    for _ in range(spare):
+        _drop_old(slowest_first, latency)
+        slowest = slowest_first[0][1]
+        heapq.heappop(slowest_first)
+        _drop_old(slowest_first, latency)
+        others = -slowest_first[0][0] if slowest_first else 0.0
+        faster = times[slowest][beta[slowest]] + edge_s[slowest]
+        # Where everyone's gain is 0, the first one's is taken.
+        to = slowest if max(others, faster) < latency[slowest] else 0
+        beta[to] += 1
+        latency[to] = times[to][beta[to] - 1] + edge_s[to]
+        for changed in {slowest, to}:
+            heapq.heappush(slowest_first, (-latency[changed], changed))
+    return beta
+
+
+def _drop_old(slowest_first: list[tuple[float, int]], latency: list[float]) -> None:
+    """Remove from the top what is no device's latency any more."""
+    while slowest_first and -slowest_first[0][0] != latency[slowest_first[0][1]]:
+        heapq.heappop(slowest_first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ def test_its_passes_are_the_papers(seed: int, passes: int) -> None:
     allocation = Algorithm1(passes).allocate(work, resources, points)
     assert allocation.subcarriers.tolist() == _as_printed(work, resources, points, passes).tolist()
     assert len(allocation.history_s) == passes
+
+
+@pytest.mark.parametrize("points", [[2, 2, 2, 2], [6, 6, 6, 6], [6, 2, 6, 2]])
+def test_of_devices_that_are_alike_the_first_one_is_served(points: list[int]) -> None:
+    work = chain_workload()
+    resources = replace(chain_resources(np.random.default_rng(0), 4, 19), device_flops=np.full(4, 1e12))
+    resources = replace(resources, channel_gain=np.full(4, 1e-9))
+    allocation = Algorithm1(3).allocate(work, resources, np.array(points))
+    assert allocation.subcarriers.tolist() == _as_printed(work, resources, np.array(points), 3).tolist()
+    assert len(set(allocation.subcarriers.tolist())) > 1
 
 
 def test_shares_are_the_best_for_its_subcarriers() -> None:
