@@ -7,12 +7,9 @@ gets which share of the edge, changes how long a step takes and nothing else.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from flwr_splitkd.data.questions import (
 from flwr_splitkd.data.questions.score import scorer
 from flwr_splitkd.models import PretrainedModel
 from flwr_splitkd.models.serial_adapter import SerialAdapterConfig
+from flwr_splitkd.processes import worker_processes
 from flwr_splitkd.small_chain.curve import Curve, Training
 from flwr_splitkd.small_chain.models import load_tokenizer
 from flwr_splitkd.tiers.cloud import CloudLLM, CloudTask, TaskSettings
@@ -160,7 +158,7 @@ def train_all(
         Told how many trainings of how many are done.
     """
     curves: list[Curve] = []
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _alone) as pool:
+    with worker_processes(_alone) as pool:
         for curve in pool.map(partial(_train, models, settings), cases):
             curves.append(curve)
             on_progress(len(curves), len(cases))

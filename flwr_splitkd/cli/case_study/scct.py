@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +12,7 @@ import typer
 
 from flwr_splitkd.cli.case_study.output import need_matplotlib, output_folder, progress, write
 from flwr_splitkd.errors import ConfigError
+from flwr_splitkd.processes import worker_processes
 
 if TYPE_CHECKING:
     from flwr_splitkd.case_studies.scct.claims import Verdict
@@ -55,7 +53,7 @@ def scct(
     output_folder(output)
     scale = Scale.quick() if quick else Scale()
     first = algorithm1_steps(scale, seed=seed)
-    with _pool() as pool:
+    with worker_processes() as pool:
         with progress("figure 7: edges") as on_progress:
             second = algorithm2_steps(scale, seed=seed, mapped=pool.map, on_progress=on_progress)
         with progress("figure 9: clocks") as on_progress:
@@ -111,7 +109,7 @@ def _learn(scale: Scale, *, seed: int, seeds: int, quick: bool) -> Learned:
     cases = [(kind, number) for kind in kinds for number in range(seed, seed + seeds)]
     with progress("figures 8, 10, 11: trainings") as on_progress:
         curves = train_all(cases, models, settings, on_progress=on_progress)
-    with _pool() as pool, progress("figures 8, 10, 11: clocks") as on_progress:
+    with worker_processes() as pool, progress("figures 8, 10, 11: clocks") as on_progress:
         return lay_over_clocks(
             curves[:seeds],
             curves[seeds:],
@@ -124,10 +122,6 @@ def _learn(scale: Scale, *, seed: int, seeds: int, quick: bool) -> Learned:
             mapped=pool.map,
             on_progress=on_progress,
         )
-
-
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
 
 
 def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
