@@ -93,6 +93,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4, help="samples in a step (4)")
     parser.add_argument("--sequence-length", type=int, default=128, help="tokens in a sample (128)")
     parser.add_argument("--steps", type=int, default=2, help="(2)")
+    parser.add_argument("--num-microbatches", type=int, default=1, help="parts of a batch (1)")
+    parser.add_argument("--pipeline-depth", type=int, default=1, help="parts that are under way at once (1)")
     parser.add_argument(
         "--first-visit", action="store_true", help="measure turns without moments to begin with as well"
     )
