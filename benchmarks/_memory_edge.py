@@ -9,7 +9,7 @@ noise, which no byte of the device's memory depends on.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import torch
 from _memory_models import TEACHER_WIDTH, VOCABULARY, build_student, state_like
-from torch import Tensor
+from torch import Tensor, nn
 
 from flwr_splitkd.models import build_skeleton
 from flwr_splitkd.split import find_layout
@@ -57,7 +57,13 @@ class HandIn:
 
 @contextmanager
 def serve_turn(
-    *, cut: int, moments: bool, num_microbatches: int = 1, pipeline_depth: int = 1
+    *,
+    cut: int,
+    moments: bool,
+    num_microbatches: int = 1,
+    pipeline_depth: int = 1,
+    student: Callable[[], nn.Module] | None = None,
+    teacher_embedding: tuple[int, int] | None = None,
 ) -> Iterator[tuple[str, HandIn]]:
     """Listen for one device on a free port of the loopback interface; yield the address and what came of the turn.
 
@@ -69,13 +75,17 @@ def serve_turn(
         Whether another device has trained its layers before, so that AdamW's moments travel with them.
     num_microbatches, pipeline_depth
         Parts of a batch, and how many of them may be without an answer.
+    student
+        Builds it; Llama-3.2-1B's shape when None.
+    teacher_embedding
+        Rows and width of the teacher's embedding; Llama-3.2-3B's when None.
     """
+    embedding = teacher_embedding or (VOCABULARY, TEACHER_WIDTH)
+    plan = _plan(student or build_student, embedding, cut, moments, num_microbatches, pipeline_depth)
     handed = HandIn()
     limits = Limits()
     server = grpc.server(ThreadPoolExecutor(max_workers=2), options=channel_options(limits))
-    pb_grpc.add_DataPlaneServicer_to_server(
-        _Edge(_plan(cut, moments, num_microbatches, pipeline_depth), handed), server
-    )  # type: ignore[no-untyped-call]
+    pb_grpc.add_DataPlaneServicer_to_server(_Edge(plan, handed), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -85,10 +95,15 @@ def serve_turn(
 
 
 def _plan(
-    cut: int, with_moments: bool, num_microbatches: int, pipeline_depth: int
+    student: Callable[[], nn.Module],
+    teacher_embedding: tuple[int, int],
+    cut: int,
+    with_moments: bool,
+    num_microbatches: int,
+    pipeline_depth: int,
 ) -> tuple[pb.Begin, dict[str, Tensor]]:
     """Begin as an edge sends it, and the tensors of its units."""
-    skeleton = build_skeleton(build_student)
+    skeleton = build_skeleton(student)
     layout = find_layout(skeleton)
     state = state_like(skeleton.state_dict())
     names = versioned_units(skeleton, layout)
@@ -122,7 +137,7 @@ def _plan(
         begin.units.add(unit=unit, version="0")
         tensors.update({f"{unit}|{name}": tensor for name, tensor in pack(weights, moments).items()})
     begin.units.add(unit=TEACHER_UNIT, version="0")
-    tensors[f"{TEACHER_UNIT}|weight/embedding"] = torch.full((VOCABULARY, TEACHER_WIDTH), 0.01)
+    tensors[f"{TEACHER_UNIT}|weight/embedding"] = torch.full(teacher_embedding, 0.01)
     return begin, tensors
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,13 @@ def memory(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}; expected a Linux kernel.")
 
 
+def _batches(job: Job, model: Any) -> list[dict[str, torch.Tensor]]:
+    return batches(job["steps"], job["batch_size"], job["sequence_length"], model.config.vocab_size)
+
+
 def run_device(job: Job, folder: Path) -> Answer:
     """Take one turn."""
-    model = build_skeleton(build_student)
+    model = build_skeleton(partial(build_student, name=job["student"]) if "student" in job else build_student)
     layout = find_layout(model)
     hello = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -75,7 +80,7 @@ def run_device(job: Job, folder: Path) -> Answer:
         student=fingerprint_to_wire(fingerprint(model, layout)),
         codecs=supported_codecs(),
     )
-    data = DeviceData(batches(job["steps"], job["batch_size"], job["sequence_length"]))
+    data = DeviceData(_batches(job, model))
     peaks = Peaks()
     with connect(job["address"], hello) as link:
         send = link.send
@@ -148,7 +153,7 @@ def run_whole(job: Job, folder: Path) -> Answer:
     peaks = Peaks()
     peaks.end("build")
     optimizer = OptimizerSettings().build(p for p in model.parameters() if p.requires_grad)
-    for batch in batches(job["steps"], job["batch_size"], job["sequence_length"]):
+    for batch in _batches(job, model):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -9,6 +9,9 @@ The other side is an edge that keeps nothing (`_memory_edge.py`), since device a
 an ordinary machine. ``--real-edge CUT`` measures a cut against the real one too, whose blocks above the cut are frozen. Beside them
 the whole model, trained unsplit on the same batches; where it does not fit into ``--limit-gib``, two models of fewer blocks and the
 straight line through them, which says so.
+
+``--student`` and ``--teacher`` take another pair of the sizing tables (docs/how-to/operations.md), whose rows are compared with the
+whole process then, the base included. Of the teacher a device has the embedding alone.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 from _memory_edge import serve_turn
+from _memory_models import STUDENTS, build_student
 from _report import Row, report
 from rich.table import Table
 
@@ -31,6 +36,7 @@ from flwr_splitkd.costs import RUNTIME_BYTES, DeviceMemory, Workload, device_mem
 
 _GIB = float(1 << 30)
 BOUND = 0.25
+STUDENT, TEACHER = "llama-3.2-1b", "llama-3.2-3b"
 NUM_BLOCKS = 16
 # Where the whole model has no room: two sizes that have, for a line.
 FEWER_BLOCKS = (4, 8)
@@ -47,7 +53,7 @@ def main() -> None:
         pipeline_depth=arguments.pipeline_depth,
         runtime_bytes=RUNTIME_BYTES,
     )
-    predicted = device_memory(named_shape("llama-3.2-1b"), named_shape("llama-3.2-3b"), workload)
+    predicted = device_memory(named_shape(arguments.student), named_shape(arguments.teacher), workload)
     rows, phases, found = [], _phases_table(), []
     for cut in arguments.cuts:
         for moments in (False, True) if arguments.first_visit else (True,):
@@ -69,22 +75,26 @@ def main() -> None:
     notes += [
         f"Bound: predicted within {BOUND:.0%} of measured, without the process's own base: "
         + (f"MISSED at {', '.join(missed)}." if missed else "met everywhere."),
-        f"float32, {arguments.batch_size} x {arguments.sequence_length} tokens in "
+        f"{arguments.student} < {arguments.teacher}, float32, {arguments.batch_size} x {arguments.sequence_length} tokens in "
         f"{arguments.num_microbatches} parts, {arguments.pipeline_depth} at once, {arguments.steps} steps, one thread; base after "
         f"the imports {min(one['base'] for one in found) / 1e6:.0f} to {max(one['base'] for one in found) / 1e6:.0f} MB, "
         f"RUNTIME_BYTES {RUNTIME_BYTES / 1e6:.0f} MB; value: measured, reference: predicted, both less their base.",
     ]
-    tables = [phases, _terms_table(predicted, arguments.cuts)]
+    tables = [phases, _process_table(found, predicted), _terms_table(predicted, arguments.cuts)]
     report("device_memory", rows, tables=tables, notes=notes, json_path=arguments.json, more={"measured": found})
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the rows and every peak to this file as well")
+    parser.add_argument("--student", choices=sorted(STUDENTS), default=STUDENT, help=f"({STUDENT})")
+    parser.add_argument("--teacher", default=TEACHER, help=f"a name of the catalog of `flwr-splitkd plan` ({TEACHER})")
     parser.add_argument("--cuts", type=int, nargs="*", default=[1, 4, 8], help="(1 4 8)")
     parser.add_argument("--batch-size", type=int, default=4, help="samples in a step (4)")
     parser.add_argument("--sequence-length", type=int, default=128, help="tokens in a sample (128)")
     parser.add_argument("--steps", type=int, default=2, help="(2)")
+    parser.add_argument("--num-microbatches", type=int, default=1, help="parts of a batch (1)")
+    parser.add_argument("--pipeline-depth", type=int, default=1, help="parts that are under way at once (1)")
     parser.add_argument(
         "--first-visit", action="store_true", help="measure turns without moments to begin with as well"
     )
@@ -95,7 +105,12 @@ def _arguments() -> argparse.Namespace:
         "--limit-gib", type=float, default=14.0, help="memory that all processes together may take (14)"
     )
     parser.add_argument("--no-whole", action="store_true", help="leave the unsplit model out")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.student, arguments.teacher) != (STUDENT, TEACHER) and not (
+        arguments.no_whole and arguments.real_edge == []
+    ):
+        parser.error(f"another pair than {STUDENT} < {TEACHER} needs --no-whole and --real-edge without cuts")
+    return arguments
 
 
 def _words(moments: bool) -> str:
@@ -145,9 +160,12 @@ def _job(arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 def _device(arguments: argparse.Namespace, cut: int, *, moments: bool) -> dict[str, Any]:
     pipeline = {name: getattr(arguments, name) for name in ("num_microbatches", "pipeline_depth")}
-    with serve_turn(cut=cut, moments=moments, **pipeline) as (address, handed), _process("device") as process:
+    student, teacher = partial(build_student, name=arguments.student), named_shape(arguments.teacher)
+    embedding = (teacher.vocab_size, teacher.embedding_width)
+    serving = serve_turn(cut=cut, moments=moments, student=student, teacher_embedding=embedding, **pipeline)
+    with serving as (address, handed), _process("device") as process:
         base = _hear(process)["base"]
-        _tell(process, _job(arguments, address=address))
+        _tell(process, _job(arguments, address=address, student=arguments.student))
         answer = _hear(process)
     if handed.failures or answer["steps"] != arguments.steps or handed.steps != arguments.steps:
         raise SystemExit(f"The turn at cut {cut} took {answer['steps']} steps: {handed.failures}")
@@ -221,6 +239,18 @@ def _add_phases(table: Table, name: str, one: dict[str, Any], predicted: DeviceM
         cells.append(f"{(one['peaks'][phase] - one['base']) / _GIB:.2f} / {expected / _GIB:.2f}")
     carried = [f"{one[key] / _GIB:.2f}" if key in one else "" for key in ("sent_bytes", "received_bytes")]
     table.add_row(name, *cells, *carried)
+
+
+def _process_table(found: Sequence[dict[str, Any]], predicted: DeviceMemory) -> Table:
+    table = Table(title="the whole process, GB of 1e9 bytes: as in the sizing tables")
+    for heading in ("", "measured", "predicted", "predicted / measured"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for one in found:
+        if "cut" in one:
+            measured, expected = max(one["peaks"].values()), float(predicted.peak[one["cut"] - 1])
+            name = f"cut {one['cut']}, {_words(one['moments'])}" + (", real edge" if "edge" in one else "")
+            table.add_row(name, f"{measured / 1e9:.2f}", f"{expected / 1e9:.2f}", f"{expected / measured:.2f}")
+    return table
 
 
 def _terms_table(predicted: DeviceMemory, cuts: Sequence[int]) -> Table:

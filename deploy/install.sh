@@ -19,8 +19,9 @@ Usage: install.sh --role device|edge|cloud --into FOLDER [options] [SOURCE]
           cuda, cpu     install torch's own build, with or without CUDA: for servers
   --torch-version V     for cuda and cpu (2.13.0)
   --flower VERSION      of Flower, the same on all machines of a federation (1.41.* from Python 3.11 on, 1.30.* on Python 3.10)
-  --extras NAMES        extras of flwr_splitkd, with commas (device and cloud: fast; edge: fast,metrics,report)
-  --python PROGRAM      what the environment is made with (python3)
+  --extras NAMES        extras of flwr_splitkd, with commas, in place of these: fast on a device; fast,prometheus in a cloud;
+                        fast,metrics,prometheus,report on an edge
+  --python PROGRAM      what the environment is made with (python3); one that is there keeps its own
   SOURCE                a clone of the repository, or a wheel (the clone that this script is in)
 
 TORCH_INDEX_URL is where torch comes from with cuda and cpu: https://download.pytorch.org/whl/cpu for cpu, pip's own index for
@@ -50,8 +51,9 @@ while [ $# -gt 0 ]; do
 done
 
 case $role in
-device | cloud) extras=${extras:-fast} ;;
-edge) extras=${extras:-fast,metrics,report} ;;
+device) extras=${extras:-fast} ;;
+edge) extras=${extras:-fast,metrics,prometheus,report} ;;
+cloud) extras=${extras:-fast,prometheus} ;;
 *) die "--role is '$role'; expected device, edge or cloud" ;;
 esac
 case $torch in
@@ -61,6 +63,7 @@ esac
 [ -n "$into" ] || die "--into is missing; expected a folder for the virtual environment, such as /opt/flwr_splitkd"
 [ -e "$source" ] || die "the source '$source' is not there; expected a clone of the repository, or a wheel"
 
+[ ! -x "$into/bin/python" ] || python=$into/bin/python
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || die "'$python' cannot be run"
 case $version in
 3.[0-9] | 2.*)
@@ -68,6 +71,11 @@ case $version in
     ;;
 3.10) newest='1.30.*' ;; # the last one for it
 *) newest='1.41.*' ;;
+esac
+case $version:$flower in
+3.10:1.3[1-9]* | 3.10:1.[4-9][0-9]*)
+    die "Flower $flower needs Python 3.11, and $python is Python 3.10; expected 1.30.*, then on all machines of the federation"
+    ;;
 esac
 if [ -z "$flower" ]; then
     flower=$newest
@@ -119,8 +127,9 @@ if [ ! -x "$into/bin/python" ]; then
     "$python" -c 'import ensurepip' 2>/dev/null || options+=(--without-pip)
     "$python" -m venv ${options[@]+"${options[@]}"} "$into"
 fi
-"$into/bin/python" -m pip --version >/dev/null 2>&1 ||
-    die "there is no pip in $into or in $python's packages; install python3-venv or python3-pip first"
+# The second: an environment that was made before python3-venv was there.
+"$into/bin/python" -m pip --version >/dev/null 2>&1 || "$into/bin/python" -m ensurepip --default-pip >/dev/null 2>&1 ||
+    die "there is no pip in $into or in $python's packages; install python3-venv or python3-pip, and run this again"
 
 # NVIDIA's images since 25.03 hold hundreds of packages at the versions that they were made with, by PIP_CONSTRAINT. Some are older
 # than what transformers needs, and pip would refuse everything. What must not change is held below, by name.

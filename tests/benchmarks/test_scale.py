@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import _memory_edge
 import _memory_models
 import _memory_worker
+import device_memory
 from scale import line, overheads_s
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from flwr_splitkd.costs import named_shape, shape_from_config
 from flwr_splitkd.models import set_tied_embeddings
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -38,6 +41,21 @@ def test_a_step_within_a_run_shows_in_the_spread() -> None:
 def test_overhead_is_what_passes_between_two_ends_less_what_was_computed() -> None:
     ends = [{"at_s": 1.0, "compute_s": 0.5}, {"at_s": 3.0, "compute_s": 0.5}, {"at_s": 3.5, "compute_s": 0.25}]
     assert overheads_s(ends) == [1.5, 0.25]
+
+
+def test_the_benchmark_of_memory_has_every_option_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = set(re.findall(r"arguments\.(\w+)", (BENCHMARKS / "device_memory.py").read_text(encoding="utf-8")))
+    monkeypatch.setattr(sys, "argv", ["device_memory.py"])
+    assert read and read <= set(vars(device_memory._arguments()))
+
+
+def test_the_students_are_those_of_the_catalog() -> None:
+    """What is measured is what is predicted."""
+    for name, config in _memory_models.STUDENTS.items():
+        shape = named_shape(name)
+        read = shape_from_config(config().to_dict(), name=name)
+        assert (read.block_parameters == shape.block_parameters).all()
+        assert (read.embedding_parameters, read.vocab_size) == (shape.embedding_parameters, shape.vocab_size)
 
 
 def test_a_turn_beside_the_edge_that_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

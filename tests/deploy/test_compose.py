@@ -112,7 +112,8 @@ def test_gpus_are_an_option() -> None:
         assert set(extra) == {service}
         (device,) = extra[service]["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-        assert extra[service]["build"]["args"] == {"MACHINE": "cuda"}
+        # Nothing, as in .env, is pip's own index: what install.sh takes by itself for CUDA, and for CUDA alone.
+        assert extra[service]["build"]["args"] == {"MACHINE": "cuda", "TORCH_INDEX_URL": "${TORCH_INDEX_URL:-}"}
     for service in merged("compose.yaml", "compose.chain.yaml").values():
         assert "deploy" not in service and "runtime" not in service
 

@@ -14,7 +14,7 @@ from import_graph import ROOT
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "Dockerfile"
-MACHINES = {"jetpack6", "jetpack7", "cuda", "cpu"}
+MACHINES = {"jetpack6", "jetpack6-py310", "jetpack7", "cuda", "cpu"}
 ROLES = {"device", "edge", "cloud"}
 
 
@@ -48,20 +48,21 @@ def test_stages() -> None:
 def test_bases_are_pinned_by_arguments() -> None:
     bases = {name: value for name, _, value in (rest.partition("=") for _, rest in stages()[""])}
     assert bases.pop("MACHINE") in MACHINES
-    assert set(bases) == {"JETPACK6_BASE", "JETPACK7_BASE", "PYTHON_BASE"}
+    assert set(bases) == {"JETPACK6_BASE", "JETPACK6_PY310_BASE", "JETPACK7_BASE", "PYTHON_BASE"}
     for name, image in bases.items():
         tag = image.rpartition(":")[2]
         assert re.match(r"\d+\.\d+-", tag), f"{name} is {image}: a tag that moves"
     for machine in MACHINES:
-        assert re.fullmatch(r"\$\{\w+_BASE\} AS \w+", stages()[machine][0][1])
+        assert re.fullmatch(r"\$\{\w+_BASE\} AS [\w-]+", stages()[machine][0][1])
 
 
 def test_torch_is_the_scripts_business_alone() -> None:
     """A Jetson keeps NVIDIA's, and only servers install one."""
     text = " ".join(rest for word, rest in instructions() if word == "RUN")
     assert "pip" not in text.replace("/root/.cache/pip", "")
-    kinds = {machine: dict(stages()[machine])["ENV"].partition("=")[2] for machine in MACHINES}
-    assert kinds == {"jetpack6": "nvidia", "jetpack7": "nvidia", "cuda": "cuda", "cpu": "cpu"}
+    kinds = {machine: dict(stages()[machine])["ENV"].split()[0].partition("=")[2] for machine in MACHINES}
+    jetsons = dict.fromkeys(("jetpack6", "jetpack6-py310", "jetpack7"), "nvidia")
+    assert kinds == {**jetsons, "cuda": "cuda", "cpu": "cpu"}
 
 
 @pytest.mark.parametrize("role", sorted(ROLES))

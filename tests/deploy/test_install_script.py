@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,18 +36,28 @@ def python_of_version(folder: Path, version: str) -> Path:
     return program(folder / "python", f'[ "$1" = -c ] && echo {version}')
 
 
-def environment_with_torch(folder: Path, version: str, cuda: str | None) -> Path:
-    """A virtual environment whose torch is nothing but its version; pip is that of the running Python."""
-    root = folder / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True, timeout=60)
-    paths = sysconfig.get_paths(vars={"base": str(root), "platbase": str(root)})
-    site = Path(paths["purelib"])
+def stand_in_for_torch(site: Path, version: str, cuda: str | None) -> None:
+    """Nothing but a version, which cannot be loaded: as where an image is built, without a driver."""
     (site / "torch").mkdir(parents=True)
     (site / "torch" / "__init__.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
     (site / "torch" / "version.py").write_text(f"__version__ = {version!r}\ncuda = {cuda!r}\n")
     info = site / f"torch-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    (info / "INSTALLER").write_text("pip\n")
+    (info / "RECORD").write_text("")
+
+
+def environment_with_torch(folder: Path, version: str, cuda: str | None) -> Path:
+    """A virtual environment, written by hand, whose torch is nothing but its version; pip is that of the running Python."""
+    root = folder / "environment"
+    (root / "bin").mkdir(parents=True)
+    base = Path(sys.executable).resolve()
+    (root / "bin" / "python").symlink_to(base)
+    (root / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
+    paths = sysconfig.get_paths(vars={"base": str(root), "platbase": str(root)})
+    site = Path(paths["purelib"])
+    stand_in_for_torch(site, version, cuda)
     pip = next(path for path in map(Path, sys.path) if (path / "pip" / "__main__.py").is_file())
     (site / "pip").symlink_to(pip / "pip")
     return root
@@ -102,6 +113,22 @@ def test_refuses_an_old_python(version: str, tmp_path: Path) -> None:
 def test_names_the_flower_for_a_python(version: str, flower: str, tmp_path: Path) -> None:
     done = install("--role", "device", "--into", tmp_path / "here", "--python", python_of_version(tmp_path, version))
     assert f"Flower {flower}: Python is {version}" in done.stdout
+
+
+@pytest.mark.parametrize("flower", ["1.31.*", "1.41.*"])
+def test_refuses_a_flower_that_a_python_has_not(flower: str, tmp_path: Path) -> None:
+    arguments = ["--role", "device", "--into", tmp_path / "here", "--python", python_of_version(tmp_path, "3.10")]
+    done = install(*arguments, "--flower", flower)
+    assert done.returncode == 1
+    assert f"Flower {flower} needs Python 3.11" in done.stderr and "expected 1.30.*" in done.stderr
+    assert "needs Python" not in install(*arguments, "--flower", "1.30.*").stderr
+
+
+def test_an_environment_keeps_its_own_python(tmp_path: Path) -> None:
+    """Flower's version is that for the Python that is there, not for one that is on the path."""
+    program(tmp_path / "here" / "bin" / "python", '[ "$1" = -c ] && echo 3.10')
+    done = install("--role", "device", "--into", tmp_path / "here", "--python", python_of_version(tmp_path, "3.12"))
+    assert "Flower 1.30.*: Python is 3.10" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -162,6 +189,44 @@ def test_installs_every_role(tmp_path: Path) -> None:
     # With a build that has no CUDA the strict form refuses.
     done = install("--role", "device", "--into", root)
     assert done.returncode == 1 and "has no CUDA" in done.stderr
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize(
+    ("python", "torch", "role", "flower"),
+    [
+        pytest.param("3.10", "2.7.0", "device", "1.30.", id="jetpack6-py310"),
+        pytest.param("3.12", "2.8.0a0+34c6371d24.nv25.6", "device", "1.41.", id="jetpack6"),
+        pytest.param("3.12", "2.11.0a0+0123456789.nv26.3", "device", "1.41.", id="jetpack7"),
+        pytest.param("3.12", "2.13.0", "edge", "1.41.", id="cuda"),
+        pytest.param("3.12", "2.13.0", "cloud", "1.41.", id="cuda-cloud"),
+    ],
+)
+def test_everything_but_torch_beside_the_torch_of_an_image(
+    python: str, torch: str, role: str, flower: str, tmp_path: Path
+) -> None:
+    """With the Python of the image, whose torch is a stand-in: pip finds and installs the rest, and torch and numpy stay.
+
+    The script has to stop where it loads what it installed, since a stand-in cannot be loaded.
+    """
+    found = subprocess.run([ROOT / "scripts" / "find-python.sh", python], capture_output=True, text=True, timeout=60)
+    if found.returncode != 0:
+        pytest.skip(f"there is no Python {python} on this machine")
+    root = tmp_path / "environment"
+    subprocess.run([found.stdout.strip(), "-m", "venv", str(root)], check=True, timeout=120)
+    pip = [str(root / "bin" / "python"), "-m", "pip"]
+    stand_in_for_torch(root / "lib" / f"python{python}" / "site-packages", torch, "12.6")
+    subprocess.run([*pip, "install", "--quiet", "numpy==1.26.*"], check=True, timeout=300)
+    done = install("--role", role, "--into", root, timeout_s=900)
+    state = f"{torch} 12.6 {root}/lib/python{python}/site-packages/torch"
+    assert f"torch before: {state}" in done.stdout and f"torch after:  {state}" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    assert done.returncode != 0 and "libcuda.so.1: cannot open shared object file" in done.stderr
+    listed = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True, timeout=60).stdout
+    assert re.search(r"^numpy==1\.26\.", listed, flags=re.MULTILINE)
+    assert re.search(rf"^flwr=={re.escape(flower)}", listed, flags=re.MULTILINE)
+    assert "flwr_splitkd==" in listed.replace("-", "_") and not re.search(r"^nvidia-", listed, flags=re.MULTILINE)
 
 
 def torch_of(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the operations page and deploy/README.md name exists: files, commands and their options, run config, ports."""
+"""What the pages for whoever operates it name exists: files, commands and their options, run config, ports."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ else:
 OPERATIONS = ROOT / "docs" / "how-to" / "operations.md"
 DEPLOY = ROOT / "deploy" / "README.md"
 PAGES = [OPERATIONS, DEPLOY]
+NEIGHBOURS = [ROOT / "docs" / "how-to" / name for name in ("deployment.md", "doctor.md", "metrics.md")]
 
 
 def text(page: Path) -> str:
@@ -36,13 +37,18 @@ def commands(page: Path) -> list[str]:
     return [line.partition("  #")[0].strip() for block in joined for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *NEIGHBOURS], ids=lambda page: page.name)
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert not re.findall(r"@@|TODO|FIXME|XXX", text(page))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NEIGHBOURS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text(page)):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *NEIGHBOURS], ids=lambda page: page.name)
 def test_anchors(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", text(page)):
         other = (page.parent / target) if target else page
@@ -59,7 +65,7 @@ def test_files_of_this_repository(page: Path) -> None:
         assert list(ROOT.glob(name.rstrip("/"))), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *NEIGHBOURS[:2]], ids=lambda page: page.name)
 def test_our_own_commands(page: Path) -> None:
     known: Any = typer.main.get_command(app)
     used = re.findall(r"flwr-splitkd ([a-z][\w-]*)([^\n`|;]*)", text(page))
@@ -104,6 +110,14 @@ def test_ports_of_the_firewall_table() -> None:
     nginx = text(ROOT / "deploy" / "fleet-only.nginx.conf")
     assert re.findall(r"listen (\d+)", nginx) == ["8443"] and "| 8443" in table
     assert "location /v1/fleet/ {" in nginx and "return 404;" in nginx
+
+
+def test_an_environment_in_use_is_a_link() -> None:
+    """A virtual environment cannot be moved, so that an update is another folder: no unit's path is installed into."""
+    for page in PAGES:
+        folders = re.findall(r"(?:--into|-m venv) (/opt/\S+)", "\n".join(commands(page)))
+        assert folders and all(re.fullmatch(r"/opt/flwr_splitkd\.\d", folder) for folder in folders), page.name
+        assert "ln -sfn flwr_splitkd.1 /opt/flwr_splitkd" in text(page)
 
 
 def test_the_version_of_the_protocol() -> None:

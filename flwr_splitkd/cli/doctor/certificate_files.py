@@ -206,12 +206,20 @@ def _check_supernode_key(path: Path) -> Iterator[Finding]:
 
 def _check_mode(path: Path) -> Finding:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        status = path.stat()
     except OSError as error:
         return skipped(f"mode of {path}", f"not known: {error.strerror}")
+    mode = stat.S_IMODE(status.st_mode)
     name, seen, remedy = f"mode of {path}", f"{mode:04o}", f"chmod 600 {path}"
     if mode & stat.S_IRWXO:
         return wrong(name, f"{seen}: others than its owner and group may use it", expected="0600", remedy=remedy)
+    if mode & stat.S_IRWXG == stat.S_IRGRP and status.st_uid == 0 and status.st_gid != 0:
+        # As the systemd units have it (docs/how-to/operations.md): the service can read its key, and cannot replace it.
+        return ok(
+            name,
+            f"{seen}, root's, readable by the group {status.st_gid}",
+            "0600, or root's and readable by a service's group",
+        )
     if mode & stat.S_IRWXG:
         return warning(name, f"{seen}: its group may use it", expected="0600", remedy=remedy)
     return ok(name, seen, "0600")

@@ -204,7 +204,7 @@ def _certificates(options: Options) -> Iterator[Finding]:
     folder, certificate, private_key = options.certificates, options.certificate, options.private_key
     keys: tuple[Path, ...] = ()
     if folder is not None and options.role == "device":
-        keys = tuple(sorted(folder.glob("supernode-*.key")))
+        keys = tuple(sorted(folder.glob("supernode*.key")))
     elif folder is not None:
         made = tls_files(folder)
         certificate, private_key = certificate or Path(made.certificate), private_key or Path(made.private_key)

@@ -185,8 +185,9 @@ def _check_requirement(requirement: Requirement, path: Sequence[str]) -> Finding
             name,
             version,
             expected=bound,
-            remedy="It is new enough, but a pre-release for pip, which would replace it: install this package with "
-            "`pip install --no-deps`, and what else it needs by hand.",
+            remedy=f"It was built on the way to {_release(version)}, and may lack what came last; for pip it is older, and "
+            "deploy/install.sh refuses it. Better a newer image or wheel of NVIDIA's; else `pip install --no-deps`, and what else "
+            "is needed by hand.",
         )
     return wrong(name, version, expected=bound, remedy=how)
 

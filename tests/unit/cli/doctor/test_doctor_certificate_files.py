@@ -135,6 +135,15 @@ def test_who_may_read_the_key(mode: int, status: Status, folder: Path) -> None:
     assert found.remedy == ("" if status is Status.OK else f"chmod 600 {folder}/server.key")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize(("mode", "status"), [(0o640, Status.OK), (0o660, Status.WARNING), (0o644, Status.WRONG)])
+def test_a_key_of_root_s_that_a_service_reads(mode: int, status: Status, folder: Path) -> None:
+    """As docs/how-to/operations.md installs it; `chmod 600` would take it from the service."""
+    os.chown(folder / "server.key", 0, 12345)
+    (folder / "server.key").chmod(mode)
+    assert look(folder)["mode of server.key"].status is status
+
+
 def test_files_that_are_missing_or_something_else(folder: Path) -> None:
     (folder / "server.key").unlink()
     (folder / "server.pem").write_text("no certificate")

@@ -161,6 +161,20 @@ def test_an_expired_certificate(
     assert "make new ones: flwr-splitkd certificates FOLDER --host NAME --force" in said
 
 
+@pytest.mark.parametrize("name", ["supernode.key", "supernode-3.key"])
+def test_a_device_s_key_as_it_is_made_and_as_it_is_installed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_new(tmp_path / "made", make_certificates(hosts=["localhost"], supernodes=1, days=90))
+    folder = tmp_path / "certs"
+    folder.mkdir()
+    for here, there in (("ca.crt", "ca.crt"), ("supernode-0.key", name)):
+        (folder / there).write_bytes((tmp_path / "made" / here).read_bytes())
+    (folder / name).chmod(0o644)
+    arguments = ("--role", "device", "--only", "certificates", "--certificates", folder)
+    assert f"chmod 600 {folder}/{name}" in read(monkeypatch, capsys, 1, *arguments)
+
+
 def test_a_closed_port(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
     said = read(monkeypatch, capsys, 1, "--role", "device", "--only", "ports", "--edge", f"127.0.0.1:{port}")
