@@ -19,7 +19,8 @@ Usage: install.sh --role device|edge|cloud --into FOLDER [options] [SOURCE]
           cuda, cpu     install torch's own build, with or without CUDA: for servers
   --torch-version V     for cuda and cpu (2.13.0)
   --flower VERSION      of Flower, the same on all machines of a federation (1.41.* from Python 3.11 on, 1.30.* on Python 3.10)
-  --extras NAMES        extras of flwr_splitkd, with commas (device and cloud: fast; edge: fast,metrics,report)
+  --extras NAMES        extras of flwr_splitkd, with commas (device: fast; cloud: fast,prometheus; edge:
+                        fast,metrics,prometheus,report)
   --python PROGRAM      what the environment is made with (python3)
   SOURCE                a clone of the repository, or a wheel (the clone that this script is in)
 
@@ -50,8 +51,9 @@ while [ $# -gt 0 ]; do
 done
 
 case $role in
-device | cloud) extras=${extras:-fast} ;;
-edge) extras=${extras:-fast,metrics,report} ;;
+device) extras=${extras:-fast} ;;
+cloud) extras=${extras:-fast,prometheus} ;;
+edge) extras=${extras:-fast,metrics,prometheus,report} ;;
 *) die "--role is '$role'; expected device, edge or cloud" ;;
 esac
 case $torch in
