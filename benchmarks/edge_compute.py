@@ -164,13 +164,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small models and 2 pairs: to see whether it runs")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.layers, arguments.teacher_layers, arguments.width, arguments.repeats = CUT + 1, 1, 128, 2
+        arguments.layers, arguments.teacher_layers, arguments.width, arguments.repeats = CUT + 1, 2, 128, 2
     if arguments.width < HEAD_WIDTH or arguments.width % HEAD_WIDTH:
         parser.error(f"--width is {arguments.width}; expected a multiple of {HEAD_WIDTH}")
     if arguments.layers <= CUT:
         parser.error(f"--layers is {arguments.layers}; expected more than {CUT}, which are on the device")
-    if min(arguments.repeats, arguments.teacher_layers) < 1:
-        parser.error("--repeats and --teacher-layers have to be at least 1")
+    if arguments.teacher_layers < 2 or arguments.repeats < 1:
+        parser.error(
+            f"--teacher-layers is {arguments.teacher_layers} and --repeats {arguments.repeats}; expected at least 2 and 1"
+        )
     return arguments
 
 
