@@ -2,7 +2,8 @@
 
 One micro-batch after another as a turn computes them on the edge, without devices and without a wire: the teacher, the student's
 half forward and backward with the distillation loss, and an optimiser step. Each row has one option and, in alternation, none; the
-ratio is that of a step's seconds, and the notes say what rounding otherwise has made of the loss after as many steps.
+ratio is that of a step's seconds. The notes say how long the first step took, which is when torch compiles, and what rounding
+otherwise has made of the loss after as many steps.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +26,8 @@ from flwr_splitkd.tiers.edge.teacher import TeacherData
 from flwr_splitkd.tiers.optimizer import OptimizerSettings
 
 CUT = 2
+HEAD_WIDTH = 64
+STUDENT_SEED, TEACHER_SEED = 0, 1
 OPTIONS = {
     "bfloat16": EdgeCompute(autocast="bfloat16"),
     "compiled blocks": EdgeCompute(compile=True),
@@ -45,8 +46,8 @@ def main() -> None:
         plain, faster = EdgeStep(EdgeCompute(), arguments), EdgeStep(compute, arguments)
         first_s = _seconds(faster, arguments)
         _seconds(plain, arguments)
-        for _ in range(2):  # caches, and what the compiler found out late
-            faster(), plain()
+        for _ in range(2):  # caches, and what the compiler found out late; timed too, so that a GPU is done with them
+            _seconds(faster, arguments), _seconds(plain, arguments)
         pairs = [(_seconds(faster, arguments), _seconds(plain, arguments)) for _ in range(arguments.repeats)]
         ratios = [ours / reference for ours, reference in pairs]
         rows.append(
@@ -72,18 +73,17 @@ class EdgeStep:
 
     def __init__(self, compute: EdgeCompute, arguments: argparse.Namespace) -> None:
         self.device = torch.device(arguments.device)
-        build = partial(_llama, arguments)
-        layout, ids = find_layout(build(arguments.layers)), _token_ids(arguments)
+        student, ids = _llama(arguments, arguments.layers, STUDENT_SEED), _token_ids(arguments)
+        layout = find_layout(student)
         with torch.no_grad():
-            device_half = DeviceHalf(build(arguments.layers), CUT, layout)
+            device_half = DeviceHalf(_llama(arguments, arguments.layers, STUDENT_SEED), CUT, layout)
             beside = {
                 name: tensor.to(self.device) for name, tensor in device_half.edge_inputs({"input_ids": ids}).items()
             }
             self._smashed = device_half({"input_ids": ids}).to(self.device)
-        student = build(arguments.layers).to(self.device)
-        self._teacher = EdgeTeacher(
-            build(arguments.teacher_layers), has_head=True, compute_device=self.device, compute=compute
-        )
+        student.to(self.device)
+        teacher = _llama(arguments, arguments.teacher_layers, TEACHER_SEED)
+        self._teacher = EdgeTeacher(teacher, has_head=True, compute_device=self.device, compute=compute)
         embedded = torch.nn.functional.embedding(ids, self._teacher.units["teacher"]["weight/embedding"].cpu())
         self._teacher_data = TeacherData(embedded.to(self.device), beside)
         compute.prepare(student, layout)
@@ -112,7 +112,7 @@ class EdgeStep:
         return float(self._loss)
 
 
-def _seconds(step: Callable[[], None], arguments: argparse.Namespace) -> float:
+def _seconds(step: EdgeStep, arguments: argparse.Namespace) -> float:
     started_s = time.perf_counter()
     step()
     if arguments.device.startswith("cuda"):
@@ -120,17 +120,15 @@ def _seconds(step: Callable[[], None], arguments: argparse.Namespace) -> float:
     return time.perf_counter() - started_s
 
 
-def _llama(arguments: argparse.Namespace, layers: int) -> LlamaForCausalLM:
-    torch.manual_seed(layers)
-    heads = arguments.width // 64
+def _llama(arguments: argparse.Namespace, layers: int, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=arguments.vocab,
             hidden_size=arguments.width,
             intermediate_size=4 * arguments.width,
             num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=max(heads // 4, 1),
+            num_attention_heads=arguments.width // HEAD_WIDTH,
             max_position_embeddings=arguments.sequence_length,
         )
     )
@@ -166,7 +164,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small models and 2 pairs: to see whether it runs")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.layers, arguments.teacher_layers, arguments.width, arguments.repeats = 3, 3, 128, 2
+        arguments.layers, arguments.teacher_layers, arguments.width, arguments.repeats = CUT + 1, 2, 128, 2
+    if arguments.width < HEAD_WIDTH or arguments.width % HEAD_WIDTH:
+        parser.error(f"--width is {arguments.width}; expected a multiple of {HEAD_WIDTH}")
+    if arguments.layers <= CUT:
+        parser.error(f"--layers is {arguments.layers}; expected more than {CUT}, which are on the device")
+    if arguments.teacher_layers < 2 or arguments.repeats < 1:
+        parser.error(
+            f"--teacher-layers is {arguments.teacher_layers} and --repeats {arguments.repeats}; expected at least 2 and 1"
+        )
     return arguments
 
 

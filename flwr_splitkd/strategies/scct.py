@@ -355,9 +355,11 @@ class SCCT(Strategy):
             error = raised
             raise
         finally:
-            self._edge.close()
-            self._edge = None
-            callbacks.tell("on_end", error)
+            try:
+                self._edge.close()
+            finally:
+                self._edge = None
+                callbacks.tell("on_end", error)
         log(INFO, "Finished in %.1f s; everything is in %s", time.monotonic() - started_s, folder.path)
         return result
 

@@ -476,9 +476,11 @@ class SplitKD(Strategy):
             error = raised
             raise
         finally:
-            self._edge.close()
-            self._edge = None
-            callbacks.tell("on_end", error)
+            try:
+                self._edge.close()
+            finally:
+                self._edge = None
+                callbacks.tell("on_end", error)
         console.log_end(result, time.monotonic() - started_s)
         return result
 

@@ -187,7 +187,8 @@ class CloudServer:
             same = new.place is not None and session.place == new.place
             if same:
                 if not session.link.done:
-                    self.tally.fault(RESTARTED)
+                    same_process = session.hello.link_id == new.hello.link_id
+                    self.tally.fault(RESUMED if same_process else RESTARTED)
                 session.link.give_up(handshake.place_taken(new.edge, new.task))
             if same or session.link.done:
                 del self._sessions[session_id]

@@ -162,6 +162,8 @@ def test_installs_every_role(tmp_path: Path) -> None:
     done = install("--role", "edge", "--torch", "cpu", "--into", root, timeout_s=900, TORCH_INDEX_URL="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (root / "bin" / "flower-superlink").exists()
+    for package in ("isal", "matplotlib", "prometheus_client", "torchmetrics"):
+        subprocess.run([root / "bin" / "python", "-I", "-c", f"import {package}"], check=True, timeout=120)
     first = torch_of(root)
     assert f"torch after:  {first}" in done.stdout
 

@@ -255,8 +255,10 @@ class RunMetrics:
 
     def _add_stages(self, seconds: Mapping[tuple[str, str], float]) -> None:
         for labels, value in seconds.items():
-            # Where micro-batches are in flight stages overlap, and what no stage explains is then less than nothing.
-            self._stages.labels(*labels).inc(max(value, 0.0))
+            # Where micro-batches are in flight stages overlap, and what no stage explains is then less than nothing. One NaN, such
+            # as a cloud may claim, would stay in the sum.
+            if 0 < value < math.inf:
+                self._stages.labels(*labels).inc(value)
 
     def _energy(self, costs: Mapping[str, Any]) -> None:
         """Add what is known; of what is not there is no series, rather than one of zeros."""

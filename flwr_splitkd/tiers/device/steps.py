@@ -116,8 +116,22 @@ class Steps:
         self.waited_s = 0.0
         self._exchange_s = math.inf
 
+    def ready(self, step: Step) -> Step:
+        """The same step with its inputs checked and where the half is; its labels stay here, and are sent as they are.
+
+        Raises
+        ------
+        DataError
+            If the student has no entry for a token.
+        """
+        placed = []
+        for inputs, labels in step.microbatches:
+            check_token_ids(inputs, self._half.model)
+            placed.append(({name: tensor.to(self._device) for name, tensor in inputs.items()}, labels))
+        return Step(placed, step.num_tokens)
+
     def run(self, step: Step, seeds: DropoutSeeds, following: Callable[[], Step | None]) -> Step | None:
-        """Take one step; return the next one, which `following` gives while the edge is at work.
+        """Take one step, which is `ready`; return the next one, too, which `following` gives while the edge is at work.
 
         Raises
         ------
@@ -169,14 +183,12 @@ class Steps:
             num_microbatches=len(step.microbatches),
             step_num_tokens=step.num_tokens,
         )
-        check_token_ids(inputs, self._half.model)
         self._teach(self.next_step, index, inputs)
-        placed = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         with self._span("forward", index):
-            smashed = forward_pass(self._half, placed, training=self._training, model="student")
+            smashed = forward_pass(self._half, inputs, training=self._training, model="student")
         parcels = {"smashed": Parcel(smashed, self._plan.uplink_codec), "labels": Parcel(labels)}
         if self._teacher is None or not self._teacher.has_sent_inputs(self.next_step, index):
-            beside = self._half.edge_inputs(placed)
+            beside = self._half.edge_inputs(inputs)
             parcels.update((f"inputs/{name}", Parcel(tensor)) for name, tensor in beside.items())
         self._outbox.send(header, parcels, partial(self._span, "encode", index))
         return _InFlight(header, smashed, time.monotonic())
@@ -223,10 +235,10 @@ class Steps:
     def _look_ahead(self, following: Callable[[], Step | None]) -> Step | None:
         """Load the next step and send what the teacher needs of it, while the edge is at work on this one."""
         with self._span("load", 0):
-            coming = following()
+            loaded = following()
+            coming = self.ready(loaded) if loaded is not None else None
         if coming is not None:
             for index, (inputs, _) in enumerate(coming.microbatches):
-                check_token_ids(inputs, self._half.model)
                 self._teach(self.next_step + 1, index, inputs)
         return coming
 
@@ -235,9 +247,8 @@ class Steps:
         if self._teacher is None or (step, index) <= self._taught:
             return
         self._taught = step, index
-        placed = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         with self._spans.span("teacher", step, index):
-            parcels = self._teacher(step, index, placed, self._half.edge_inputs(placed))
+            parcels = self._teacher(step, index, inputs, self._half.edge_inputs(inputs))
         self._outbox.send(
             pb.TeacherData(step=step, microbatch=index), parcels, partial(self._spans.span, "encode", step, index)
         )

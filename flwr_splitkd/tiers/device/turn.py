@@ -215,7 +215,8 @@ class _Turn:
                 spans=self._spans,
             )
             left = self._steps_of(data)
-            step = next(left, None)
+            first = next(left, None)
+            step = steps.ready(first) if first is not None else None
             while step is not None:
                 step = steps.run(step, seeds, lambda: next(left, None))
                 if self._is_checkpoint(steps.num_steps):

@@ -162,6 +162,32 @@ def test_the_teacher_is_a_step_ahead(tmp_path: Path, worked: list[tuple[int, int
     assert all(current <= step for step, current in worked)
 
 
+def test_what_was_looked_at_ahead_is_not_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every micro-batch is checked and moved to the half's device once, also where the teacher hears of it before its step."""
+    checked: list[int] = []
+    check = device_steps.check_token_ids
+
+    def count(inputs: Any, student: Any) -> None:
+        checked.append(len(inputs["input_ids"]))
+        check(inputs, student)
+
+    monkeypatch.setattr(device_steps, "check_token_ids", count)
+    for name, teacher in (("taught", llama(20)), ("alone", None)):
+        federation = Federation(tmp_path / name, teacher=teacher, settings=_settings(num_microbatches=2))
+        federation.turn(0, 2, batches(), pipeline_depth=2)
+        assert checked == [4] * 2 * 3, name
+        checked.clear()
+
+
+def test_a_token_that_the_student_lacks_ends_the_turn_first_and_looked_at_ahead(tmp_path: Path) -> None:
+    wrong = {name: tensor.clone() for name, tensor in batches(1)[0].items()}
+    wrong["input_ids"][7, 5] = 40
+    for data in ([wrong], [*batches(1), wrong]):
+        federation = Federation(tmp_path / str(len(data)), settings=_settings(num_microbatches=2))
+        with pytest.raises(DataError, match=r"`input_ids` has 40; expected 0..39"):
+            federation.turn(0, 2, data)
+
+
 def _cache(tmp_path: Path, memory: int = 1 << 20, disk: int = 0) -> TeacherCache:
     return TeacherCache(tmp_path / "teacher-cache", memory_bytes=memory, disk_bytes=disk)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from recorded_runs import device, epoch, turns
 
 pytest.importorskip("prometheus_client")
 
+from prometheus_client.exposition import generate_latest as plain_text
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from test_cloud_metrics import READING
@@ -29,6 +33,7 @@ from import_graph import ROOT
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "splitkd.json").read_text(encoding="utf-8"))
 PAGE = (ROOT / "docs" / "how-to" / "metrics.md").read_text(encoding="utf-8")
 NAME = re.compile(r"\b(?:splitkd|process)_[a-z_]+\b")
+PROMTOOL = shutil.which("promtool")
 SUFFIXES = re.compile(r"_(created|bucket|count|sum)$")
 
 
@@ -127,6 +132,14 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
         for target in panel["targets"]:
             assert set(re.findall(r"\$(\w+)", target["expr"])) <= known, panel["title"]
             assert target["datasource"] == panel["datasource"]
+            assert target["instant"] is not target["range"], panel["title"]
+
+
+@pytest.mark.parametrize("title", ["Run", "Runs for", "Ready", "Edges", "Not durable", "Open connections"])
+def test_what_is_shown_as_of_now_is_of_now(title: str) -> None:
+    """The last of a range of values would go on to be shown of a cloud that is dead, for as long as the range."""
+    (panel,) = (panel for panel in DASHBOARD["panels"] if panel["title"] == title)
+    assert [target["instant"] for target in panel["targets"]] == [True]
 
 
 def test_panels_do_not_overlap() -> None:
@@ -143,3 +156,41 @@ def test_prometheus_reads_where_the_page_and_the_defaults_say() -> None:
     text = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
     assert re.findall(r'targets: \["([^"]*)"\]', text) == ["127.0.0.1:9464", "127.0.0.1:9465"]
     assert "127.0.0.1:9464" in PAGE and "127.0.0.1:9465" in PAGE
+
+
+def test_what_is_installed_for_edge_and_cloud_can_serve_metrics() -> None:
+    script = (ROOT / "deploy" / "install.sh").read_text(encoding="utf-8")
+    extras = dict(re.findall(r"^(\w+)\) extras=\$\{extras:-([\w,]+)\} ;;$", script, re.MULTILINE))
+    assert {role for role, names in extras.items() if "prometheus" in names.split(",")} == {"edge", "cloud"}
+
+
+# ---- Prometheus' own opinion
+
+
+def _promtool(*arguments: str, text: str = "") -> None:
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *arguments], input=text, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not there; Debian's package prometheus has it")
+def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
+    _promtool("check", "config", str(ROOT / "deploy" / "prometheus" / "prometheus.yml"))
+    alerts = PAGE.partition("## Worth an alert")[2].split("```")[1]
+    expressions = [line for line in alerts.splitlines() if line and not line.startswith("#")]
+    assert len(expressions) > 3
+    rules = [{"alert": f"Alert{number}", "expr": expr} for number, expr in enumerate(expressions)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "page", "rules": rules}]}))
+    _promtool("check", "rules", str(tmp_path / "rules.yml"))
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not there; Debian's package prometheus has it")
+@pytest.mark.parametrize("name", ["SplitKD", "SCCT"])
+def test_promtool_finds_the_names_good(name: str) -> None:
+    config = {"strategy": {"name": name, "planner": {"modelled": True}}, "versions": {"flwr": "1"}}
+    metrics = RunMetrics("run", config, max_devices=8)
+    metrics.watch(lambda: LiveReading(sessions=dict.fromkeys(SESSION_STATES, 0), num_steps=1))
+    if name == "SCCT":
+        metrics.epoch(epoch(1, 1))
+        metrics.registry.register(Asked(lambda: cloud_metrics(READING)))
+    _promtool("check", "metrics", text=plain_text(metrics.registry).decode())

@@ -26,12 +26,13 @@ from flwr_splitkd import DistillationLoss, SplitKD
 from flwr_splitkd.callbacks import Callback
 from flwr_splitkd.clients import SplitKDClient
 from flwr_splitkd.clients.job import Identity
-from flwr_splitkd.errors import ConfigError, CutError, DataError
+from flwr_splitkd.errors import ClockError, ConfigError, CutError, DataError
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.report.prometheus import PrometheusEndpoint
 from flwr_splitkd.store import tensor_file
 from flwr_splitkd.strategies import rounds, split_kd
 from flwr_splitkd.strategies.result import TurnRecord
+from flwr_splitkd.tiers.edge import EdgeService
 
 RUN_ID = 77
 
@@ -220,3 +221,17 @@ def test_a_run_that_fails_closes_its_port(tmp_path: Path) -> None:
         run(tmp_path, Threads(tmp_path, devices=1), endpoint, cut=9)
     assert endpoint.address is None
     assert not [thread for thread in threading.enumerate() if thread.name == "splitkd-metrics"]
+
+
+def test_an_edge_that_cannot_be_closed_does_not_keep_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = EdgeService.close
+
+    def refused(edge: EdgeService) -> None:
+        close(edge)
+        raise ClockError("the clock is not put back")
+
+    monkeypatch.setattr(EdgeService, "close", refused)
+    endpoint = PrometheusEndpoint("127.0.0.1:0")
+    with pytest.raises(ClockError):
+        run(tmp_path, Threads(tmp_path, devices=1), endpoint, num_rounds=1)
+    assert endpoint.address is None

@@ -128,6 +128,17 @@ def test_stages_that_overlap_are_never_less_than_nothing(tmp_path: Path) -> None
     assert stages["student", "edge"] == pytest.approx(0.1) and stages["teacher", "edge"] == pytest.approx(0.3)
 
 
+def test_seconds_that_are_no_number_do_not_spoil_the_sum(tmp_path: Path) -> None:
+    """The cloud's are its own word."""
+    with told(tmp_path, CHAIN) as endpoint:
+        for cloud_s in (3.0, math.nan, math.inf, -1.0, 2.0):
+            endpoint.on_device(device(1, 1, "orin", cloud_s=cloud_s))
+        read = Read(endpoint)
+    assert read("stage_seconds_total", where="cloud", stage="compute") == 5.0
+    assert read("stage_seconds_total", where="device", stage="compute") == 5.0
+    assert read("turns_total", mode="train", outcome="completed") == 5
+
+
 def test_faults_of_a_kind_that_nobody_knows(tmp_path: Path) -> None:
     (turn,) = turns(1, ["0"], failing="0")
     with told(tmp_path) as endpoint:

@@ -143,3 +143,13 @@ def test_another_process_of_an_edge(service: CloudService) -> None:
             Edge(second.link).open(pb.TASK_START_CONTINUE)
             reading = after(service, lambda now: now.sessions["qa", "north", "train"] == 1)
             assert reading.faults == {("stream", "restarted"): 1, ("session", "handshake"): 1}
+
+
+def test_the_same_process_of_an_edge_again(service: CloudService) -> None:
+    """Its connection was lost, and the cloud has not noticed yet: nothing was started again."""
+    with dialled(service, link_id="one") as first:
+        first.open()
+        with dialled(service, link_id="one") as second:
+            Edge(second.link).open(pb.TASK_START_CONTINUE)
+            reading = after(service, lambda now: now.sessions["qa", "north", "train"] == 1)
+            assert reading.faults == {("stream", "resumed"): 1, ("session", "handshake"): 1}
