@@ -24,8 +24,8 @@ __all__ = ["OptimalSplitPoints", "optimize_split_points"]
 
 # Changes that are worked out in full at a time, the most promising first, and how many of them may fail in a row.
 _AT_A_TIME, _PATIENCE = 16, 64
-# Up to so many devices times layers every pair of changes is tried.
-_SMALL = 64
+# Up to so many devices times layers every pair of changes is looked at, and so many may fail.
+_SMALL, _SMALL_PATIENCE = 64, 320
 # Devices of about the same speed that one may swap split points with.
 _NEIGHBOURS = 4
 # Lengths of the hand-over that are looked at.
@@ -88,8 +88,9 @@ def optimize_split_points(
     points, value = starts[0]
     history = [value]
     small = draws.num_devices * workload.num_layers <= _SMALL
+    seen: set[bytes] = set()
     for start, _ in starts if small else starts[: draws.num_devices <= _POLISHED]:
-        found, seconds = _polish(objective, start, order)
+        found, seconds = _polish(objective, start, order, seen)
         if seconds < value * (1 - _RELATIVE):
             points, value = found, seconds
             history.append(value)
@@ -205,11 +206,14 @@ def _all_of_few(objective: RoundObjective) -> Ints:
     return sets if len(sets) <= _FEW else none
 
 
-def _polish(objective: RoundObjective, points: Ints, order: Ints) -> tuple[Ints, float]:
-    """Change split points for as long as that helps."""
+def _polish(objective: RoundObjective, points: Ints, order: Ints, seen: set[bytes]) -> tuple[Ints, float]:
+    """Change split points for as long as that helps, or until another start's way, of which `seen` are the steps, goes on from here."""
     values, subcarriers = objective.evaluate(points[None])
     value = float(values[0])
-    while (better := _improve(objective, points, value, subcarriers, order)) is not None:
+    while points.tobytes() not in seen:
+        seen.add(points.tobytes())
+        if (better := _improve(objective, points, value, subcarriers, order)) is None:
+            break
         points, value, subcarriers = better
     return points, value
 
@@ -226,7 +230,7 @@ def _improve(
         return None
     if objective.allocation is None:
         changed = changed[objective.evaluate_with(changed, subcarriers).argsort(kind="stable")]
-    patience = len(changed) if points.size * objective.workload.num_layers <= _SMALL else _PATIENCE
+    patience = _SMALL_PATIENCE if points.size * objective.workload.num_layers <= _SMALL else _PATIENCE
     for first in range(0, min(len(changed), patience), _AT_A_TIME):
         some = changed[first : first + _AT_A_TIME]
         values, used = objective.evaluate(some, subcarriers if objective.allocation is None else None)
