@@ -207,7 +207,7 @@ def _all_of_few(objective: RoundObjective) -> Ints:
 
 
 def _polish(objective: RoundObjective, points: Ints, order: Ints, seen: set[bytes]) -> tuple[Ints, float]:
-    """Change split points for as long as that helps, or until another start's way, of which `seen` are the steps, goes on from here."""
+    """Change split points for as long as that helps, or until another start has been here: `seen`."""
     values, subcarriers = objective.evaluate(points[None])
     value = float(values[0])
     while points.tobytes() not in seen:
