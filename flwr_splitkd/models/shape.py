@@ -225,7 +225,8 @@ def _without_mask(length: int, value: Any) -> Any:
 
 def _storage(tensor: Tensor) -> int:
     """What tells a memory from others, though it has no address."""
-    return tensor.untyped_storage()._cdata
+    storage: int = tensor.untyped_storage()._cdata
+    return storage
 
 
 def _has_experts(block: nn.Module) -> bool:
