@@ -69,7 +69,8 @@ def main() -> None:
 def workload() -> ChainWorkload:
     """Batches of 8 samples of 384 positions, float32."""
     shape = named_shape("roberta-large")
-    arrays = ("block_parameters", "block_flops_per_token", "block_flops_per_pair")
+    flops, kept = ("block_flops_per_token", "block_flops_per_pair"), ("block_kept_per_token", "block_kept_per_pair")
+    arrays = ("block_parameters", *flops, *kept)
     shape = replace(shape, **{name: getattr(shape, name)[:LAYERS] for name in arrays})
     return ChainWorkload.from_shape(shape, batch_size=8, positions=384, iterations_per_epoch=60, epochs=60)
 

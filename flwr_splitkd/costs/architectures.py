@@ -2,7 +2,8 @@
 
 Every part is made of linear layers and norms. A linear layer from a to b has ``a b`` parameters, and b more with a bias; it
 takes ``2 a b`` FLOPs a token. Attention takes ``4 heads head_width`` FLOPs for each pair of tokens: scores, and their product
-with the values; Kaplan et al., "Scaling Laws for Neural Language Models", 2020, table 1, without its approximations.
+with the values; Kaplan et al., "Scaling Laws for Neural Language Models", 2020, table 1, without its approximations. What a block
+keeps for its backward pass is in `flwr_splitkd.costs.kept`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flwr_splitkd.costs.families import FAMILIES, Switch
+from flwr_splitkd.costs.kept import ACTIVATION_VALUES, attention_maps, llama_kept, plain_kept
 from flwr_splitkd.costs.shape import ModelShape
 from flwr_splitkd.errors import ConfigError
 
@@ -38,7 +40,8 @@ def shape_from_config(
 
     Mixture-of-experts blocks have the parameters of all experts and the FLOPs of those that a token goes through. A sliding
     window is counted as full attention, which is what eager attention computes. What a classifier computes once a sample,
-    and the projection of a narrower token embedding, is counted as no FLOPs.
+    and the projection of a narrower token embedding, is counted as no FLOPs. What blocks keep is that of training on a processor,
+    with attention that is one kernel where torch has one, unless a config object asks for eager attention.
 
     Parameters
     ----------
@@ -53,13 +56,14 @@ def shape_from_config(
     Raises
     ------
     ConfigError
-        If the architecture or its head is unknown, or a size is missing or no number.
+        If the architecture or its head is unknown, a size is missing or no number, or a dropout is no probability.
     """
     settings = _Settings(config)
     family = settings.family
     d, layers = settings.size("hidden_size"), settings.size("num_hidden_layers")
     blocks = [_block(settings, index) for index in range(layers)]
     heads, width = _heads(settings)
+    maps = _maps(settings)
     embedding_width = settings.optional(family.embedding_width, d) if family.embedding_width else d
     task = _task(settings, task)
     tied = task != "sequence-classification" and bool(settings.get("tie_word_embeddings"))
@@ -76,6 +80,8 @@ def shape_from_config(
         head_parameters=head.parameters,
         head_flops_per_token=float(head.flops),
         tied=tied,
+        block_kept_per_token=np.array([_kept(settings, i, block.flops) for i, block in enumerate(blocks)]),
+        block_kept_per_pair=np.full(layers, float(maps * heads)),
     )
 
 
@@ -144,6 +150,17 @@ class _Settings:
             )
         return value
 
+    def is_dropped(self, name: str) -> bool:
+        """Whether a dropout drops anything."""
+        value = self.get(name)
+        if value is None:
+            return False
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ConfigError(
+                f"`{self.family.names.get(name, name)}` of the {self.kind} config is {value!r}; expected a number of 0 to 1."
+            )
+        return value > 0
+
     def items(self, name: str) -> Sequence[Any]:
         """A list that may be None, which means an empty one."""
         value = self.get(name)
@@ -175,20 +192,65 @@ def _heads(settings: _Settings) -> tuple[int, int]:
     return heads, width
 
 
-def _block(settings: _Settings, index: int) -> _Part:
-    family, d = settings.family, settings.size("hidden_size")
-    norms = family.block_norms
+def _widths(settings: _Settings) -> tuple[int, int]:
+    """Widths of all queries and of all keys of a token."""
+    heads, width = _heads(settings)
+    return heads * width, settings.optional("num_key_value_heads", heads) * width
+
+
+def _has_qk_norm(settings: _Settings) -> bool:
+    return settings.family.qk_norm != "none" and settings.is_on(settings.family.qk_norm_switch)
+
+
+def _norms(settings: _Settings, index: int) -> int:
+    """Norms in a block that are as wide as the hidden states."""
+    family = settings.family
     if index == 0 and family.first_block_norms is not None:
-        norms = family.first_block_norms
+        return family.first_block_norms
+    return family.block_norms
+
+
+def _block(settings: _Settings, index: int) -> _Part:
+    d = settings.size("hidden_size")
     mlp = _experts(settings, d) if _is_sparse(settings, index) else _mlp(settings, d, _mlp_width(settings, d))
-    return _sum(_attention(settings, d), mlp, *[settings.norm(d)] * norms)
+    return _sum(_attention(settings, d), mlp, *[settings.norm(d)] * _norms(settings, index))
+
+
+def _kept(settings: _Settings, index: int, flops: int) -> float:
+    """Values per token that a block with so many FLOPs per token keeps for its backward pass."""
+    family, d, norms = settings.family, settings.size("hidden_size"), _norms(settings, index)
+    queries, keys = _widths(settings)
+    if _is_sparse(settings, index):
+        mlp = settings.size(family.expert_width) * settings.size("num_experts_per_tok")
+    else:
+        mlp = _mlp_width(settings, d)
+    if family.gated:
+        # A third norm and a fourth come after their parts.
+        kept = float(llama_kept(flops, 4 * queries, d)) + 2 * (norms - 2) * d
+    else:
+        kept = plain_kept(d, queries, keys, mlp, norms)
+    kept += ACTIVATION_VALUES.get(str(settings.get("hidden_act")), 0) * mlp
+    if _has_qk_norm(settings):
+        kept += (2 if family.gated else 1) * (queries + keys)
+    if settings.is_dropped("hidden_dropout"):
+        kept += family.dropouts * d
+    if _maps(settings):
+        kept += 2 * (queries - keys)
+    elif family.rotated_copies:
+        kept += queries + keys
+    return kept
+
+
+def _maps(settings: _Settings) -> int:
+    """Attention maps that a head keeps for its backward pass."""
+    eager = not settings.family.fused_attention or settings.get("_attn_implementation") == "eager"
+    softcap = settings.get("attn_logit_softcapping") is not None
+    return attention_maps(dropout=settings.is_dropped("attention_dropout"), eager=eager, softcap=softcap)
 
 
 def _attention(settings: _Settings, d: int) -> _Part:
     family = settings.family
-    heads, width = _heads(settings)
-    groups = settings.optional("num_key_value_heads", heads)
-    queries, keys = heads * width, groups * width
+    queries, keys = _widths(settings)
     bias = settings.is_on(family.qkv_bias)
     parts = [
         _linear(d, queries, bias=bias),
@@ -196,7 +258,8 @@ def _attention(settings: _Settings, d: int) -> _Part:
         _linear(d, keys, bias=bias),
         _linear(queries, d, bias=settings.is_on(family.output_bias)),
     ]
-    if family.qk_norm != "none" and settings.is_on(family.qk_norm_switch):
+    if _has_qk_norm(settings):
+        _, width = _heads(settings)
         one_head = family.qk_norm == "head"
         parts += [settings.norm(width if one_head else queries), settings.norm(width if one_head else keys)]
     return _sum(*parts)

@@ -38,8 +38,14 @@ class Family:
         Whether they are there.
     qkv_bias, output_bias, mlp_bias
         Biases of the projections of attention and of the MLP.
+    rotated_copies
+        Whether queries and keys are rotated that come out of one projection with the values, so that both forms are kept.
     gated
         Whether the MLP multiplies two projections up, instead of one.
+    dropouts
+        Dropouts in a block, as wide as the hidden states, that the setting ``hidden_dropout`` is for.
+    fused_attention
+        Whether torch computes attention in one kernel where it has one; otherwise it is eager always.
     mlp_ratio
         Width of the MLP over the hidden size, where the config does not give it.
     experts
@@ -85,7 +91,10 @@ class Family:
     qkv_bias: Switch = False
     output_bias: Switch = False
     mlp_bias: Switch = False
+    rotated_copies: bool = False
     gated: bool = True
+    dropouts: int = 0
+    fused_attention: bool = True
     mlp_ratio: int | None = None
     experts: str = ""
     expert_width: str = "intermediate_size"
@@ -121,6 +130,7 @@ def _sizes(
 
 _UNBIASED = {"attention_bias": False, "mlp_bias": False}
 _TIED = {"tie_word_embeddings": True}
+_BERT_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 _LLAMA = Family(
     defaults=_sizes(32000, 4096, 11008, 32, 32, **_UNBIASED),
@@ -136,18 +146,24 @@ _QWEN3 = Family(
     output_bias="attention_bias",
 )
 _GEMMA2 = Family(
-    defaults=_sizes(256000, 2304, 9216, 26, 8, 4, head_dim=256, attention_bias=False) | _TIED,
+    defaults=_sizes(256000, 2304, 9216, 26, 8, 4, head_dim=256, attention_bias=False)
+    | {"attn_logit_softcapping": 50.0}
+    | _TIED,
+    names={"hidden_act": "hidden_activation"},
     block_norms=4,
+    fused_attention=False,
     qkv_bias="attention_bias",
     output_bias="attention_bias",
 )
 _BERT = Family(
-    defaults=_sizes(30522, 768, 3072, 12, 12, max_position_embeddings=512, type_vocab_size=2) | _TIED,
+    defaults=_sizes(30522, 768, 3072, 12, 12, max_position_embeddings=512, type_vocab_size=2) | _BERT_DROPOUT | _TIED,
+    names={"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"},
     norm_bias=True,
     qkv_bias=True,
     output_bias=True,
     mlp_bias=True,
     gated=False,
+    dropouts=2,
     positions="max_position_embeddings",
     token_types=True,
     embedding_norm=True,
@@ -197,12 +213,20 @@ FAMILIES: dict[str, Family] = {
     "gemma": replace(
         _GEMMA2,
         defaults=_sizes(256000, 3072, 24576, 28, 16, 16, head_dim=256, attention_bias=False) | _TIED,
+        names={},
         block_norms=2,
+        fused_attention=True,
     ),
     "gemma2": _GEMMA2,
-    "gemma3_text": replace(_GEMMA2, defaults={**_GEMMA2.defaults, "vocab_size": 262208}, qk_norm="head"),
+    "gemma3_text": replace(
+        _GEMMA2,
+        defaults={**_GEMMA2.defaults, "vocab_size": 262208, "attn_logit_softcapping": None},
+        qk_norm="head",
+        fused_attention=True,
+    ),
     "phi": Family(
-        defaults=_sizes(51200, 2048, 8192, 24, 32, qk_layernorm=False),
+        defaults=_sizes(51200, 2048, 8192, 24, 32, qk_layernorm=False, hidden_act="gelu_new"),
+        names={"hidden_dropout": "resid_pdrop"},
         norm_bias=True,
         block_norms=1,
         qk_norm="head",
@@ -211,16 +235,24 @@ FAMILIES: dict[str, Family] = {
         output_bias=True,
         mlp_bias=True,
         gated=False,
+        dropouts=2,
         vocab_bias=True,
     ),
-    "phi3": Family(defaults=_sizes(32064, 3072, 8192, 32, 32)),
+    "phi3": Family(
+        defaults=_sizes(32064, 3072, 8192, 32, 32),
+        names={"hidden_dropout": "resid_pdrop"},
+        rotated_copies=True,
+        dropouts=2,
+    ),
     "starcoder2": Family(
         defaults=_sizes(49152, 3072, 12288, 30, 24, 2, use_bias=True) | _TIED,
+        names={"hidden_dropout": "residual_dropout"},
         norm_bias=True,
         qkv_bias="use_bias",
         output_bias="use_bias",
         mlp_bias="use_bias",
         gated=False,
+        dropouts=2,
     ),
     "gpt_neox": Family(
         defaults=_sizes(50432, 6144, 24576, 44, 64, attention_bias=True),
@@ -228,10 +260,13 @@ FAMILIES: dict[str, Family] = {
         qkv_bias="attention_bias",
         output_bias="attention_bias",
         mlp_bias=True,
+        rotated_copies=True,
         gated=False,
+        dropouts=2,
     ),
     "gpt2": Family(
         defaults={"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None}
+        | {"activation_function": "gelu_new", "resid_pdrop": 0.1, "attn_pdrop": 0.1}
         | _TIED,
         names={
             "hidden_size": "n_embd",
@@ -239,12 +274,16 @@ FAMILIES: dict[str, Family] = {
             "num_attention_heads": "n_head",
             "intermediate_size": "n_inner",
             "max_position_embeddings": "n_positions",
+            "hidden_act": "activation_function",
+            "hidden_dropout": "resid_pdrop",
+            "attention_dropout": "attn_pdrop",
         },
         norm_bias=True,
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,
         gated=False,
+        dropouts=2,
         mlp_ratio=4,
         positions="max_position_embeddings",
     ),
@@ -255,15 +294,18 @@ FAMILIES: dict[str, Family] = {
             "layer_norm_elementwise_affine": True,
             "do_layer_norm_before": True,
             "_remove_final_layer_norm": False,
+            "activation_function": "relu",
+            "dropout": 0.1,
         }
         | _TIED,
-        names={"intermediate_size": "ffn_dim"},
+        names={"intermediate_size": "ffn_dim", "hidden_act": "activation_function", "hidden_dropout": "dropout"},
         norm_bias=True,
         norm_weights="layer_norm_elementwise_affine",
         qkv_bias="enable_bias",
         output_bias="enable_bias",
         mlp_bias="enable_bias",
         gated=False,
+        dropouts=2,
         positions="max_position_embeddings",
         extra_positions=2,
         embedding_width="word_embed_proj_dim",
@@ -274,6 +316,7 @@ FAMILIES: dict[str, Family] = {
     "electra": replace(
         _BERT,
         defaults=_sizes(30522, 256, 1024, 12, 4, max_position_embeddings=512, type_vocab_size=2, embedding_size=128)
+        | _BERT_DROPOUT
         | _TIED,
         embedding_width="embedding_size",
         projection_bias=True,
@@ -288,6 +331,8 @@ FAMILIES: dict[str, Family] = {
             "n_heads": 12,
             "dim": 768,
             "hidden_dim": 3072,
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
         }
         | _TIED,
         names={
@@ -295,7 +340,10 @@ FAMILIES: dict[str, Family] = {
             "num_hidden_layers": "n_layers",
             "num_attention_heads": "n_heads",
             "intermediate_size": "hidden_dim",
+            "hidden_act": "activation",
+            "hidden_dropout": "dropout",
         },
+        dropouts=1,
         token_types=False,
         spare_bias=False,
     ),
@@ -313,6 +361,10 @@ FAMILIES: dict[str, Family] = {
             classifier_bias=False,
         )
         | _TIED,
+        # One dropout, as wide as the MLP, which is 1.5 times the hidden states: not quite two as wide as these.
+        names={"hidden_act": "hidden_activation", "hidden_dropout": "mlp_dropout"},
+        dropouts=2,
+        rotated_copies=True,
         norm_bias="norm_bias",
         first_block_norms=1,
         qkv_bias="attention_bias",

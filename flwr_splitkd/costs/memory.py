@@ -5,7 +5,8 @@ s trains, k moments for each, b_w bytes a weight and b_a a value:
 
 - held all the time: ``b_w (sum w_i + embedding + teacher) + k b_w (s sum w_i + trained embedding) + runtime``
 - gradients: ``g_i = s b_w w_i``, and the embedding's if it trains
-- activations: ``a_i = n b_a kept_i`` for each micro-batch, ``kept_i = p_i + (p_i - 2 h) / 3 + 6 d``: see `kept_values`
+- activations: ``a_i = n b_a kept_i`` for each micro-batch, ``kept_i = t_i + S m_i``, t_i values a token and m_i a pair of tokens
+  in samples of S tokens: see `kept_values`
 - messages: ``A n (2 d b_a + token_bytes)``, smashed data and their gradient, and ``2 N d_t b_a``: teacher embeddings, as made
   and as sent, of all N tokens of a step, since those of the next step are sent ahead
 - the backward pass: block by block activations go and gradients come. With one micro-batch at once it holds most at
@@ -21,6 +22,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from flwr_splitkd.costs.kept import llama_kept
 from flwr_splitkd.costs.shape import Float, ModelShape
 from flwr_splitkd.costs.workload import Workload
 
@@ -137,7 +139,7 @@ def device_memory(student: ModelShape, teacher: ModelShape | None, workload: Wor
     in_step = workload.step_microbatches
     at_once = min(workload.pipeline_depth, in_step)
     tokens = workload.microbatch_tokens
-    kept = kept_values(student)[:-1] * tokens * workload.activation_bytes
+    kept = kept_values(student, workload.sequence_length)[:-1] * tokens * workload.activation_bytes
     gradients = np.cumsum(trained) + trained_embedding
     each_message = tokens * (2 * student.hidden_size * workload.activation_bytes + workload.token_bytes)
     step_tokens = workload.batch_tokens * workload.gradient_accumulation_steps
@@ -165,25 +167,22 @@ def device_memory(student: ModelShape, teacher: ModelShape | None, workload: Wor
     )
 
 
-def kept_values(shape: ModelShape) -> Float:
-    """Values that each block keeps for its backward pass, per token, without attention maps. Shape ``[L]``.
+def kept_values(shape: ModelShape, sequence_length: int = 0) -> Float:
+    """Values that each block keeps for its backward pass, per token. Shape ``[L]``.
 
-    In a Llama block with queries of width q, keys of width k, and an MLP of width f the backward pass needs the input, the
-    normalised input and the scaled one of two norms (6 d), the queries, keys, values and the output of attention (2 q + 2 k),
-    and of the MLP the gate before and after its activation, the other projection and their product (4 f)::
+    Those that the shape has; without them what a block like Llama's keeps, from its FLOPs: `flwr_splitkd.costs.kept` has the terms.
 
-        kept = p + f + 6 d,    p = 2 q + 2 k + 3 f
-
-    where p is half of the block's FLOPs per token over d, 2 q half of its FLOPs per pair of tokens, and f is taken as
-    ``(p - 2 q) / 3``: keys are narrow where queries share them. Counted on Llama in float32: 24.6 d where this gives 24.7 d.
-    Other blocks differ: a GELU that is made of elementary functions (GPT-2) keeps up to half more, and dropout its masks.
+    Parameters
+    ----------
+    shape
+        The model.
+    sequence_length
+        Tokens in a sample, as many as each token makes pairs; 0 leaves out attention maps.
     """
-    projections = shape.block_flops_per_token / 2 / shape.hidden_size
-    queries = shape.block_flops_per_pair / 2
-    return np.asarray(
-        projections + np.maximum(projections - queries, 0) / 3 + 6 * shape.hidden_size,
-        dtype=np.float64,
-    )
+    per_token = shape.block_kept_per_token
+    if per_token is None:
+        per_token = llama_kept(shape.block_flops_per_token, shape.block_flops_per_pair, shape.hidden_size)
+    return per_token if shape.block_kept_per_pair is None else per_token + sequence_length * shape.block_kept_per_pair
 
 
 def _backward(gradients: Float, kept: Float, at_once: int, in_step: int) -> Float:

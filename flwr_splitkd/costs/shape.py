@@ -42,6 +42,11 @@ class ModelShape:
         Forward FLOPs of the head.
     tied
         Whether the head is the token embedding.
+    block_kept_per_token
+        Values that each block keeps in training for its backward pass, for each token; those of a block like Llama's when not
+        given. Shape ``[L]``.
+    block_kept_per_pair
+        The same for each pair of tokens in a sample: attention maps; none when not given. Shape ``[L]``.
     """
 
     name: str
@@ -55,6 +60,8 @@ class ModelShape:
     head_parameters: int
     head_flops_per_token: float
     tied: bool = False
+    block_kept_per_token: Float | None = None
+    block_kept_per_pair: Float | None = None
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together.
@@ -64,10 +71,9 @@ class ModelShape:
         ConfigError
             If they do not, or hold what is no count.
         """
-        arrays = {
-            name: np.asarray(getattr(self, name), dtype=np.float64)
-            for name in ("block_parameters", "block_flops_per_token", "block_flops_per_pair")
-        }
+        names = ["block_parameters", "block_flops_per_token", "block_flops_per_pair"]
+        names += [name for name in ("block_kept_per_token", "block_kept_per_pair") if getattr(self, name) is not None]
+        arrays = {name: np.asarray(getattr(self, name), dtype=np.float64) for name in names}
         for name, array in arrays.items():
             if array.shape != arrays["block_parameters"].shape or array.ndim != 1 or not array.size:
                 raise ConfigError(

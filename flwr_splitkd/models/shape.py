@@ -1,9 +1,10 @@
-"""How large any model of transformers is, measured on a skeleton: no weight gets memory, and nothing is computed."""
+"""How large any model of transformers is, and what it keeps, measured on a skeleton: no weight gets memory, nothing is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from flwr_splitkd.costs.kept import llama_kept
 from flwr_splitkd.costs.shape import ModelShape
 from flwr_splitkd.errors import ConfigError
 from flwr_splitkd.models.adapters import inner_model
@@ -24,8 +27,11 @@ from flwr_splitkd.split.surgery import is_token_model
 
 __all__ = ["measured_shape"]
 
-# Two lengths for two unknowns, and a third one that must agree.
+# Two lengths for two unknowns, and a third one that must agree, or that tells what does not grow at all.
 _LENGTHS = (8, 16, 24)
+
+# Samples in which kept values are counted: with a single one torch keeps views of what it would copy.
+_SAMPLES = 2
 
 # Setting, its setter, and the kernel that is counted and looks at no value: other forms of an expert layer look up which
 # experts were hit, or have no formula in torch's counter.
@@ -44,6 +50,10 @@ def measured_shape(
     eager attention and one sample; each block's are split into a part that grows with the tokens and one that grows with
     their pairs. As in `flwr_splitkd.costs.shape_from_config`, what is computed once a sample or before the first block counts
     as none.
+
+    What blocks keep in training is counted with torch's hooks for saved tensors: each memory once, parameters not at all, with the
+    model's own attention and dropout, as on a processor, of samples without padding. Blocks of experts are taken for Llama's, since
+    their form that looks at no value copies weights.
 
     Parameters
     ----------
@@ -73,8 +83,10 @@ def measured_shape(
     layout = find_layout(model, blocks)
     embedding, block_parameters, head = _parameters(model, layout)
     weight, tied = model.get_input_embeddings().weight, embeddings_are_tied(model)  # type: ignore[operator]
-    block_flops, head_flops, width = _flops(model, layout, name)
+    block_flops, head_flops, width, saved = _counts(model, layout, name)
     per_token, per_pair = _split(block_flops, name)
+    kept_per_token, kept_per_pair = _split_kept(saved, name)
+    experts = np.array([_has_experts(model.get_submodule(path)) for path in layout.block_names])
     return ModelShape(
         name=name,
         hidden_size=width,
@@ -87,6 +99,8 @@ def measured_shape(
         head_parameters=head,
         head_flops_per_token=float(head_flops[1] - head_flops[0]) / (_LENGTHS[1] - _LENGTHS[0]),
         tied=tied,
+        block_kept_per_token=np.where(experts, llama_kept(per_token, per_pair, width), kept_per_token),
+        block_kept_per_pair=np.where(experts, 0.0, kept_per_pair),
     )
 
 
@@ -107,14 +121,20 @@ def _parameters(model: nn.Module, layout: Layout) -> tuple[int, np.ndarray, int]
     return counts[-1], per_block, counts[layout.num_blocks]
 
 
-def _flops(model: nn.Module, layout: Layout, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """FLOPs of each block and of the head for each of `_LENGTHS`, and the width of what leaves the last block."""
+def _counts(model: nn.Module, layout: Layout, name: str) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+    """FLOPs of each block and of the head, the width of what leaves the last block, and values that each block keeps.
+
+    Counts have a row for each of `_LENGTHS`.
+    """
     try:
         # On the meta device itself models fail where they ask for a value, or for the device's kind; with fake tensors they
         # know that they are traced.
-        with _counted_kernels(model), FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True):
             traced = model.to_empty(device="cpu")
-            counts = [_count(traced, layout, length) for length in _LENGTHS]
+            with _counted_kernels(model, _KERNELS):
+                counts = [_count(traced, layout, length) for length in _LENGTHS]
+            with _counted_kernels(model, _KERNELS[1:]):
+                saved = [_count_kept(traced, layout, length) for length in _LENGTHS]
     except Exception as error:
         raise ConfigError(
             f"{name} cannot run without memory, which is how its FLOPs are counted: {type(error).__name__}: {error}. Expected a "
@@ -122,7 +142,7 @@ def _flops(model: nn.Module, layout: Layout, name: str) -> tuple[np.ndarray, np.
             "made by hand."
         ) from error
     marks = np.array([marks for marks, _ in counts], dtype=np.float64)
-    return np.diff(marks[:, :-1], axis=1), marks[:, -1] - marks[:, -2], counts[0][1]
+    return np.diff(marks[:, :-1], axis=1), marks[:, -1] - marks[:, -2], counts[0][1], np.array(saved, dtype=np.float64)
 
 
 def _count(model: nn.Module, layout: Layout, length: int) -> tuple[list[int], int]:
@@ -154,10 +174,70 @@ def _count(model: nn.Module, layout: Layout, length: int) -> tuple[list[int], in
     return marks, width
 
 
+def _count_kept(model: nn.Module, layout: Layout, length: int) -> list[float]:
+    """Values that each block keeps for the backward pass of one sample, in those of what it reads."""
+    modules = [model.get_submodule(path) for path in layout.block_names]
+    kept = [0.0] * len(modules)
+    # Memory is known by its storage; tensors stay, so that no other one takes its place.
+    known = {_storage(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    running: tuple[int, int] | None = None
+
+    def begin(index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal running
+        args, kwargs = tree_map(partial(_without_mask, length), (args, kwargs))
+        hidden, *shared = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        # Rotary tables are there once for all blocks.
+        known.update({_storage(tensor): tensor for tensor in shared})
+        running = (index, hidden.element_size())
+        return args, kwargs
+
+    def end(*_: Any) -> None:
+        nonlocal running
+        running = None
+
+    def pack(tensor: Tensor) -> Tensor:
+        if running is not None and (storage := _storage(tensor)) not in known:
+            known[storage] = tensor
+            index, value_bytes = running
+            kept[index] += tensor.untyped_storage().nbytes() / value_bytes / _SAMPLES
+        return tensor
+
+    handles = [block.register_forward_hook(end) for block in modules]
+    for index, block in enumerate(modules):
+        handles.append(block.register_forward_pre_hook(partial(begin, index), with_kwargs=True))
+        block.train()  # these alone: around them models choose blocks by chance
+    ids = torch.zeros((_SAMPLES, length), dtype=torch.int64)
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run_forward(model, {"input_ids": ids})
+    finally:
+        model.eval()
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
+def _without_mask(length: int, value: Any) -> Any:
+    """None for a mask of so many tokens: transformers makes one of whatever it traces, and none for samples without padding."""
+    is_mask = isinstance(value, Tensor) and value.ndim == 4 and value.shape[1:] == (1, length, length)
+    return None if is_mask and not value.requires_grad else value
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells a memory from others, though it has no address."""
+    storage: int = tensor.untyped_storage()._cdata
+    return storage
+
+
+def _has_experts(block: nn.Module) -> bool:
+    """Whether a block has matrices of many experts in one parameter."""
+    return any(parameter.ndim == 3 for parameter in block.parameters())
+
+
 @contextmanager
-def _counted_kernels(model: nn.Module) -> Iterator[None]:
-    """Have the model use `_KERNELS`. The config may be its builder's own, so that it gets its settings back."""
-    kernels = [kernel for kernel in _KERNELS if hasattr(model, kernel[1])]
+def _counted_kernels(model: nn.Module, kernels: Sequence[tuple[str, str, str]]) -> Iterator[None]:
+    """Have the model use these of `_KERNELS`. The config may be its builder's own, so that it gets its settings back."""
+    kernels = [kernel for kernel in kernels if hasattr(model, kernel[1])]
     before = [(setter, getattr(model.config, setting, None)) for setting, setter, _ in kernels]
     try:
         for _, setter, wanted in kernels:
@@ -179,6 +259,19 @@ def _split(flops: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     if not np.allclose(flops[2], expected, rtol=1e-3) or (per_pair < 0).any() or (per_token < 0).any():
         raise ConfigError(
             f"The blocks of {name} take {flops[:, 0].tolist()} FLOPs for {list(_LENGTHS)} tokens; expected a sum of terms in the "
+            "tokens and in their pairs. Describe it by a ModelShape made by hand."
+        )
+    return per_token, per_pair
+
+
+def _split_kept(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The first two factors of ``a S + b S^2 + c``. `values` has a row for each of `_LENGTHS`, equally far apart."""
+    step = _LENGTHS[1] - _LENGTHS[0]
+    per_pair = (values[2] - 2 * values[1] + values[0]) / (2 * step**2)
+    per_token = (values[1] - values[0]) / step - per_pair * (_LENGTHS[0] + _LENGTHS[1])
+    if (per_pair < 0).any() or (per_token < 0).any():
+        raise ConfigError(
+            f"The blocks of {name} keep {values[:, 0].tolist()} values for {list(_LENGTHS)} tokens; expected a sum of terms in the "
             "tokens and in their pairs. Describe it by a ModelShape made by hand."
         )
     return per_token, per_pair

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from flwr_splitkd.costs import ModelShape, load_shape, named_shape, shape_from_config
 from flwr_splitkd.costs.catalog import CATALOG
 from flwr_splitkd.costs.families import FAMILIES
+from flwr_splitkd.costs.memory import kept_values
 from flwr_splitkd.errors import ConfigError
 
 LLAMA: dict[str, Any] = {
@@ -62,6 +64,35 @@ def test_llama_by_hand() -> None:
     assert (shape.head_parameters, shape.head_flops_per_token) == (32 + 96 * 32, 2 * 96 * 32)
     assert (shape.hidden_size, shape.embedding_width, shape.vocab_size, shape.tied) == (32, 32, 96, False)
     assert shape.name == "llama"
+
+
+def test_llama_keeps_what_its_flops_say() -> None:
+    shape = shape_from_config(LLAMA)
+    bare = replace(shape, block_kept_per_token=None, block_kept_per_pair=None)
+    for length in (0, 512):
+        assert kept_values(shape, length).tolist() == kept_values(bare, length).tolist()
+
+
+def test_what_gpt2_keeps_by_hand() -> None:
+    """Two LayerNorms 4 d, attention 4 d, a GELU of elementary functions 5 x 4 d, two dropouts 2 d; three maps a head."""
+    shape = named_shape("gpt2")
+    assert shape.block_kept_per_token is not None and shape.block_kept_per_pair is not None
+    assert shape.block_kept_per_token.tolist() == [(4 + 4 + 20 + 2) * 768] * 12
+    assert shape.block_kept_per_pair.tolist() == [3 * 12] * 12
+    plain = {"model_type": "gpt2", "attn_pdrop": 0.0, "resid_pdrop": 0, "activation_function": "gelu"}
+    shape = shape_from_config(plain)
+    assert shape.block_kept_per_token is not None and shape.block_kept_per_pair is not None
+    assert shape.block_kept_per_token.tolist() == [(4 + 4 + 8) * 768] * 12
+    assert shape.block_kept_per_pair.tolist() == [0] * 12
+
+
+def test_dropout_of_attention_keeps_maps_and_repeats_keys() -> None:
+    """LLAMA: 4 heads of 8, 2 groups."""
+    plain, dropped = shape_from_config(LLAMA), shape_from_config({**LLAMA, "attention_dropout": 0.1})
+    eager = shape_from_config(SimpleNamespace(**LLAMA, _attn_implementation="eager"))
+    for shape, maps in ((dropped, 3), (eager, 1)):
+        assert (kept_values(shape) - kept_values(plain)).tolist() == pytest.approx([2 * (32 - 16)] * 3)
+        assert (kept_values(shape, 10) - kept_values(shape)).tolist() == pytest.approx([10 * maps * 4] * 3)
 
 
 def test_a_tied_head_costs_flops_and_no_parameters() -> None:
@@ -134,6 +165,11 @@ def test_the_head_follows_the_task() -> None:
         ({"model_type": "mamba"}, r"`model_type` of the config is 'mamba'; expected one of \['bert'.*measured_shape"),
         ({}, "`model_type` of the config is None"),
         (object(), "The config is a object without `model_type`"),
+        (
+            {**LLAMA, "attention_dropout": 1.5},
+            "`attention_dropout` of the llama config is 1.5; expected a number of 0 to 1",
+        ),
+        ({"model_type": "gpt2", "resid_pdrop": "no"}, "`resid_pdrop` of the gpt2 config is 'no'"),
         ({**LLAMA, "hidden_size": 0}, "`hidden_size` of the llama config is 0; expected an integer of at least 1"),
         ({**LLAMA, "vocab_size": None}, "`vocab_size` of the llama config is None"),
         ({**LLAMA, "num_attention_heads": True}, "`num_attention_heads` of the llama config is True"),

@@ -53,6 +53,25 @@ def test_kept_values_by_hand() -> None:
     assert kept_values(STUDENT).tolist() == [*KEPT, KEPT[0]]
 
 
+def test_kept_values_that_a_shape_has() -> None:
+    """In place of the formula's; pairs count once for each token of the sample."""
+    told = replace(STUDENT, block_kept_per_token=np.full(4, 50.0))
+    assert kept_values(told, 8).tolist() == [50] * 4
+    with_maps = replace(told, block_kept_per_pair=np.array([0.0, 3.0, 3.0, 3.0]))
+    assert kept_values(with_maps).tolist() == [50] * 4
+    assert kept_values(with_maps, 8).tolist() == [50, 74, 74, 74]
+    assert _memory(student=with_maps).activations.tolist() == [128 * kept for kept in (50, 124, 198)]
+
+
+def test_maps_grow_with_the_sample_and_not_with_the_batch() -> None:
+    """As many tokens in half as many samples: maps of twice the size."""
+    with_maps = replace(STUDENT, block_kept_per_pair=np.full(4, 3.0))
+    short, long = (_memory(student=with_maps, batch_size=32 // s, sequence_length=s).activations for s in (8, 16))
+    assert (long - _memory().activations).tolist() == (2 * (short - _memory().activations)).tolist()
+    parts = _memory(student=with_maps, num_microbatches=2).activations
+    assert (2 * parts).tolist() == short.tolist()
+
+
 def test_activations_go_while_gradients_come() -> None:
     """Cut 2: the second block's gradient is there while both blocks' activations are, both gradients with the first one's alone."""
     one, two, three = (128.0 * kept for kept in KEPT)

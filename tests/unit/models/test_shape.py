@@ -210,7 +210,8 @@ def test_measured_equals_told(index: int) -> None:
     case = CASES[index]
     config = case.config()
     measured = measured_shape(lambda: case.build(config))
-    assert differing(measured, shape_from_config(config)) == []
+    # What blocks keep is counted here and told by terms there: test_kept_values.py.
+    assert set(differing(measured, shape_from_config(config))) <= {"block_kept_per_token", "block_kept_per_pair"}
     assert measured.name == case.model
 
 
