@@ -219,7 +219,9 @@ def _count_kept(model: nn.Module, layout: Layout, length: int) -> list[float]:
 
 def _without_mask(length: int, value: Any) -> Any:
     """None for a mask of so many tokens: transformers makes one of whatever it traces, and none for samples without padding."""
-    is_mask = isinstance(value, Tensor) and value.ndim == 4 and value.shape[1:] == (1, length, length)
+    # A column more: transformers 5.0, for a kernel of older versions of torch.
+    shapes = [(1, length, length), (1, length, length + 1)]
+    is_mask = isinstance(value, Tensor) and value.ndim == 4 and tuple(value.shape[1:]) in shapes
     return None if is_mask and not value.requires_grad else value
 
 
