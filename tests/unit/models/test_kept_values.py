@@ -58,7 +58,8 @@ CASES = [
     Case("LlamaForCausalLM", {**GROUPED, "attn_implementation": "eager"}, "eager"),
     Case("Qwen2ForCausalLM", GROUPED),
     Case("Qwen3ForCausalLM", {**GROUPED, "head_dim": 32}),
-    Case("Gemma2ForCausalLM", {**GROUPED, "head_dim": 32}),
+    # By itself transformers 5.0 computes its attention in one kernel, without the cap on its logits.
+    Case("Gemma2ForCausalLM", {**GROUPED, "head_dim": 32, "attn_implementation": "eager"}),
     Case("Phi3ForCausalLM", GROUPED),
     Case("PhiForCausalLM", SIZES),
     Case("Starcoder2ForCausalLM", {**GROUPED, "residual_dropout": 0.1}),
