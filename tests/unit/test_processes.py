@@ -15,7 +15,7 @@ from flwr_splitkd.processes import worker_processes
 
 # Every process says that it works; each piece takes a minute.
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from flwr_splitkd.processes import worker_processes
 
 def piece(folder):
@@ -23,6 +23,7 @@ def piece(folder):
     time.sleep(60)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background would not hear it
     with worker_processes() as pool:
         list(pool.map(piece, [sys.argv[1]] * 20))
 """
