@@ -7,12 +7,9 @@ and cuts are those of the quality benchmark: 5 devices take turns, each at its o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +18,7 @@ from _quality_tasks import Scale, Task, load_task
 from _quality_training import Recipe, Turn, unsplit
 from torch import Tensor, nn
 
+from flwr_splitkd.processes import worker_processes
 from flwr_splitkd.split import find_layout
 from flwr_splitkd.tiers.optimizer import warmup_schedule
 from flwr_splitkd.wire.codec import CodecName, codec_code, decode
@@ -146,7 +144,7 @@ def train(
     load_task("lm", scale, folder, lambda step, steps, _: say(f"teacher: step {step} of {steps}"))
     cases = [(arm, seed) for seed in range(seeds) for arm in ARMS]
     perplexities: dict[str, list[float]] = {arm.name: [] for arm in ARMS}
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), prepare_worker, (folder,)) as pool:
+    with worker_processes(partial(prepare_worker, folder)) as pool:
         for (arm, seed), (perplexity, crossing) in zip(
             cases, pool.map(partial(_trained, scale, folder), cases), strict=True
         ):

@@ -33,6 +33,18 @@ IDLE_MHZ = 210
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
+def _run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A program in a process of its own, which finds the fake pynvml of a folder first."""
+    paths = [str(folder), os.path.dirname(__file__), *sys.path]
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine(tmp_path / "gpus.json")
@@ -400,14 +412,7 @@ def test_a_process_that_ends_without_closing_puts_the_clock_back(machine: Machin
         "print(held.end(), flush=True)\n"
         f"{last}\n"
     )
-    paths = [str(tmp_path), os.path.dirname(__file__), *sys.path]
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = _run(program, tmp_path)
     assert "set_frequency_hz=1005000000.0" in done.stdout, done.stderr
     assert done.returncode == (0 if "exit" in last else 1)
     assert machine.locks == [None, 1005, None]
@@ -435,14 +440,7 @@ def test_a_simulation_that_is_ended_puts_the_clock_back_before_its_threads_end(m
         "begun.wait()\n"
         "sys.exit(0)\n"
     )
-    paths = [str(machine.path.parent), os.path.dirname(__file__), *sys.path]
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = _run(program, machine.path.parent)
     assert (done.stdout, machine.locks) == ("None\n", [None, 1005, None]), done.stderr
 
 
