@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from _report import Row, report
 
+from demo_command import raise_on_signals
 from flower_run import Federation, Value, simulation
 from flwr_splitkd.schedulers.chain import MECHANISMS
 from flwr_splitkd.small_chain.models import models_folder
@@ -64,6 +65,7 @@ class Run:
 def main() -> None:
     """Run every mechanism, print the tables, write the JSON."""
     arguments = _arguments()
+    raise_on_signals()  # so that Flower's processes end, whatever ends this
     began_s = time.monotonic()
     folder_of_models = models_folder()  # trained here, once, rather than in the first run
     with tempfile.TemporaryDirectory(prefix="chain-mechanisms-") as name:

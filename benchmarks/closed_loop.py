@@ -40,6 +40,7 @@ from _planned_runs import (
 )
 from _report import Row, report
 
+from demo_command import raise_on_signals
 from flower_run import Federation, Value, deployment
 
 # Median relative error of the turns that are judged, for the total and for each stage.
@@ -55,6 +56,7 @@ TIMEOUT_S = 1200.0
 def main() -> None:
     """Run both parts, print what was predicted and measured, write the JSON."""
     arguments = _arguments()
+    raise_on_signals()  # so that Flower's processes end, whatever ends this
     loads = [load()]
     with tempfile.TemporaryDirectory(prefix="closed-loop-") as name:
         folder = Path(name)

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from _report import Row, report
 from _step_processes import quartile_distance
 
+from demo_command import raise_on_signals
 from flower_run import Federation, Value, deployment
 from flwr_splitkd.wire.client import connect
 from flwr_splitkd.wire.codec import encode
@@ -81,6 +82,7 @@ class Gap:
 def main() -> None:
     """Run the demo and Flower's round trips, print the table, write the JSON."""
     arguments = _arguments()
+    raise_on_signals()  # so that Flower's processes end, whatever ends this
     rate = _rate_bps()
     with tempfile.TemporaryDirectory(prefix="dispatch-") as name:
         folder = Path(name)

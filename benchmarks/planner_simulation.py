@@ -42,6 +42,7 @@ from _planner_turns import Judged, Run, World, delay_bound_s, judge, same_weight
 from _report import Row, report
 from split_kd_app import task
 
+from demo_command import raise_on_signals
 from flower_run import Federation, Value, simulation
 from flwr_splitkd.costs import ModelShape, Workload, load_shape, table_ii_fleet
 from flwr_splitkd.models import measured_shape
@@ -53,6 +54,7 @@ TIMEOUT_S = 1800.0
 def main() -> None:
     """Run the simulations, print the tables, write the JSON."""
     arguments = _arguments()
+    raise_on_signals()  # so that Flower's processes end, whatever ends this
     devices = [str(number) for number in range(arguments.devices)]
     tables, notes, rows, more = [], [], [], {}
     with tempfile.TemporaryDirectory(prefix="planner-") as name:

@@ -28,6 +28,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
+from demo_command import raise_on_signals
 from flower_run import Value, simulation
 
 APP = Path(__file__).resolve().parent / "scale_app"
@@ -49,6 +50,7 @@ class Line(NamedTuple):
 def main() -> None:
     """Run the simulations, print the tables, write the JSON."""
     arguments = _arguments()
+    raise_on_signals()  # so that Flower's processes end, whatever ends this
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         for count in arguments.devices:

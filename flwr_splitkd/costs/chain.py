@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flwr_splitkd.costs.checks import check_number
+from flwr_splitkd.costs.memory import kept_values
 from flwr_splitkd.costs.shape import Float, ModelShape
-from flwr_splitkd.costs.turn import KEPT_VALUES
 from flwr_splitkd.errors import ConfigError
 
 __all__ = ["ChainResources", "ChainWorkload", "Ints", "MemoryLimits", "check_split_points"]
@@ -153,17 +153,17 @@ class ChainWorkload:
             down = _LOSS_BITS
         below = np.cumsum(shape.block_parameters)
         above = below[-1] - below
-        count = np.arange(1, shape.num_blocks + 1)
-        kept, copies, embedding = KEPT_VALUES * activations / 8, 2.0 + kept_moments, float(shape.embedding_parameters)
+        kept = np.cumsum(value_bytes * batch_size * positions * kept_values(shape, positions))
+        copies, embedding = 2.0 + kept_moments, float(shape.embedding_parameters)
         if literal:
-            kept, copies, embedding = 0.0, 1.0, 0.0
+            kept, copies, embedding = 0.0 * kept, 1.0, 0.0
         return cls(
             forward_flops=batch_size * shape.block_flops(positions),
             smashed_bits=np.full(shape.num_blocks, smashed),
             gradient_bits=np.full(shape.num_blocks, gradient),
             layer_bits=8 * weight_bytes * (1 + moments) * shape.block_parameters,
-            device_memory_bytes=copies * weight_bytes * (below + embedding) + kept * count,
-            edge_memory_bytes=copies * weight_bytes * above + kept * (shape.num_blocks - count),
+            device_memory_bytes=copies * weight_bytes * (below + embedding) + kept,
+            edge_memory_bytes=copies * weight_bytes * above + kept[-1] - kept,
             cloud_up_bits=up,
             cloud_down_bits=down,
             iterations_per_epoch=iterations_per_epoch,

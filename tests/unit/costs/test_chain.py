@@ -31,10 +31,23 @@ def test_sizes_of_a_small_encoder() -> None:
     assert work.forward_flops.tolist() == [layer] * 3
     assert work.device_work_flops.tolist() == [3 * layer, 6 * layer, 9 * layer]
     assert work.edge_work_flops.tolist() == [6 * layer, 3 * layer, 0.0]
-    # Weights, gradients and two moments; 17 values for each position and unit of width.
-    kept = 17 * 4 * 32 * 128 * 4
-    assert work.device_memory_bytes.tolist() == [16 * (128_000 + s * 2e5) + s * kept for s in (1, 2, 3)]
-    assert work.edge_memory_bytes.tolist() == [16 * s * 2e5 + s * kept for s in (2, 1, 0)]
+    # Weights, gradients and two moments; for each position projections' values, a third of the MLP's, and 6 of the width.
+    kept = (1562.5 + (1562.5 - 256) / 3 + 6 * 128) * 4 * 32 * 4
+    device = [16 * (128_000 + s * 2e5) + s * kept for s in (1, 2, 3)]
+    assert work.device_memory_bytes.tolist() == pytest.approx(device)
+    assert work.edge_memory_bytes.tolist() == pytest.approx([16 * s * 2e5 + s * kept for s in (2, 1, 0)])
+
+
+def test_memory_of_layers_that_say_what_they_keep() -> None:
+    """RoBERTa's dropout keeps masks and attention maps, which a constant for all architectures leaves out."""
+    shape = named_shape("roberta-large")
+    assert shape.block_kept_per_token is not None and shape.block_kept_per_pair is not None
+    work = ChainWorkload.from_shape(shape, **SIZES)
+    each = 4 * 32 * 4 * (shape.block_kept_per_token + 32 * shape.block_kept_per_pair)
+    weights = 16 * shape.block_parameters
+    assert np.diff(work.device_memory_bytes).tolist() == pytest.approx((weights + each)[1:].tolist())
+    assert work.edge_memory_bytes[0] == pytest.approx((weights + each)[1:].sum())
+    assert work.edge_memory_bytes[-1] == 0
 
 
 def test_the_papers_own_sizes() -> None:
