@@ -108,7 +108,7 @@ def distillation_loss(
     Parameters
     ----------
     student_hidden, teacher_hidden
-        Final hidden states, of the dtype of their heads. The teacher never gets a gradient, and may be given by its largest
+        Final hidden states, of the dtype of their heads. The teacher never gets a gradient, and may be given by some of its
         logits instead; its head then tells the vocabulary alone.
     student_head, teacher_head
         Output heads. A student head that requires no gradient costs no ``[vocab, hidden]`` memory; one that
@@ -171,6 +171,8 @@ def distillation_loss(
             beta=beta,
         )
         gradients.add_(rows, hidden, losses.gradient.mul_(slope), mean)
+        if teacher and isinstance(teacher[0], TopK):
+            losses.kl.add_(teacher[0].kl_offset[rows])
         return losses
 
     cross_entropy, kl = _over_chunks(chunk, counted, chunk_size, dtype)

@@ -159,8 +159,9 @@ class SplitKD(Strategy):
         Most bytes that the edge keeps, in memory and on disk, of what the teacher made of a device's sequences. From the second
         epoch on the teacher need not run for these, nor do their embeddings travel. 0 and 0 keep nothing.
     teacher_top_k
-        How many of the teacher's largest logits the loss compares one by one; the others share what probability is left. Takes
-        ``4 (2 k + 1)`` bytes of a token in the cache instead of the teacher's hidden state, and is lossy: what is left over is in
+        How many of the teacher's logits the loss compares: the largest, and a sample of the others, so that the gradient is right
+        on average (with the loss's ``beta`` above 0 the k largest, while all others share what is left). Takes ``8 (k + 1)`` bytes
+        of a token in the cache instead of the teacher's hidden state, and is lossy: the probability that is not kept exactly is in
         each turn's ``teacher_rest_mass``. None compares all.
     teach_waiting
         Whether the next device, once it has connected, sends what the teacher needs while it waits, and the teacher works on it

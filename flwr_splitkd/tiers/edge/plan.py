@@ -163,7 +163,7 @@ class TurnOutcome:
 
     `exchange_s` is the least time, by the device, from the departure of a micro-batch to the arrival of its answer.
     `teacher_s` is the part of `edge_s` in which the teacher computed; `teacher_rest_mass` is the mean probability that
-    `teacher_top_k` left out so far, None without it. `spans` are every stage of every step, when traced.
+    `teacher_top_k` did not keep exactly so far, None without it. `spans` are every stage of every step, when traced.
     `loss` is what was minimised; `kl_divergence` is without the factor temperature squared. `num_resumed` counts connections
     that were lost and taken up again. `first_forward_s` are the seconds from the turn's begin until the first smashed data had
     arrived: the device's part, the way of its layers and a forward pass; 0 if none came. `handover_downlink_bytes` are those of

@@ -204,6 +204,7 @@ class EdgeSetup:
                 cut=self.teacher_cut,
                 top_k=self.teacher_top_k,
                 temperature=self.loss.temperature,
+                beta=self.loss.beta,
                 compute=self.compute,
             )
         edge_student = EdgeStudent(

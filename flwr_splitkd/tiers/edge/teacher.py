@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flwr_splitkd.distill import Head, top_k_logits
+from flwr_splitkd.distill import Head, Others, top_k_logits
 from flwr_splitkd.errors import ConfigError, CutError
 from flwr_splitkd.models import HeadTap, find_head, token_embedding
 from flwr_splitkd.split import EdgeHalf, find_layout, is_token_model, random_batch, unit_state, verify_cut
@@ -46,10 +46,10 @@ class EdgeTeacher:
     blocks
         Dotted paths of its blocks; found for transformers models.
     top_k
-        How many of the largest logits of each token make up its outcome; None for final hidden states, from which the loss has
-        all of them. It needs a head.
-    temperature
-        At which the loss compares distributions.
+        How many logits of each token make up its outcome; None for final hidden states, from which the loss has all of them. It
+        needs a head.
+    temperature, beta
+        Of the loss.
     cut
         Blocks that run on the device. 0 is for language models of transformers: the device has the token embedding alone, and
         needs no code of the teacher. None is 0 for these and 1 for others.
@@ -72,6 +72,7 @@ class EdgeTeacher:
         cut: int | None = None,
         top_k: int | None = None,
         temperature: float = 1.0,
+        beta: float = 0.0,
         compute: EdgeCompute | None = None,
     ) -> None:
         if top_k is not None and not has_head:
@@ -96,6 +97,7 @@ class EdgeTeacher:
         self.layout.check_cut(self.cut, lowest=0)
         self.head: Head | None = find_head(model) if has_head else None
         self.top_k, self._temperature = top_k, temperature
+        self._others: Others = "sampled" if beta == 0 else "even"
         self._compared: Head | None = self.head
         self._rest_mass_sum, self._num_tokens = 0.0, 0
         self.embedding_scale = 1.0
@@ -143,7 +145,7 @@ class EdgeTeacher:
         """What the loss needs of the teacher.
 
         Final hidden states ``[batch, sequence, hidden]`` when it has a head, or with `top_k` a packed `TopK`
-        ``[batch, sequence, 2 k + 1]``; else class logits.
+        ``[batch, sequence, 2 (k + 1)]``; else class logits.
         """
         half = self._cut_half(data)
         # Meant for the student, which may know arguments that the teacher does not, such as token types.
@@ -159,14 +161,14 @@ class EdgeTeacher:
 
     @property
     def rest_mass(self) -> float | None:
-        """Mean probability of what `top_k` leaves out, over all tokens so far; None if nothing is left out."""
+        """Mean probability of what `top_k` does not keep exactly, over all tokens so far; None if all is exact."""
         return self._rest_mass_sum / max(self._num_tokens, 1) if self.top_k else None
 
     def _largest(self, hidden: Float[Tensor, "batch sequence hidden"]) -> Float[Tensor, "batch sequence columns"]:
         if self._compared is None or self.top_k is None:
             raise ValueError("Only a teacher with a head and `top_k` has largest logits.")
         largest, rest_mass = top_k_logits(
-            hidden.flatten(0, -2), self._compared, k=self.top_k, temperature=self._temperature
+            hidden.flatten(0, -2), self._compared, k=self.top_k, temperature=self._temperature, others=self._others
         )
         self._rest_mass_sum += float(rest_mass.sum())
         self._num_tokens += len(rest_mass)
