@@ -8,8 +8,10 @@ The models, the batch and the settings are those of the demo app, with random we
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +44,8 @@ from flwr_splitkd.wire.handshake import PROTOCOL_VERSION
 from flwr_splitkd.wire.link import Link
 from flwr_splitkd.wire.tensors import EncodedTensor
 from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Job = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -265,6 +269,7 @@ def say(**answer: Any) -> None:
 def main(roles: Mapping[str, Callable[[Job, Path], Answer]] = ROLES) -> None:
     """Work until stdin ends."""
     run = roles[sys.argv[1]]
+    _end_with_the_parent()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     say(
         pid=os.getpid(),
@@ -276,6 +281,12 @@ def main(roles: Mapping[str, Callable[[Job, Path], Answer]] = ROLES) -> None:
     for line in sys.stdin:
         with tempfile.TemporaryDirectory(prefix="split-step-") as folder:
             say(**run(json.loads(line), Path(folder)))
+
+
+def _end_with_the_parent() -> None:
+    """A process that is asleep does not see that its stdin has ended, so the kernel has to end it (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":
