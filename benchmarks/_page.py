@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def page(results: list[dict[str, Any]], scripts: list[str]) -> str:
     parts = [HEAD]
     for result in sorted(results, key=lambda one: str(one["benchmark"])):
         conditions = ", ".join(f"{name} {value}" for name, value in result.get("conditions", {}).items())
-        how = f"`{result['command']}` at {result['commit'][:12]}"
+        how = f"`{_command(result['command'])}` at {result['commit'][:12]}"
         parts.append(f"## {result['benchmark']}\n\n{how}" + (f"; {conditions}" if conditions else ""))
         parts.append(_table(result["rows"]))
         parts.extend(result.get("notes", []))
@@ -29,6 +30,15 @@ def page(results: list[dict[str, Any]], scripts: list[str]) -> str:
     if missing := [name for name in scripts if name not in measured]:
         parts.append("## Not run\n\n" + ", ".join(f"`{name}.py`" for name in missing))
     return "\n\n".join(parts) + "\n"
+
+
+def _command(said: str) -> str:
+    """Without where its figures went, and without the folders of one machine."""
+    words = shlex.split(said)
+    if "--json" in words:
+        place = words.index("--json")
+        del words[place : place + 2]
+    return " ".join(Path(word).name if word.startswith("/") else word for word in words)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
