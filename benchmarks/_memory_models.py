@@ -78,12 +78,12 @@ def build_student(num_blocks: int | None = None, *, name: str = "llama-3.2-1b") 
 
 
 def build_teacher() -> nn.Module:
-    """Build one of the 28 blocks of Llama-3.2-3B's shape: a device never sees more than the embedding."""
+    """Build two of the 28 blocks of Llama-3.2-3B's shape, the fewest that can be cut: devices see the embedding alone."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=TEACHER_WIDTH,
         intermediate_size=8_192,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=24,
         num_key_value_heads=8,
         head_dim=128,
