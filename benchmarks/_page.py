@@ -12,8 +12,8 @@ HERE = Path(__file__).resolve().parent
 HEAD = """# Benchmarks: what came out
 
 Made by `benchmarks/_page.py`, as `make bench` calls it, from the figures of each script, each with its commit;
-[benchmarks/README.md](../benchmarks/README.md) says what each measures, against what, and which bound. Ratios compare two measurements
-of one run, alternating; a median of n, with its spread (the distance between the quartiles, or lowest and highest).
+[benchmarks/README.md](../benchmarks/README.md) says what each measures, against what, and which bound. Ratios compare two
+measurements of one run, alternating; a median of n, with its spread (the distance between the quartiles, or lowest and highest).
 """
 
 
