@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from zygote import fork
+from zygote import fork, lives
 
 from flwr_splitkd.models import SerialAdapterConfig
 from flwr_splitkd.tiers.cloud import CloudLLM, TaskSettings
@@ -162,10 +162,7 @@ class Cloud:
         assert self.lives(), self.output()
 
     def lives(self) -> bool:
-        try:
-            return b"zygote.py" in Path(f"/proc/{self.pid}/cmdline").read_bytes()
-        except OSError:
-            return False
+        return lives(self.zygote, self.pid)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)

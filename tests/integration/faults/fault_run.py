@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from relay import Relay, relayed
-from zygote import fork
+from zygote import fork, lives
 
 __all__ = ["GRACE_S", "Run", "running", "zygote_at"]
 
@@ -70,12 +69,7 @@ class Run:
             time.sleep(0.02)
 
     def lives(self, pid: int) -> bool:
-        """Whether this process of the run is alive; its number may belong to somebody else by now."""
-        try:
-            process = psutil.Process(pid)
-            return process.status() != psutil.STATUS_ZOMBIE and self.zygote in process.cmdline()
-        except psutil.Error:
-            return False
+        return lives(self.zygote, pid)
 
     def result(self) -> dict[str, Any]:
         path = self.folder / "result.json"

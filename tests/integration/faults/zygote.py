@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fork"]
+__all__ = ["fork", "lives"]
 
 
 def fork(zygote: str, what: str, job: dict[str, Any], log: Path) -> int:
@@ -26,6 +26,19 @@ def fork(zygote: str, what: str, job: dict[str, Any], log: Path) -> int:
         line.connect(zygote)
         line.sendall(json.dumps({"what": what, "job": job, "log": str(log)}).encode() + b"\n")
         return int(line.makefile().readline())
+
+
+def lives(zygote: str, pid: int) -> bool:
+    """Whether a process that was started is there, with its port and all; its number may belong to somebody else by now.
+
+    One that ends gives up its memory, and with it its command line, before its sockets. It is gone from ``/proc`` once its last
+    thread has ended, since the zygote waits for nobody.
+    """
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return not command or zygote.encode() in command.split(b"\0")
 
 
 def _serve(path: str, names: list[str]) -> None:
