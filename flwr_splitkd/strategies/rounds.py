@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from logging import INFO, WARNING
+from logging import INFO
 from typing import Any, Protocol, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -24,6 +24,7 @@ from flwr_splitkd.strategies.console import log
 from flwr_splitkd.strategies.metrics import scalar_metrics
 from flwr_splitkd.strategies.planner import PlannedTurn
 from flwr_splitkd.strategies.progress import Progress, Unfinished
+from flwr_splitkd.strategies.replies import Replies
 from flwr_splitkd.strategies.result import SplitKDResult, TurnRecord
 from flwr_splitkd.strategies.turns import Call, CallWindow, GaveUp
 from flwr_splitkd.telemetry.spans import LocatedSpan
@@ -35,7 +36,6 @@ __all__ = ["Director", "EvaluateFn", "RoundRunner", "wait_for_nodes"]
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
-_REPLY_POLL_S = 0.2
 _REPLY_TIMEOUT_S = 60.0
 _NODE_POLL_S = 1.0
 
@@ -200,20 +200,17 @@ class RoundRunner:
         A device that was lost and has not come back by itself is called once more at the end.
         """
         turns: list[TurnRecord] = []
+        replies = Replies(self._grid)
         window = self._called_ahead(server_round) if mode == "train" else None
         window = window or self._window(server_round, config, mode)
-        served, lost = self._serve_calls(window, server_round, mode, turns)
-        replies = dict(window.replies)
-        if lost:
+        if lost := self._serve_calls(window, server_round, mode, turns, replies):
             log(INFO, "\tcalling %d lost devices again", len(lost))
-            window = self._window(server_round, config, mode, lost)
-            served += self._serve_calls(window, server_round, mode, turns)[0]
-            replies |= window.replies
+            self._serve_calls(self._window(server_round, config, mode, lost), server_round, mode, turns, replies)
         # Not before: a node that was lost must not be called for two rounds at a time.
         if call_ahead and self._progress.served and self._strategy.may_call_ahead(self._grid):
             self._ahead = self._window(server_round + 1, config, mode)
             self._ahead.call_ahead()
-        return turns, self._collect_replies(served, replies)
+        return turns, replies.collect(self._reply_timeout_s)
 
     def _window(self, server_round: int, config: ConfigRecord, mode: TurnMode, nodes: Sequence[int] = ()) -> CallWindow:
         """Calls for some nodes, or those of the round."""
@@ -235,10 +232,9 @@ class RoundRunner:
         return window
 
     def _serve_calls(
-        self, window: CallWindow, server_round: int, mode: TurnMode, turns: list[TurnRecord]
-    ) -> tuple[list[Call], list[int]]:
-        """Serve whoever comes; return the completed calls, and the nodes that could come if called again."""
-        served: list[Call] = []
+        self, window: CallWindow, server_round: int, mode: TurnMode, turns: list[TurnRecord], replies: Replies
+    ) -> list[int]:
+        """Serve whoever comes; return the nodes that could come if called again."""
         lost: list[int] = []
         waiting_since_s = time.monotonic()
         together = mode == "train" and self._strategy.cluster_size > 1
@@ -248,11 +244,12 @@ class RoundRunner:
                 calls = [call for call in item if not self._is_dismissed(call, mode)]
                 for call, turn in self._serve_cluster(calls, server_round, len(turns) + 1, wait_s):
                     if turn.outcome is not None:
-                        served.append(call)
+                        replies.expect(call)
                     elif call.session.ended_s is None:
                         window.again(call)
                     turns.append(turn)
                     self._record(turn)
+                replies.pull(window.replies)
                 waiting_since_s = time.monotonic()
                 continue
             if isinstance(item, GaveUp):
@@ -274,13 +271,15 @@ class RoundRunner:
             else:
                 turn = self._serve(item, server_round, len(turns) + 1, mode, wait_s, window)
                 if turn.outcome is not None:  # of a lost device Flower says so only a minute later
-                    served.append(item)
+                    replies.expect(item)
                 elif item.session.ended_s is None:
                     window.again(item)
             turns.append(turn)
             self._record(turn)
+            replies.pull(window.replies)
             waiting_since_s = time.monotonic()
-        return served, lost
+        replies.pull(window.replies)
+        return lost
 
     def _is_dismissed(self, call: Call, mode: TurnMode) -> bool:
         """Send a device away that had its turn before the run was resumed, as a node of another id."""
@@ -460,22 +459,6 @@ class RoundRunner:
     def _wait_for(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
         with self._edge.server.changed:
             return self._edge.server.changed.wait_for(predicate, timeout_s)
-
-    def _collect_replies(self, served: Iterable[Call], early: dict[str, Message]) -> list[Message]:
-        """Pull the replies of the served devices, which come seconds after their turns in a deployment."""
-        replies = dict(early)
-        missing = {call.message_id: call for call in served if call.message_id not in replies}
-        deadline_s = time.monotonic() + self._reply_timeout_s
-        while missing and time.monotonic() < deadline_s:
-            for reply in self._grid.pull_messages(list(missing)):
-                message_id = reply.metadata.reply_to_message_id
-                if missing.pop(message_id, None):
-                    replies[message_id] = reply
-            if missing:
-                time.sleep(_REPLY_POLL_S)
-        for call in missing.values():
-            log(WARNING, "Node %s took its turn and sent no reply within %.0f s", call.node_id, self._reply_timeout_s)
-        return list(replies.values())
 
 
 def wait_for_nodes(grid: Grid, minimum: int, timeout_s: float) -> list[int]:

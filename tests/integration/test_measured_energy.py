@@ -26,7 +26,7 @@ from tiny_models import llama_student
 
 from flwr_splitkd import DistillationLoss, FixedCut, SplitKD
 from flwr_splitkd.records import TurnTicket
-from flwr_splitkd.strategies import rounds, split_kd
+from flwr_splitkd.strategies import replies, split_kd
 from flwr_splitkd.telemetry.sensors import find_sensors
 from flwr_splitkd.tiers.edge import EdgeService
 
@@ -160,7 +160,7 @@ def lose_for_a_while(relay: Relay) -> None:
 @pytest.mark.slow  # a process that loads everything anew
 def test_joules_from_the_sensors_files_to_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_kd, "Message", lambda **fields: SimpleNamespace(**fields))  # Flower's own needs a run
-    monkeypatch.setattr(rounds, "_REPLY_POLL_S", 0.01)
+    monkeypatch.setattr(replies, "_POLL_S", 0.01)
     closed: list[EdgeService] = []
     close = EdgeService.close
 

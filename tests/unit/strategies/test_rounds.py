@@ -48,10 +48,13 @@ class _Federation:
     ----------
     failing
         Nodes whose turn fails.
+    replies_after
+        What happens before Flower has replies; they are there at once when empty.
     """
 
-    def __init__(self, folder: Path, *, failing: Iterable[int] = (), **settings: Any) -> None:
+    def __init__(self, folder: Path, *, failing: Iterable[int] = (), replies_after: str = "", **settings: Any) -> None:
         self.events: list[str] = []
+        self.replies_after = replies_after
         self.online, self.failing = list(NODES), set(failing)
         self.run = SimpleNamespace(run_id=7)
         self.server = SimpleNamespace(
@@ -97,7 +100,9 @@ class _Federation:
         return [f"message {node_id}"]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
-        self.events.append("wait for replies")
+        if self.replies_after not in ("", *self.events):
+            return []
+        self.events += [f"reply of {message.split()[1]}" for message in message_ids]
         return [
             SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=i), has_error=lambda: True, error=_Said())
             for i in message_ids
@@ -144,18 +149,28 @@ def test_each_turn_tells_when_it_began(tmp_path: Path) -> None:
     assert all(later - earlier > 0.04 for earlier, later in pairwise(began_s))
 
 
+def test_replies_are_taken_as_they_come(tmp_path: Path) -> None:
+    """Flower keeps whatever is not, and its simulation looks through all of that for every node."""
+    events = _Federation(tmp_path).train(1, call_ahead=False)
+    assert [event for event in events if not event.startswith("call")] == [
+        *("serve 1", "reply of 1", "serve 2", "reply of 2", "serve 3", "reply of 3")
+    ]
+
+
 def test_the_next_round_is_called_before_replies_are_awaited(tmp_path: Path) -> None:
-    federation = _Federation(tmp_path)
+    federation = _Federation(tmp_path, replies_after="call 2 for round 2")
     first = federation.train(1)
-    assert first[-4:] == ["serve 3", "call 1 for round 2", "call 2 for round 2", "wait for replies"]
+    replies = ["reply of 1", "reply of 2", "reply of 3"]
+    assert first[-6:] == ["serve 3", "call 1 for round 2", "call 2 for round 2", *replies]
+    federation.replies_after = "serve 3"
     second = federation.train(2, call_ahead=False)
-    assert second == ["serve 1", "call 3 for round 2", "serve 2", "serve 3", "wait for replies"]
+    assert second == ["serve 1", "call 3 for round 2", "serve 2", "serve 3", *replies]
 
 
 def test_nobody_is_called_ahead_of_the_last_round_or_of_an_evaluation_on_devices(tmp_path: Path) -> None:
-    assert _Federation(tmp_path / "last").train(1, call_ahead=False)[-2:] == ["serve 3", "wait for replies"]
+    assert _Federation(tmp_path / "last").train(1, call_ahead=False)[-2:] == ["serve 3", "reply of 3"]
     evaluating = _Federation(tmp_path / "evaluating", fraction_evaluate=0.5)
-    assert evaluating.train(1)[-2:] == ["serve 3", "wait for replies"]
+    assert evaluating.train(1)[-2:] == ["serve 3", "reply of 3"]
 
 
 def test_nobody_is_called_ahead_while_too_few_are_there(tmp_path: Path) -> None:
@@ -167,7 +182,7 @@ def test_nobody_is_called_ahead_while_too_few_are_there(tmp_path: Path) -> None:
         return serve(session, **settings)
 
     federation.serve = leave  # type: ignore[method-assign]
-    assert federation.train(1)[-2:] == ["serve 3", "wait for replies"]
+    assert federation.train(1)[-2:] == ["serve 3", "reply of 3"]
 
 
 def test_nobody_is_called_ahead_when_the_round_came_to_nothing(tmp_path: Path) -> None:

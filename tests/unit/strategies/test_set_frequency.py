@@ -29,7 +29,7 @@ from flwr_splitkd.models import measured_shape
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.schedulers import Decision, DeviceView
 from flwr_splitkd.store import tensor_file
-from flwr_splitkd.strategies import Planner, SplitKDResult, rounds, split_kd
+from flwr_splitkd.strategies import Planner, SplitKDResult, replies, split_kd
 from flwr_splitkd.tiers.edge import setup
 from flwr_splitkd.tiers.edge.clock import find
 
@@ -107,7 +107,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Flower's own messages cannot be made outside a run.
     monkeypatch.setattr(split_kd, "Message", lambda **fields: SimpleNamespace(**fields))
     monkeypatch.setattr(tensor_file, "_sync", lambda path: None)
-    monkeypatch.setattr(rounds, "_REPLY_POLL_S", 0.01)
+    monkeypatch.setattr(replies, "_POLL_S", 0.01)
     monkeypatch.setattr(setup, "verify_cut", lambda model, layout: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

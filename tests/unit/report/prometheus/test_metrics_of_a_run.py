@@ -30,7 +30,7 @@ from flwr_splitkd.errors import ClockError, ConfigError, CutError, DataError
 from flwr_splitkd.records import TurnTicket
 from flwr_splitkd.report.prometheus import PrometheusEndpoint
 from flwr_splitkd.store import tensor_file
-from flwr_splitkd.strategies import rounds, split_kd
+from flwr_splitkd.strategies import replies, split_kd
 from flwr_splitkd.strategies.result import TurnRecord
 from flwr_splitkd.tiers.edge import EdgeService
 
@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tensor_file, "_sync", lambda path: None)
     # Flower's own cannot be made outside a run.
     monkeypatch.setattr(split_kd, "Message", _message)
-    monkeypatch.setattr(rounds, "_REPLY_POLL_S", 0.01)
+    monkeypatch.setattr(replies, "_POLL_S", 0.01)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
