@@ -75,7 +75,9 @@ def least_latency_for(work_s: Float, other_s: Float) -> Float:
     return np.asarray(np.maximum(latency, np.where(works, 0.0, other_s).max(axis=1)))
 
 
-def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: Ints | None = None) -> Solution:
+def least_latency(
+    work_s: Float, times: Times, num_subcarriers: int, *, start: Ints | None = None, within: float = 0.0
+) -> Solution:
     """Solve every instance.
 
     Parameters
@@ -88,6 +90,8 @@ def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: I
         K, at least N.
     start
         Subcarriers to start from, summing to at most K; an equal part for each when not given. Shape ``[I, N]``.
+    within
+        How far above the least the latency may be, as a share of it: less work. 0 for the least.
     """
     instances, devices = work_s.shape
     most = num_subcarriers - devices + 1
@@ -96,6 +100,7 @@ def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: I
         work_s=work_s,
         times=times,
         num_subcarriers=num_subcarriers,
+        within=max(within, _RELATIVE),
         beta=beta,
         high=np.zeros(instances),
         low=np.zeros(instances),
@@ -109,7 +114,7 @@ def least_latency(work_s: Float, times: Times, num_subcarriers: int, *, start: I
     width = min(most, 2 * -(-num_subcarriers // devices) + 4)
     while active.size:
         active = search.solve(active, width)
-        width = min(most, 4 * width)
+        width = min(most, 2 * width)
     return Solution(latency_s=search.high, subcarriers=search.beta)
 
 
@@ -119,8 +124,8 @@ class _Search:
 
     Parameters
     ----------
-    work_s, times, num_subcarriers
-        The instances.
+    work_s, times, num_subcarriers, within
+        The instances, and how close to the least is near enough.
     beta, high
         The best subcarriers so far, and V with them.
     low
@@ -134,6 +139,7 @@ class _Search:
     work_s: Float
     times: Times
     num_subcarriers: int
+    within: float
     beta: Ints
     high: Float
     low: Float
@@ -146,9 +152,9 @@ class _Search:
         wider = [active[:0]]
         while active.size:
             top, bottom, stride = self.high[active], self.low[active], self.stride[active]
-            coarse = (stride > 0) & (top - bottom > _CLOSE * top)
+            coarse = (stride > 0) & (top - bottom > max(_CLOSE, self.within) * top)
             below = np.where(bottom > 0, (top - bottom) / 2, stride * top)
-            probe = np.where(coarse, top - below, top * (1 - _RELATIVE))
+            probe = np.where(coarse, top - below, top * (1 - self.within))
             base = self._needed(active, probe)
             # Where not even everyone alone keeps to V there is no need to look closer.
             possible = base.sum(axis=1) <= self.num_subcarriers
@@ -176,7 +182,8 @@ class _Search:
         work, top = self.work_s[which], self.high[which]
         table = self.times(which, base[:, :, None] + np.arange(width))
         more, kept = _select(work, table, latency_s, self.num_subcarriers - base.sum(axis=1))
-        short = (more == width - 1).any(axis=1) & (width < self.num_subcarriers - work.shape[1] + 1)
+        # More columns change nothing for a device without work: what it was given beyond its first is what nobody else wants.
+        short = ((more == width - 1) & (work > 0)).any(axis=1) & (width < self.num_subcarriers - work.shape[1] + 1)
         other = np.take_along_axis(table, more[:, :, None], axis=2)[:, :, 0]
         reached = least_latency_for(work, other)
         # What was chosen for a V that cannot be kept may still be better than what there was.
@@ -186,7 +193,7 @@ class _Search:
         self.fewest[which[kept]] = base[kept]
         failed = ~kept & ~short
         self._fail(which[failed], base[failed], latency_s[failed])
-        return np.asarray(reached < top * (1 - _RELATIVE / 2)), short
+        return np.asarray(reached < top * (1 - self.within / 2)), short
 
     def _needed(self, which: Ints, latency_s: Float) -> Ints:
         """The fewest subcarriers with which each device alone keeps to V without the edge. Shape ``[I, N]``."""

@@ -129,7 +129,7 @@ class RoundObjective:
         """The hand-over's seconds. Shape ``[M]``."""
         return np.asarray(self.handover_s[np.arange(points.shape[1]), points - 1].max(axis=1))
 
-    def evaluate(self, points: Ints, start: Ints | None = None) -> tuple[Float, Ints]:
+    def evaluate(self, points: Ints, start: Ints | None = None, *, within: float = 0.0) -> tuple[Float, Ints]:
         """Work out the objective.
 
         Parameters
@@ -138,6 +138,8 @@ class RoundObjective:
             Sets of split points. Shape ``[M, N]``.
         start
             Subcarriers to start the search for the best from: of split points that are alike. Shape ``[Q, N]``.
+        within
+            How far above the least each draw's latency may be, as a share of it.
 
         Returns
         -------
@@ -160,6 +162,7 @@ class RoundObjective:
                 self.problem.times(some),
                 carriers,
                 start=None if start is None else np.tile(start, (len(some), 1)),
+                within=within,
             )
             value = self._total(some, solution.latency_s)
             objective[first : first + step] = value

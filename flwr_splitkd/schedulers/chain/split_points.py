@@ -34,8 +34,9 @@ _LENGTHS = 6
 _LEVELS = 6
 # Up to so many sets are all tried.
 _FEW = 200
-# Up to so many devices every k is tried; of more first some, then some around the best of these, and so on.
-_EVERY_COUNT, _COUNTS = 128, 17
+# Up to so many devices every k is tried; of more first some, then some around the best of these, and so on, down to so small a
+# share of the devices. Seconds change by less than k does, so that so much of a step is near enough to tell which k is better.
+_EVERY_COUNT, _COUNTS, _FINEST, _NEAR = 128, 17, 1 / 2000, 0.1
 # Of more devices than this no single one is worth a change.
 _POLISHED = 256
 # Layers that two devices trade while the edge's memory binds, and how many on either side are looked at.
@@ -141,22 +142,23 @@ def _scan(objective: RoundObjective, ends: tuple[Ints, Ints], order: Ints) -> tu
         every = np.unique(sets(np.arange(devices + 1)), axis=0)
         every = every[objective.fits(every)]
         return _best(objective, every) if len(every) else None
-    best, first, last = None, 0, devices
+    best, least, subcarriers, first, last = None, math.inf, None, 0, devices
     while True:
+        step = -(-(last - first) // (_COUNTS - 1))
         counts = np.unique(np.linspace(first, last, _COUNTS).round().astype(np.int64))
         some = sets(counts)
         fit = objective.fits(some)
         if not fit.any():
-            return best
-        values, _ = objective.evaluate(some[fit])
+            break
+        values, used = objective.evaluate(some[fit], subcarriers, within=_NEAR * step / devices)
         position = int(values.argmin())
-        if best is None or values[position] < best[1]:
-            best = some[fit][position], float(values[position])
-        step = -(-(last - first) // (_COUNTS - 1))
-        if step <= 1:
-            return best
+        if values[position] < least:
+            best, least, subcarriers = some[fit][position], float(values[position]), used
+        if step <= max(1, _FINEST * devices):
+            break
         middle = int(counts[fit][position])
         first, last = max(middle - step, 0), min(middle + step, devices)
+    return None if best is None else _best(objective, best[None])
 
 
 def _least_on_edge(objective: RoundObjective) -> list[Ints]:

@@ -22,7 +22,8 @@ from flwr_splitkd.schedulers.chain import (
     ExactAllocation,
     allocate_resources,
 )
-from flwr_splitkd.schedulers.chain.minimax import least_latency_for
+from flwr_splitkd.schedulers.chain.minimax import least_latency, least_latency_for
+from flwr_splitkd.schedulers.chain.objective import RoundObjective
 
 LAYERS = 6
 
@@ -206,3 +207,34 @@ def test_split_points_are_checked() -> None:
     for policy in (ExactAllocation(), EqualAllocation(), Algorithm1()):
         with pytest.raises(ConfigError, match=re.escape("`split_points` holds 7; expected whole numbers of 1..6")):
             policy.allocate(chain_workload(LAYERS), resources, np.array([1, 7, 2]))
+
+
+@pytest.mark.parametrize("within", [1e-4, 1e-2])
+def test_near_enough_is_no_further_than_said(within: float) -> None:
+    rng = np.random.default_rng(11)
+    nearer = 0
+    for kind in range(3):
+        draws = chain_resources(rng, 40, 250, num_draws=2, edge_flops=1e13)
+        objective = RoundObjective(chain_workload(LAYERS), draws)
+        # Some, many and no devices that keep all layers and need nothing of the edge.
+        points = np.where(rng.random((20, 40)) < (0.3, 0.9, 0.0)[kind], LAYERS, 1)
+        link_s = objective.cloud_link_s
+        least, near = (objective.evaluate(points, within=share)[0] - link_s for share in (0.0, within))
+        assert (near >= least * (1 - 1e-9)).all() and (near <= least * (1 + within)).all()
+        nearer += int((near > least * (1 + 1e-9)).sum())
+    assert nearer
+
+
+def test_who_needs_nothing_of_the_edge_does_not_widen_the_search() -> None:
+    """All that is left over may go to any of them; looking at more of it for each helps nobody."""
+    devices, widths = 50, list[int]()
+    per_carrier_s = np.random.default_rng(12).uniform(1.0, 9.0, (1, devices, 1))
+
+    def times(instances: np.ndarray, subcarriers: np.ndarray) -> np.ndarray:
+        widths.append(subcarriers.shape[2])
+        return np.asarray(per_carrier_s[instances] / subcarriers)
+
+    solution = least_latency(np.zeros((1, devices)), times, 1000)
+    needed = np.ceil(per_carrier_s[0, :, 0] / solution.latency_s[0] * (1 - 1e-12))
+    assert needed.sum() <= 1000 < np.ceil(per_carrier_s[0, :, 0] / (solution.latency_s[0] * (1 - 1e-9))).sum()
+    assert max(widths) == 2 * 1000 // devices + 4
