@@ -62,7 +62,7 @@ def main() -> None:
         tables=(table,),
         notes=[
             f"Q = {arguments.draws} draws; not run: more than {arguments.most:,} devices on one edge (--most). With 128 and fewer "
-            "devices on an edge every k is tried, and with 256 and fewer single devices change afterwards.",
+            "devices on an edge every k is tried, of more to 1/2000 of them; with 256 and fewer single devices change afterwards.",
         ],
         json_path=arguments.json,
     )
@@ -72,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     parser.add_argument("--draws", type=int, default=10, help="Q (10)")
-    parser.add_argument("--most", type=int, default=1_000, help="devices on one edge that are still timed (1000)")
+    parser.add_argument("--most", type=int, default=10_000, help="devices on one edge that are still timed (10000)")
     parser.add_argument("--edges-timed", type=int, default=5, help="edges that are timed, at most (5)")
     arguments = parser.parse_args()
     if min(arguments.draws, arguments.most, arguments.edges_timed) < 1:
