@@ -40,8 +40,8 @@ _TYPICAL_DISTANCE_M = 50.0
 # What `--help` groups options by, and what does nothing in the other mode.
 _KD, _CHAIN = "Split knowledge distillation", "The chain (--scct)"
 _OF_KD = (
-    *("student", "teacher", "device", "server", "link", "distance", "sequence_length", "batches", "local_epochs"),
-    *("causal", "max_delay", "min_cut", "codecs", "frequency", "battery"),
+    *("student", "teacher", "device", "server", "link", "distance", "sequence_length", "batches", "microbatches"),
+    *("local_epochs", "causal", "max_delay", "min_cut", "codecs", "frequency", "battery"),
 )
 _OF_CHAIN = (
     *("slm", "positions", "iterations", "epochs", "mechanism", "split_point", "draws", "edge_memory"),
@@ -118,6 +118,10 @@ def plan(
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 8,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a sample.", rich_help_panel=_KD)] = 512,
     batches: Annotated[int, typer.Option(help="Batches in one pass over a device's data.", rich_help_panel=_KD)] = 50,
+    microbatches: Annotated[
+        int,
+        typer.Option(help="Parts that a batch goes through in: more of them take less memory.", rich_help_panel=_KD),
+    ] = 2,
     local_epochs: Annotated[int, typer.Option(help="Passes in a turn.", rich_help_panel=_KD)] = 1,
     dtype: Annotated[
         Dtype, typer.Option(help="Of weights and activations; with --scct float32 when not given.")
@@ -230,6 +234,7 @@ def plan(
         weight_bytes=item_bytes,
         moments=moments,
         causal=causal,
+        num_microbatches=microbatches,
         runtime_bytes=RUNTIME_BYTES,
     )
     rng = np.random.default_rng(seed)

@@ -254,11 +254,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _heading(planned: Planned, models: tuple[ModelShape, ModelShape | None], workload: Workload) -> str:
-    student, teacher = models
+    (student, teacher), parts = models, workload.num_microbatches
     taught = f" taught by {teacher.name} ({teacher.num_blocks} blocks)" if teacher else ""
     return (
         f"{student.name} ({student.num_blocks} blocks){taught}, server {planned.server.name}.\n"
-        f"A turn: {workload.num_steps} batches of {workload.batch_size} x {workload.sequence_length} tokens."
+        f"A turn: {workload.num_steps} batches of {workload.batch_size} x {workload.sequence_length} tokens"
+        f"{f' in {parts} micro-batches' if parts > 1 else ''}."
     )
 
 

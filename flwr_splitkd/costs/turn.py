@@ -22,17 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_splitkd.costs.links import LinkState
-from flwr_splitkd.costs.memory import device_memory
+from flwr_splitkd.costs.memory import device_memory, kept_values
 from flwr_splitkd.costs.profiles import DeviceProfile, ServerProfile
 from flwr_splitkd.costs.shape import Float, ModelShape
 from flwr_splitkd.costs.workload import Workload
 from flwr_splitkd.errors import ConfigError
 
 __all__ = ["CutTerms", "TurnCost", "cut_terms", "turn_cost"]
-
-# Values that a block keeps for its backward pass, per token and unit of width, without attention maps: Korthikanti et al.,
-# "Reducing Activation Recomputation in Large Transformer Models", 2022, section 4.1 (34 bytes at 2 bytes a value).
-KEPT_VALUES = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -279,20 +275,15 @@ def _server_flops(student: ModelShape, teacher: ModelShape | None, workload: Wor
     return np.asarray(workload.num_steps * workload.batch_size * per_sample, dtype=np.float64)
 
 
-def _kept(student: ModelShape, workload: Workload) -> float:
-    """Bytes that one block keeps of a batch for its backward pass."""
-    return KEPT_VALUES * workload.batch_tokens * student.hidden_size * workload.activation_bytes
-
-
 def _server_memory(student: ModelShape, teacher: ModelShape | None, workload: Workload) -> Float:
-    """The whole student with its moments, the teacher, and gradients and what is kept above the cut."""
-    count = np.arange(1, student.num_blocks)
+    """The whole student with its moments, the teacher, and gradients and what a micro-batch keeps above the cut."""
     above = student.block_parameters.sum() - np.cumsum(student.block_parameters)[:-1] + student.head_parameters
     trains = student.num_parameters - (0 if workload.train_embeddings else student.embedding_parameters)
     share = workload.trained_share
     weights = student.num_parameters + share * (workload.memory_moments * trains + above)
     weights = weights + (teacher.num_parameters if teacher else 0)
-    kept = (student.num_blocks - count) * _kept(student, workload)
+    values = kept_values(student, workload.sequence_length)
+    kept = workload.microbatch_tokens * workload.activation_bytes * (values.sum() - np.cumsum(values)[:-1])
     return np.asarray(weights * workload.weight_bytes + kept, dtype=np.float64)
 
 

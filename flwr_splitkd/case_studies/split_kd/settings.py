@@ -55,8 +55,12 @@ WORKLOAD = Workload(
     weight_bytes=2,
     moments=0,
     causal=True,
+    num_microbatches=2,
 )
-"""A turn: 50 batches of 8 x 512 tokens, bfloat16, an optimiser without moments (two of them would not fit into 24 GiB)."""
+"""A turn: 50 batches of 8 x 512 tokens, bfloat16, an optimiser without moments and two micro-batches a batch.
+
+Moments would not fit into 24 GiB, nor would what 15 blocks keep of a whole batch.
+"""
 
 _SLACKS, _STATIC_POWERS_W = (0.0, 0.05, 0.1, 0.25, 0.5), (0.0, 60.0, 300.0)
 _EFFICIENCIES, _COUNTED = (1.0, 0.3), ("both", "server")

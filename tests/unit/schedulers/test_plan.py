@@ -142,7 +142,7 @@ def slow_options(case: Instance) -> Iterator[Slow]:
                 device_weights += teacher.vocab_size * teacher.embedding_width
                 server_weights += float(teacher.block_parameters.sum())
                 server_weights += teacher.embedding_parameters + teacher.head_parameters
-            kept = 17 * tokens * student.hidden_size * work.activation_bytes
+            kept = sum(_activations(student, work, block) for block in range(cut, blocks))
             within_step = _within_step(student, teacher, work, cut) + trained_embedding * work.weight_bytes
             dead = not (case.link.uplink_bps and case.link.downlink_bps)
             uplink_s = math.inf if dead else 8 * (steps * up + handover) / case.link.uplink_bps
@@ -157,20 +157,24 @@ def slow_options(case: Instance) -> Iterator[Slow]:
                 cycles=server_flops / (server.cores * server.flops_per_cycle),
                 device_j=math.inf if dead else computing_w * device_s + device.transmit_power_w * uplink_s,
                 device_memory=device_weights * work.weight_bytes + within_step,
-                server_memory=server_weights * work.weight_bytes + (blocks - cut) * kept,
+                server_memory=server_weights * work.weight_bytes + kept,
                 waiting_s=case.other_s + case.server_offset_s,
                 server=server,
             )
 
 
+def _activations(student: ModelShape, work: Workload, block: int) -> float:
+    """Bytes that a block keeps of a batch."""
+    projections = float(student.block_flops_per_token[block]) / (2 * student.hidden_size)
+    mlp = max(projections - float(student.block_flops_per_pair[block]) / 2, 0) / 3
+    tokens = work.batch_size * work.sequence_length
+    return (projections + mlp + 6 * student.hidden_size) * tokens * work.activation_bytes
+
+
 def _within_step(student: ModelShape, teacher: ModelShape | None, work: Workload, cut: int) -> float:
     """Bytes beside weights and moments: a backward pass walked through block by block, or the optimiser's step."""
     tokens = work.batch_size * work.sequence_length
-    activations = []
-    for block in range(cut):
-        projections = float(student.block_flops_per_token[block]) / (2 * student.hidden_size)
-        mlp = max(projections - float(student.block_flops_per_pair[block]) / 2, 0) / 3
-        activations.append((projections + mlp + 6 * student.hidden_size) * tokens * work.activation_bytes)
+    activations = [_activations(student, work, block) for block in range(cut)]
     gradients, backward = 0.0, 0.0
     for block in reversed(range(cut)):
         gradients += float(student.block_parameters[block]) * work.weight_bytes
