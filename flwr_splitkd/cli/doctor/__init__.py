@@ -141,6 +141,7 @@ def doctor(
         typer.Option(help="A cloud's large language model, named like the others.", rich_help_panel=_MODELS),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.", rich_help_panel=_MODELS)] = 8,
+    microbatches: Annotated[int, typer.Option(help="Parts that a batch goes through in.", rich_help_panel=_MODELS)] = 1,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a sample.", rich_help_panel=_MODELS)] = 512,
     dtype: Annotated[Dtype, typer.Option(help="Of weights and activations.", rich_help_panel=_MODELS)] = Dtype.bfloat16,
     moments: Annotated[
@@ -196,6 +197,7 @@ def doctor(
                 models=(student, teacher, llm),
                 cut=cut,
                 batch_size=batch_size,
+                microbatches=microbatches,
                 sequence_length=sequence_length,
                 value_bytes=4.0 if dtype is Dtype.float32 else 2.0,
                 moments=moments,
@@ -263,6 +265,7 @@ def _need(
     models: tuple[str | None, str, str | None],
     cut: int | None,
     batch_size: int,
+    microbatches: int,
     sequence_length: int,
     value_bytes: float,
     moments: int,
@@ -277,6 +280,7 @@ def _need(
         return None
     workload = Workload(
         batch_size=batch_size,
+        num_microbatches=microbatches,
         sequence_length=sequence_length,
         num_batches=1,
         activation_bytes=value_bytes,

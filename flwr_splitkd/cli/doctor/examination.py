@@ -10,6 +10,7 @@ import platform
 import resource
 import ssl
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -19,7 +20,7 @@ from flwr_splitkd.cli.doctor.clock import check_kernel_clock, check_skew, read_k
 from flwr_splitkd.cli.doctor.disk import check_folder
 from flwr_splitkd.cli.doctor.finding import Finding, skipped, wrong
 from flwr_splitkd.cli.doctor.hardware import read_hardware
-from flwr_splitkd.cli.doctor.limits import check_open_files, check_runtime_installation
+from flwr_splitkd.cli.doctor.limits import check_open_files, check_programs, check_runtime_installation
 from flwr_splitkd.cli.doctor.memory import check_memory, read_memory
 from flwr_splitkd.cli.doctor.needs import Need
 from flwr_splitkd.cli.doctor.ports import Peer, check_port, check_reachable
@@ -141,6 +142,7 @@ def checks(options: Options) -> Mapping[str, Callable[[], Iterable[Finding]]]:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         yield check_open_files(math.inf if soft == resource.RLIM_INFINITY else soft)
         yield check_runtime_installation(os.environ, hardware(), has_flower=options.role != "cloud")
+        yield from check_programs(options.role, os.environ.get("PATH", ""), Path(sysconfig.get_path("scripts")))
 
     return {
         "versions": lambda: _versions(options, has_gpu=bool(hardware().gpus)),

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from flwr_splitkd.cli.doctor.finding import Finding, ok, skipped, warning, wrong
 from flwr_splitkd.cli.doctor.hardware import Hardware
 
-__all__ = ["check_open_files", "check_runtime_installation"]
+__all__ = ["check_open_files", "check_programs", "check_runtime_installation"]
 
 _FEW_FILES = 1024
 """What most systems give, eight for each of the 128 streams that a data plane serves at once."""
+_PROGRAMS = {
+    "device": ("flower-superexec", "flwr-clientapp"),
+    "edge": ("flower-superexec", "flwr-serverapp"),
+    "cloud": (),
+}
+"""What SuperNode and SuperLink start by name for a run."""
 _VARIABLE = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 
 
@@ -59,3 +67,29 @@ def check_runtime_installation(environment: Mapping[str, str], hardware: Hardwar
         "--allow-runtime-dependency-installation: newer Flowers install an app's dependencies for each run, and may replace "
         f"{torch}.",
     )
+
+
+def check_programs(role: str, search: str, own: Path) -> Iterator[Finding]:
+    """Whether the programs that Flower starts are found, and those of this Python's environment.
+
+    Parameters
+    ----------
+    role
+        ``"device"``, ``"edge"`` or ``"cloud"``.
+    search
+        ``PATH`` of whoever starts SuperLink or SuperNode.
+    own
+        Folder of this Python's programs.
+    """
+    for name in _PROGRAMS[role]:
+        found = shutil.which(name, path=search)
+        if found is not None and Path(found).parent.resolve() == own.resolve():
+            yield ok(f"{name} on PATH", found)
+            continue
+        yield warning(
+            f"{name} on PATH",
+            found or "not found",
+            expected=f"{own / name}, which Flower starts by its name alone",
+            remedy=f"export PATH={own}:$PATH where SuperLink or SuperNode starts, in a unit of systemd Environment=PATH=...; else "
+            + ("a run has another environment's packages." if found else "no run ever starts."),
+        )

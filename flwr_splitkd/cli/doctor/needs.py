@@ -14,6 +14,8 @@ __all__ = ["Need", "need_of_cloud", "need_of_device", "need_of_edge"]
 _COMMITS = 3
 """The commit log keeps two, and writes a third before it drops the oldest."""
 
+_LESS = "a smaller `--batch-size` or `--sequence-length`, bfloat16, or adapters (LoRA) take less."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
@@ -83,7 +85,7 @@ def need_of_device(student: ModelShape, teacher: ModelShape | None, workload: Wo
         model_bytes=peak - at["runtime"],
         disk_bytes=at["weights"] + at["embedding"] + at["teacher"] + at["moments"],
         by_cut=tuple(map(float, memory.peak)),
-        remedy="A lower cut, a smaller `--batch-size` or `--sequence-length`, bfloat16, or adapters (LoRA) take less.",
+        remedy=f"A lower cut, more `--microbatches`, {_LESS}",
     )
 
 
@@ -113,7 +115,7 @@ def need_of_edge(student: ModelShape, teacher: ModelShape | None, workload: Work
         model_bytes=float(model[cut - 1]),
         disk_bytes=_COMMITS * commit,
         by_cut=tuple(map(float, np.asarray(model) + workload.runtime_bytes)),
-        remedy="A smaller teacher, a smaller `--batch-size` or `--sequence-length`, bfloat16, or adapters (LoRA) take less.",
+        remedy=f"A smaller teacher, more `--microbatches`, {_LESS}",
     )
 
 
@@ -155,6 +157,6 @@ def _taught(teacher: ModelShape | None) -> str:
 
 def _work(workload: Workload) -> str:
     moments = f" and {workload.moments} moments" if workload.moments else ""
-    return (
-        f"{workload.batch_size} x {workload.sequence_length} tokens, {workload.weight_bytes:g} bytes a weight{moments}"
-    )
+    parts = f" in {workload.num_microbatches} micro-batches" if workload.num_microbatches > 1 else ""
+    tokens = f"{workload.batch_size} x {workload.sequence_length} tokens{parts}"
+    return f"{tokens}, {workload.weight_bytes:g} bytes a weight{moments}"
