@@ -241,12 +241,9 @@ class RoundRunner:
         for item in window.clusters() if together else window:
             wait_s = time.monotonic() - waiting_since_s
             if isinstance(item, list):
-                calls = [call for call in item if not self._is_dismissed(call, mode)]
+                calls = [call for call in item if not self._is_dismissed(call, mode, replies)]
                 for call, turn in self._serve_cluster(calls, server_round, len(turns) + 1, wait_s):
-                    if turn.outcome is not None:
-                        replies.expect(call)
-                    elif call.session.ended_s is None:
-                        window.again(call)
+                    self._settle(call, turn, window, replies)
                     turns.append(turn)
                     self._record(turn)
                 replies.pull(window.replies)
@@ -266,14 +263,12 @@ class RoundRunner:
                     error=item.reason,
                     fault=item.fault,
                 )
-            elif self._is_dismissed(item, mode):
+                replies.give_up(item.call)
+            elif self._is_dismissed(item, mode, replies):
                 continue
             else:
                 turn = self._serve(item, server_round, len(turns) + 1, mode, wait_s, window)
-                if turn.outcome is not None:  # of a lost device Flower says so only a minute later
-                    replies.expect(item)
-                elif item.session.ended_s is None:
-                    window.again(item)
+                self._settle(item, turn, window, replies)
             turns.append(turn)
             self._record(turn)
             replies.pull(window.replies)
@@ -281,7 +276,17 @@ class RoundRunner:
         replies.pull(window.replies)
         return lost
 
-    def _is_dismissed(self, call: Call, mode: TurnMode) -> bool:
+    @staticmethod
+    def _settle(call: Call, turn: TurnRecord, window: CallWindow, replies: Replies) -> None:
+        """Say what is awaited of a device after its turn: a reply, itself again, or nothing."""
+        if turn.outcome is not None:
+            replies.expect(call)
+        elif call.session.ended_s is None:  # of a lost device Flower says so only a minute later
+            window.again(call)
+        else:
+            replies.give_up(call)
+
+    def _is_dismissed(self, call: Call, mode: TurnMode, replies: Replies) -> bool:
         """Send a device away that had its turn before the run was resumed, as a node of another id."""
         name = call.session.hello.device_name if call.session.hello else ""
         if mode != "train" or not self._progress.had_turn(call.node_id, name):
@@ -289,6 +294,7 @@ class RoundRunner:
         reason = f"device {name} had its turn in round {self._progress.server_round} before the run was resumed"
         log(INFO, "\t%s", reason)
         self._edge.dismiss(call.session, reason)
+        replies.give_up(call)
         return True
 
     def _serve(
