@@ -120,7 +120,10 @@ def plan(
     batches: Annotated[int, typer.Option(help="Batches in one pass over a device's data.", rich_help_panel=_KD)] = 50,
     microbatches: Annotated[
         int,
-        typer.Option(help="Parts that a batch goes through in: more of them take less memory.", rich_help_panel=_KD),
+        typer.Option(
+            help="Parts that a batch goes through in: more of them take less of the server's memory.",
+            rich_help_panel=_KD,
+        ),
     ] = 2,
     local_epochs: Annotated[int, typer.Option(help="Passes in a turn.", rich_help_panel=_KD)] = 1,
     dtype: Annotated[
@@ -235,6 +238,7 @@ def plan(
         moments=moments,
         causal=causal,
         num_microbatches=microbatches,
+        pipeline_depth=microbatches,  # what it may become, where turns choose it
         runtime_bytes=RUNTIME_BYTES,
     )
     rng = np.random.default_rng(seed)

@@ -259,7 +259,7 @@ def _heading(planned: Planned, models: tuple[ModelShape, ModelShape | None], wor
     return (
         f"{student.name} ({student.num_blocks} blocks){taught}, server {planned.server.name}.\n"
         f"A turn: {workload.num_steps} batches of {workload.batch_size} x {workload.sequence_length} tokens"
-        f"{f' in {parts} micro-batches' if parts > 1 else ''}."
+        f"{f' in {parts} micro-batches' if parts > 1 else ''}; {workload.moments or 'no'} moments."
     )
 
 

@@ -281,6 +281,7 @@ def _need(
     workload = Workload(
         batch_size=batch_size,
         num_microbatches=microbatches,
+        pipeline_depth=microbatches,  # what it may become, where turns choose it
         sequence_length=sequence_length,
         num_batches=1,
         activation_bytes=value_bytes,

@@ -122,8 +122,8 @@ def _check_machine(need: Need | None, memory: Memory, hardware: Hardware, *, has
     seen = f"{gib(memory.available_bytes)} free of {gib(memory.total_bytes)}{shared}{within}"
     if need is None:
         return ok("memory", f"{seen}; name the models to compare it with what they take")
-    needed = need.memory_bytes - (need.model_bytes if has_gpu else 0.0)
-    what = "the process; the model is in the GPU's memory" if has_gpu else need.what
+    needed = need.memory_bytes - (need.model_bytes - need.loading_bytes if has_gpu else 0.0)
+    what = "the process, through which models go to the GPU's memory" if has_gpu else need.what
     # RUNTIME_BYTES was measured with a build for CPUs.
     expected = f"{gib(needed)} for {what}{'; CUDA takes some more' if hardware.gpu else ''}"
     if memory.available_bytes >= needed:

@@ -31,6 +31,8 @@ class Need:
         All of the process.
     model_bytes
         Of these, what is where the model computes: in the GPU's memory, if it is there.
+    loading_bytes
+        What passes through the machine's memory on its way to a GPU's: models are loaded one after another.
     disk_bytes
         What is kept on the disk.
     by_cut
@@ -43,6 +45,7 @@ class Need:
     cut: int
     memory_bytes: float
     model_bytes: float
+    loading_bytes: float
     disk_bytes: float
     by_cut: tuple[float, ...]
     remedy: str
@@ -83,9 +86,10 @@ def need_of_device(student: ModelShape, teacher: ModelShape | None, workload: Wo
         cut=cut,
         memory_bytes=peak,
         model_bytes=peak - at["runtime"],
+        loading_bytes=max(at["weights"] + at["embedding"], at["teacher"]),
         disk_bytes=at["weights"] + at["embedding"] + at["teacher"] + at["moments"],
         by_cut=tuple(map(float, memory.peak)),
-        remedy=f"A lower cut, more `--microbatches`, {_LESS}",
+        remedy=f"A lower cut, {_LESS}",
     )
 
 
@@ -113,6 +117,7 @@ def need_of_edge(student: ModelShape, teacher: ModelShape | None, workload: Work
         cut=cut,
         memory_bytes=float(model[cut - 1]) + workload.runtime_bytes,
         model_bytes=float(model[cut - 1]),
+        loading_bytes=max(shape.num_parameters for shape in (student, teacher) if shape) * workload.weight_bytes,
         disk_bytes=_COMMITS * commit,
         by_cut=tuple(map(float, np.asarray(model) + workload.runtime_bytes)),
         remedy=f"A smaller teacher, more `--microbatches`, {_LESS}",
@@ -135,6 +140,7 @@ def need_of_cloud(llm: ModelShape, weight_bytes: float) -> Need:
         cut=0,
         memory_bytes=weights + RUNTIME_BYTES,
         model_bytes=weights,
+        loading_bytes=0.0,  # `device_map` may load it piece by piece
         disk_bytes=weights,
         by_cut=(),
         remedy="A smaller LLM, bfloat16, quantisation, or device_map = 'auto' over several GPUs take less in one place.",

@@ -194,7 +194,7 @@ def test_too_little_memory(machine: Path, monkeypatch: pytest.MonkeyPatch, capsy
     large = ("--student", "llama-3.1-8b/2000", "--cut", 1000)
     said = read(monkeypatch, capsys, 1, "--role", "device", "--only", "memory", *large)  # this machine's own
     assert "  memory: " in said and "GiB for the device's half of llama-3.1-8b/2000 at cut 1000" in said
-    assert "A lower cut, more `--microbatches`" in said
+    assert "A lower cut, a smaller `--batch-size`" in said
     said = read(monkeypatch, capsys, 1, "--role", "device", "--only", "memory", "--root", machine, *large)
     assert "  memory: 57.22 GiB free of 64.00 GiB; expected " in said and "    Cuts 1.." in said
 

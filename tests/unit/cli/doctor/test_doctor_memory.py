@@ -17,6 +17,7 @@ NEED = Need(
     cut=2,
     memory_bytes=4 * GIB,
     model_bytes=3 * GIB,
+    loading_bytes=2 * GIB,
     disk_bytes=GIB,
     by_cut=(2 * GIB, 4 * GIB, 6 * GIB),
     remedy="Less is more.",
@@ -94,8 +95,13 @@ def test_what_fits_with_swap_alone() -> None:
 
 def test_with_a_graphics_card_the_model_is_in_its_memory() -> None:
     gpu = Gpu(name="RTX 4090", free_bytes=2.5 * GIB, total_bytes=24 * GIB)
-    found = by_name(check_memory(NEED, memory(1.5), Hardware(gpus=("RTX 4090",)), TorchBuild(gpus=(gpu,))))
-    assert found["memory"].status is Status.OK and found["memory"].expected.startswith("1.00 GiB for the process")
+    card_of = Hardware(gpus=("RTX 4090",))
+    found = by_name(check_memory(NEED, memory(3.5), card_of, TorchBuild(gpus=(gpu,))))
+    assert found["memory"].status is Status.OK
+    # One of the process, and two through which models come there.
+    assert found["memory"].expected.startswith("3.00 GiB for the process, through which models go to the GPU's memory")
+    small = by_name(check_memory(NEED, memory(2.5), card_of, TorchBuild(gpus=(gpu,))))["memory"]
+    assert small.status is Status.WRONG and small.remedy == "End what else runs. Less is more."
     card = found["memory of RTX 4090"]
     assert (card.status, card.seen) == (Status.WRONG, "2.50 GiB free of 24.00 GiB")
     assert card.expected == "3.00 GiB for the half" and card.remedy.startswith(
