@@ -8,6 +8,7 @@ process with the same one, begins with nothing, under names that no earlier one 
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import shutil
 from collections import OrderedDict
@@ -16,10 +17,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flwr_splitkd.errors import ProtocolError, StoreError
+from flwr_splitkd.errors import ProtocolError, SplitKDError, StoreError
 from flwr_splitkd.store.tensor_file import read_tensors, write_tensors
 
 __all__ = ["TeacherCache"]
+
+_logger = logging.getLogger(__name__)
 
 _SALT_BYTES = 32
 
@@ -44,7 +47,7 @@ class TeacherCache:
 
     def __init__(self, folder: Path, *, memory_bytes: int, disk_bytes: int) -> None:
         self._folder, self._memory_bytes = folder, memory_bytes
-        self._capacity = memory_bytes + disk_bytes
+        self._disk_bytes, self._disk_works = disk_bytes, True
         self._memory: OrderedDict[_Name, Tensor] = OrderedDict()
         self._disk: OrderedDict[_Name, int] = OrderedDict()
         self._pinned: set[str] = set()
@@ -68,7 +71,8 @@ class TeacherCache:
     @property
     def _bytes_left(self) -> int:
         """Room for outcomes without dropping others."""
-        return self._capacity - self.bytes_in_memory - self.bytes_on_disk
+        on_disk = self._disk_bytes - self.bytes_on_disk if self._disk_works else 0
+        return self._memory_bytes - self.bytes_in_memory + on_disk
 
     def unpin(self, owner: str) -> None:
         """Let what this device has sent be replaced again."""
@@ -77,10 +81,7 @@ class TeacherCache:
     def put(self, owner: str, key: bytes, outcome: Tensor, *, evict: bool = True) -> bool:
         """Keep the outcome for a sequence, if there is room; return whether it is kept. With `evict`, others make room.
 
-        Raises
-        ------
-        StoreError
-            If the disk is full.
+        A disk that fails is written to no more: a cache is no reason to end a run.
         """
         name = _Name(owner, key)
         if name in self._memory or name in self._disk:
@@ -89,7 +90,13 @@ class TeacherCache:
             return False
         self._memory[name] = outcome.detach().cpu().clone()  # of its own: a row would keep its whole batch
         self.bytes_in_memory += outcome.nbytes
-        self._spill()
+        try:
+            self._spill()
+        except StoreError as error:
+            self._disk_works = False
+            _logger.warning("The teacher's cache keeps what is on the disk and writes no more there: %s", error)
+            self._forget(name)  # and whatever it would have driven out of memory stays there
+            return False
         return True
 
     def get(self, owner: str, key: bytes) -> Tensor:
@@ -99,8 +106,8 @@ class TeacherCache:
         ------
         ProtocolError
             If it is not here: the device was never told that it is.
-        StoreError
-            If its file is damaged.
+        SplitKDError
+            If its file is damaged: the turn is lost, and the device sends the sequence in its next one.
         """
         name = _Name(owner, key)
         if name not in self._memory:
@@ -110,9 +117,9 @@ class TeacherCache:
                 )
             try:
                 tensor = read_tensors(self._path(name))["outcome"]
-            except StoreError:
+            except StoreError as error:
                 self._forget(name)
-                raise
+                raise SplitKDError(f"What the teacher made of a sequence cannot be read any more: {error}") from error
             self._disk.move_to_end(name)
         else:
             tensor = self._memory[name]
@@ -123,10 +130,9 @@ class TeacherCache:
 
     def _make_room(self, size: int) -> bool:
         """Drop what was not used for longest and is not pinned."""
-        excess = self.bytes_in_memory + self.bytes_on_disk + size - self._capacity
-        if excess <= 0:
-            return True
-        free = [name for kept in (self._disk, self._memory) for name in kept if name.owner not in self._pinned]
+        excess = size - self._bytes_left
+        places = (self._disk, self._memory) if self._disk_works else (self._memory,)
+        free = [name for kept in places for name in kept if name.owner not in self._pinned]
         for name in free:
             if excess <= 0:
                 break

@@ -12,7 +12,7 @@ from test_turns import CNN_BLOCKS, OPTIMIZER, Cnn, Federation, images, llama, qu
 from torch import Tensor, nn
 
 from flwr_splitkd.distill import DistillationLoss
-from flwr_splitkd.errors import ConfigError, DataError, ProtocolError
+from flwr_splitkd.errors import ConfigError, DataError, ProtocolError, SplitKDError, StoreError
 from flwr_splitkd.split import clip_coefficient, grad_norms, scale_gradients
 from flwr_splitkd.tiers.device import steps as device_steps
 from flwr_splitkd.tiers.edge import TurnSettings, teacher_cache, teaching
@@ -351,9 +351,57 @@ def test_a_damaged_file_of_the_cache_ends_the_turn_and_is_forgotten(tmp_path: Pa
     cache.put("a", b"1", torch.ones(2))
     (file,) = (tmp_path / "teacher-cache").glob("*/*")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(teacher_cache.StoreError):
+    with pytest.raises(SplitKDError, match="What the teacher made of a sequence cannot be read any more") as raised:
         cache.get("a", b"1")
+    assert not isinstance(raised.value, StoreError), "which would end the run"
     assert cache.pin("a") == []
+
+
+def test_a_disk_that_is_full_costs_the_cache_its_room_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = _cache(tmp_path, memory=8, disk=100)
+    one = torch.ones(1)
+    assert all(cache.put("a", key, one) for key in (b"1", b"2", b"3"))
+    written: list[Path] = []
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        written.append(path)
+        raise StoreError("no space is left")
+
+    monkeypatch.setattr(teacher_cache, "write_tensors", full)
+    cache.pin("a")
+    assert not cache.put("b", b"4", one)
+    assert cache.names("a") == [b"1", b"2", b"3"] and cache.names("b") == []
+    assert (cache.bytes_in_memory, cache.bytes_on_disk) == (8, 4)
+    assert "writes no more there: no space is left" in caplog.text
+    assert not cache.put("b", b"4", one), "all that is in memory is promised"
+    cache.unpin("a")
+    assert cache.put("b", b"4", one) and cache.names("a") == [b"1", b"3"]
+    assert len(written) == 1 and torch.equal(cache.get("a", b"1"), one)
+
+
+def test_a_disk_that_fills_up_loses_no_turn(tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    write = teacher_cache.write_tensors
+
+    def soon_full(path: Path, tensors: dict[str, Tensor], *, durable: bool) -> None:
+        written.append(path)
+        if len(written) > 5:
+            raise StoreError("no space is left")
+        write(path, tensors, durable=durable)
+
+    monkeypatch.setattr(teacher_cache, "write_tensors", soon_full)
+    sequence = 4 * 20 * 6
+    cache = _cache(tmp_path, memory=3 * sequence, disk=100 * sequence)
+    federation = Federation(tmp_path, teacher=llama(20), cache=cache)
+    plain = Federation(tmp_path / "plain", teacher=llama(20))
+    for one in (plain, federation):
+        passes.clear()
+        one.turn(0, 2, batches(2), epochs=3)
+    # Eight of sixteen are kept, those of the first batch; the second one goes through the teacher in every epoch.
+    assert passes == [8, 8, 8, 8] and len(written) == 6
+    assert all(torch.equal(tensor, plain.weights()[name]) for name, tensor in federation.weights().items())
 
 
 def test_the_largest_logits_alone_are_smaller_and_near(tmp_path: Path, passes: list[int]) -> None:
