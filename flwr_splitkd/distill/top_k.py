@@ -175,6 +175,7 @@ def sample_entries(
     begin = _pseudo_random(places) if start is None else start
     number = torch.arange(k, device=largest.device) - (k - count)
     along = (number.clamp_min(0) + begin[:, None].to(mass.dtype)) / count.clamp_min(1) * mass
+    along = torch.minimum(along, torch.nextafter(mass, torch.zeros_like(mass)))  # rounded, the last step may end beyond
     met = torch.searchsorted(running, along, right=True).clamp_max(probabilities.shape[1] - 1)
     weights = torch.where(exact, largest, mass / count.clamp_min(1))
     return weights, torch.where(exact, places, met), mass[:, 0].masked_fill(count[:, 0] == 0, 0.0)

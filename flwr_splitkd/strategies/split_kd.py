@@ -162,7 +162,7 @@ class SplitKD(Strategy):
         How many of the teacher's logits the loss compares: the largest, and a sample of the others, so that the gradient is right
         on average (with the loss's ``beta`` above 0 the k largest, while all others share what is left). Takes ``8 (k + 1)`` bytes
         of a token in the cache instead of the teacher's hidden state, and is lossy: the probability that is not kept exactly is in
-        each turn's ``teacher_rest_mass``. None compares all.
+        each turn's ``teacher_rest_mass``, a mean so far. None compares all.
     teach_waiting
         Whether the next device, once it has connected, sends what the teacher needs while it waits, and the teacher works on it
         when the edge would be idle: its turn then finds the outcomes in the cache. Without clusters. Where a shuffled data set's

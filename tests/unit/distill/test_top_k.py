@@ -155,6 +155,16 @@ def test_a_large_vocabulary_in_float32() -> None:
     assert (mass > 0.1).all()
 
 
+def test_the_end_of_the_walk_meets_an_entry_that_has_a_probability() -> None:
+    """Rounded, a start just below 1 is 1: the last step must not end on an entry that is exact already, or on none."""
+    probabilities = torch.full((1, 512), 0.5 / 511)
+    probabilities[0, -1] = 0.5
+    start = torch.tensor([1 - 2**-30], dtype=torch.float64)
+    weights, indices, mass = sample_entries(probabilities, 64, start=start)
+    assert (indices == 511).sum() == 1 and weights[indices == 511] == 0.5
+    assert indices.unique().numel() == 64 and float(mass) == pytest.approx(0.5)
+
+
 def test_the_gradient_of_a_sample_is_nearer_than_that_of_an_even_rest() -> None:
     """Summed over many tokens, as a step sums it: what noise does to each token goes away, what bias does stays."""
     generator = torch.Generator().manual_seed(5)
