@@ -25,7 +25,9 @@ def describe(value: Any) -> Any:
         return {field.name: describe(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, Sequence | set | frozenset):
+    if isinstance(value, set | frozenset):  # whose order is another one in each process
+        return sorted((describe(item) for item in value), key=str)
+    if isinstance(value, Sequence):
         return [describe(item) for item in value]
     if isinstance(value, partial):  # whose own words have an address in them
         return {"function": describe(value.func), **describe(value.keywords), "arguments": describe(value.args)}

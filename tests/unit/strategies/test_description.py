@@ -14,3 +14,10 @@ def test_a_schedule_is_described_alike_every_time() -> None:
 
 def test_a_partial_function_says_what_it_is_given() -> None:
     assert describe(partial(int, "7", base=8)) == {"function": "builtins.int", "base": 8, "arguments": ["7"]}
+
+
+def test_a_set_is_described_in_one_order() -> None:
+    """Its own is another one from process to process, and after a walk through JSON."""
+    names = [f"{letter}_proj" for letter in "qkvo"]
+    assert describe({"modules": {*names}}) == describe({"modules": frozenset(reversed(names))})
+    assert describe({*names}) == sorted(names)
