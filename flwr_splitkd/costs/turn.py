@@ -276,14 +276,15 @@ def _server_flops(student: ModelShape, teacher: ModelShape | None, workload: Wor
 
 
 def _server_memory(student: ModelShape, teacher: ModelShape | None, workload: Workload) -> Float:
-    """The whole student with its moments, the teacher, and gradients and what a micro-batch keeps above the cut."""
+    """The whole student with its moments, the teacher, and above the cut gradients and what is kept of a joined micro-batch."""
     above = student.block_parameters.sum() - np.cumsum(student.block_parameters)[:-1] + student.head_parameters
     trains = student.num_parameters - (0 if workload.train_embeddings else student.embedding_parameters)
     share = workload.trained_share
     weights = student.num_parameters + share * (workload.memory_moments * trains + above)
     weights = weights + (teacher.num_parameters if teacher else 0)
     values = kept_values(student, workload.sequence_length)
-    kept = workload.microbatch_tokens * workload.activation_bytes * (values.sum() - np.cumsum(values)[:-1])
+    tokens = workload.joined_devices * workload.microbatch_tokens
+    kept = tokens * workload.activation_bytes * (values.sum() - np.cumsum(values)[:-1])
     return np.asarray(weights * workload.weight_bytes + kept, dtype=np.float64)
 
 

@@ -45,6 +45,8 @@ class Workload:
         Parts that a batch goes through in.
     pipeline_depth
         Micro-batches that the device has under way at once.
+    joined_devices
+        Devices of a cluster whose micro-batches the server takes in one batch, at most.
     runtime_bytes
         What the device's process takes beside the model, such as `RUNTIME_BYTES`; 0 leaves it out.
     """
@@ -64,6 +66,7 @@ class Workload:
     gradient_accumulation_steps: int = 1
     num_microbatches: int = 1
     pipeline_depth: int = 1
+    joined_devices: int = 1
     runtime_bytes: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ class Workload:
             If one is out of range.
         """
         of_data = ("batch_size", "sequence_length", "num_batches", "local_epochs")
-        of_steps = ("gradient_accumulation_steps", "num_microbatches", "pipeline_depth")
+        of_steps = ("gradient_accumulation_steps", "num_microbatches", "pipeline_depth", "joined_devices")
         for name in (*of_data, *of_steps):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least 1.")

@@ -17,7 +17,7 @@ from flwr_splitkd.tiers.edge import EdgeService, EdgeSetup
 __all__ = ["planner_basis"]
 
 
-def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> PlannerBasis:
+def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService, *, cluster_size: int = 1) -> PlannerBasis:
     """Measure the run's models, unless the planner was given their shapes.
 
     Raises
@@ -55,6 +55,7 @@ def planner_basis(planner: Planner, setup: EdgeSetup, edge: EdgeService) -> Plan
             num_microbatches=setup.turn.num_microbatches,
             # Chosen by what turns take, it may become as many as there are.
             pipeline_depth=setup.turn.pipeline_depth or setup.turn.step_microbatches,
+            joined_devices=cluster_size if setup.turn.batch_devices else 1,
             runtime_bytes=RUNTIME_BYTES,
         ),
         handover_bytes=own_bytes,

@@ -488,7 +488,7 @@ class SplitKD(Strategy):
     def _prepare(self, edge: EdgeService, run: str) -> Progress:
         """Open the planner, and go on from the last commit."""
         if self.planner is not None:
-            self.planner.open(planner_basis(self.planner, self.setup, edge))
+            self.planner.open(planner_basis(self.planner, self.setup, edge, cluster_size=self.cluster_size))
         self._roster = Roster(self.planner, edge.student.layout.num_blocks)
         self._progress = Progress.from_commit(edge.student.last_info, run=run)
         self._progress.restore_policies(self._policies())

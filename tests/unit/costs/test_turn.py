@@ -91,6 +91,9 @@ def test_terms_by_hand() -> None:
     )
     halves = _terms(workload=replace(WORKLOAD, num_microbatches=2))
     assert (terms.server_memory_bytes - halves.server_memory_bytes).tolist() == pytest.approx([kept, kept / 2])
+    joined = _terms(workload=replace(WORKLOAD, joined_devices=3))
+    assert (joined.server_memory_bytes - terms.server_memory_bytes).tolist() == pytest.approx([4 * kept, 2 * kept])
+    assert joined.device_memory_bytes.tolist() == terms.device_memory_bytes.tolist()
     assert terms.other_s.tolist() == [0, 0]
 
 
