@@ -91,7 +91,7 @@ def least_latency(
     start
         Subcarriers to start from, summing to at most K; an equal part for each when not given. Shape ``[I, N]``.
     within
-        How far above the least the latency may be, as a share of it: less work. 0 for the least.
+        By how much the least may be below the latency that is found, as a share of the latter: less work. 0 for the least.
     """
     instances, devices = work_s.shape
     most = num_subcarriers - devices + 1

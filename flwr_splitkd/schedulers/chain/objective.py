@@ -139,7 +139,7 @@ class RoundObjective:
         start
             Subcarriers to start the search for the best from: of split points that are alike. Shape ``[Q, N]``.
         within
-            How far above the least each draw's latency may be, as a share of it.
+            As for `least_latency`, of each draw.
 
         Returns
         -------

@@ -22,6 +22,9 @@ from flwr_splitkd.wire.v1 import dataplane_pb2 as pb
 
 __all__ = ["quick"]  # a fixture, in force here too
 
+SEQUENCE = 4 * 20 * 6
+"""Bytes of the teacher's outcome for one."""
+
 
 def batches(count: int = 3, size: int = 8) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(3)
@@ -280,8 +283,7 @@ def test_a_teacher_whose_first_blocks_run_on_the_device_is_cached_too(tmp_path: 
 
 
 def test_a_full_cache_keeps_what_it_promised_and_no_more(tmp_path: Path, passes: list[int]) -> None:
-    sequence = 4 * 20 * 6
-    federation = Federation(tmp_path, teacher=llama(20), cache=_cache(tmp_path, memory=10 * sequence))
+    federation = Federation(tmp_path, teacher=llama(20), cache=_cache(tmp_path, memory=10 * SEQUENCE))
     plain = Federation(tmp_path / "plain", teacher=llama(20))
     federation.turn(0, 2, batches(2), epochs=2)
     # Ten of sixteen fit. A micro-batch that is kept in part counts as not kept at all.
@@ -290,18 +292,23 @@ def test_a_full_cache_keeps_what_it_promised_and_no_more(tmp_path: Path, passes:
     assert all(torch.equal(tensor, plain.weights()[name]) for name, tensor in federation.weights().items())
 
 
-def test_the_disk_takes_what_memory_does_not_hold(tmp_path: Path, passes: list[int]) -> None:
-    sequence = 4 * 20 * 6
-    cache = _cache(tmp_path, memory=3 * sequence, disk=100 * sequence)
+def _trained_as_without(tmp_path: Path, passes: list[int], *, epochs: int) -> TeacherCache:
+    """Train with a cache that has room for three sequences in memory, and for all on disk, and without any: alike."""
+    cache = _cache(tmp_path, memory=3 * SEQUENCE, disk=100 * SEQUENCE)
     federation = Federation(tmp_path, teacher=llama(20), cache=cache)
     plain = Federation(tmp_path / "plain", teacher=llama(20))
     for one in (plain, federation):
         passes.clear()
-        one.turn(0, 2, batches(2), epochs=2)
-    assert passes == [8, 8]
-    assert cache.bytes_in_memory <= 3 * sequence
-    assert cache.bytes_on_disk >= 13 * sequence
+        one.turn(0, 2, batches(2), epochs=epochs)
     assert all(torch.equal(tensor, plain.weights()[name]) for name, tensor in federation.weights().items())
+    return cache
+
+
+def test_the_disk_takes_what_memory_does_not_hold(tmp_path: Path, passes: list[int]) -> None:
+    cache = _trained_as_without(tmp_path, passes, epochs=2)
+    assert passes == [8, 8]
+    assert cache.bytes_in_memory <= 3 * SEQUENCE
+    assert cache.bytes_on_disk >= 13 * SEQUENCE
 
 
 @pytest.mark.parametrize(
@@ -392,16 +399,9 @@ def test_a_disk_that_fills_up_loses_no_turn(tmp_path: Path, passes: list[int], m
         write(path, tensors, durable=durable)
 
     monkeypatch.setattr(teacher_cache, "write_tensors", soon_full)
-    sequence = 4 * 20 * 6
-    cache = _cache(tmp_path, memory=3 * sequence, disk=100 * sequence)
-    federation = Federation(tmp_path, teacher=llama(20), cache=cache)
-    plain = Federation(tmp_path / "plain", teacher=llama(20))
-    for one in (plain, federation):
-        passes.clear()
-        one.turn(0, 2, batches(2), epochs=3)
+    _trained_as_without(tmp_path, passes, epochs=3)
     # Eight of sixteen are kept, those of the first batch; the second one goes through the teacher in every epoch.
     assert passes == [8, 8, 8, 8] and len(written) == 6
-    assert all(torch.equal(tensor, plain.weights()[name]) for name, tensor in federation.weights().items())
 
 
 def test_the_largest_logits_alone_are_smaller_and_near(tmp_path: Path, passes: list[int]) -> None:
