@@ -1,6 +1,7 @@
 """A latency that no split points and no allocation can beat.
 
-Every draw may have split points of its own: that makes the bound lower, and draws independent. For one draw and a latency V, with
+First every draw may have split points of its own: that makes the bound lower, and draws independent. Where this leaves much open,
+`flwr_splitkd.schedulers.chain.scenarios` has them agree. For one draw and a latency V, with
 ``a_n(beta) = min_s w_n(s) / (V - t_n(s, beta))`` over the split points that the device can hold, V can be kept only if
 
     max over p >= 0 of sum_n min_beta (a_n(beta) + p beta) - p K <= 1
@@ -19,8 +20,9 @@ from flwr_splitkd.costs.chain import Ints
 from flwr_splitkd.costs.shape import Float
 from flwr_splitkd.schedulers.chain.objective import RoundObjective
 from flwr_splitkd.schedulers.chain.policy import SplitDecision
+from flwr_splitkd.schedulers.chain.scenarios import NEAR, agreed_bound_s
 
-__all__ = ["decision", "lower_bound_s"]
+__all__ = ["alone_s", "decision", "lower_bound_s"]
 
 _STEPS, _PRICE_STEPS = 22, 26
 # Prices are searched for in between: a share of the whole edge for a subcarrier, and next to nothing.
@@ -42,23 +44,34 @@ def decision(
         objective_s=value_s,
         handover_s=float(objective.handover(points[None])[0]),
         cloud_link_s=objective.cloud_link_s,
-        lower_bound_s=lower_bound_s(objective, objective.latencies(points)) if bound else 0.0,
+        lower_bound_s=lower_bound_s(objective, points) if bound else 0.0,
         evaluations=objective.evaluations,
         method=method,
         history_s=history_s,
     )
 
 
-def lower_bound_s(objective: RoundObjective, reached_s: Float) -> float:
+def lower_bound_s(objective: RoundObjective, points: Ints) -> float:
     """Seconds of a round that no split points can beat.
 
     Parameters
     ----------
     objective
         Of the round.
-    reached_s
-        Latencies of some split points, to search below. Shape ``[Q]``.
+    points
+        Some split points, below whose latencies it is searched. Shape ``[N]``.
     """
+    reached_s = objective.latencies(points)
+    bound_s = alone_s(objective, reached_s)
+    seconds = float(bound_s.mean())
+    if seconds < (1 - NEAR) * float(reached_s.mean()):
+        seconds = agreed_bound_s(objective, points, bound_s, reached_s)
+    handover = float(np.where(objective.allowed, objective.handover_s, np.inf).min(axis=1).max())
+    return handover + objective.cloud_link_s + objective.iterations * seconds
+
+
+def alone_s(objective: RoundObjective, reached_s: Float) -> Float:
+    """What each draw cannot beat with split points of its own. Shape ``[Q]``."""
     problem = objective.problem
     full = problem.resources.num_subcarriers - problem.num_devices + 1
     width = min(full, 8 * -(-problem.resources.num_subcarriers // problem.num_devices))
@@ -72,8 +85,7 @@ def lower_bound_s(objective: RoundObjective, reached_s: Float) -> float:
         middle = (low + high) / 2
         beyond = _out_of_reach(works, middle, problem.resources.num_subcarriers)
         low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
-    handover = float(np.where(objective.allowed, objective.handover_s, np.inf).min(axis=1).max())
-    return handover + objective.cloud_link_s + objective.iterations * float(low.mean())
+    return np.asarray(low)
 
 
 def _seconds(objective: RoundObjective, points: Ints, width: int, full: int) -> Float:

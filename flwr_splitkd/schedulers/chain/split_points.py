@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,7 +82,9 @@ def optimize_split_points(
     few = _all_of_few(objective)
     if len(few):
         points, value = _best(objective, few)
-        return decision(objective, points, value, "every set", (value,), bound=bound)
+        proven = bound and allocation is None  # nothing else is left, with the best allocation there is
+        tried = decision(objective, points, value, "every set", (value,), bound=bound and not proven)
+        return replace(tried, lower_bound_s=value) if proven else tried
     starts = [best for ends in _ends(objective) if (best := _scan(objective, ends, order)) is not None]
     if not starts or draws.num_devices <= _EVERY_COUNT:
         starts += [_best(objective, sets) for sets in _least_on_edge(objective)]

@@ -73,7 +73,9 @@ def test_equals_brute_force(memory: str, layers: str, covered: Callable[[str, ob
     covered("split points that equal brute force", 4 * 6)
 
 
-@pytest.mark.parametrize(("edge_flops", "spread"), [(312e12, 0.5), (31e12, 0.1)])
+@pytest.mark.parametrize(
+    ("edge_flops", "spread"), [(312e12, 0.5), (31e12, 0.1), pytest.param(3e12, 0.2, marks=pytest.mark.slow)]
+)
 def test_close_to_the_bound(edge_flops: float, spread: float) -> None:
     rng = np.random.default_rng(1)
     draws = chain_resources(rng, 30, 200, num_draws=50, edge_flops=edge_flops, spread=spread)
