@@ -34,7 +34,7 @@ NEAR = 0.003
 """Nearer than this to what was reached, no better bound is looked for."""
 
 # Latencies up to this above what was reached, more of them once the multipliers are found; and a few far above.
-_LEVELS, _FINE_LEVELS, _ABOVE, _FAR = 24, 72, 1.15, (1.3, 2.0, 4.0)
+_LEVELS, _FINE_LEVELS, _ABOVE, _FAR = 24, 120, 1.15, (1.3, 2.0, 4.0)
 # Steps at most and at least, and numbers that may be looked at in all of them together: some seconds.
 _STEPS, _FEWEST_STEPS, _NUMBERS = 150, 10, 80_000_000
 # Of Polyak's step, and of the direction before that goes on; after some steps without progress they become half as long.

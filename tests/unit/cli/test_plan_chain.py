@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -152,5 +151,5 @@ def test_the_edges_memory_binds() -> None:
     assert WORK.edge_memory_bytes[bound.chosen.decision.split_points - 1].sum() <= room
     assert bound.round_s(bound.chosen) > free.round_s(free.chosen)
     assert "SCCTS at 1" in bound.impossible
-    assert math.isclose(bound.lower_bound_s, free.lower_bound_s, rel_tol=0.01)
+    assert free.lower_bound_s <= bound.lower_bound_s <= bound.round_s(bound.chosen)
     assert optimize_split_points(WORK, fleet().draws()).objective_s < bound.round_s(bound.chosen)
