@@ -7,8 +7,8 @@ First every draw may have split points of its own: that makes the bound lower, a
     max over p >= 0 of sum_n min_beta (a_n(beta) + p beta) - p K <= 1
 
 since p is the price of a subcarrier: whatever respects (21-4) pays no more than p K. Any p at which the sum is above 1 proves that
-V is out of reach. V is found by halving. The edge's memory is left out, which makes the bound lower still, and so may that a_n
-need not be convex.
+V is out of reach. V is found by halving. The edge's memory is left out here, which makes the bound lower still, and so may that
+a_n need not be convex.
 """
 
 from __future__ import annotations

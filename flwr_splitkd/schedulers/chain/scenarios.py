@@ -13,14 +13,15 @@ With a latency V, a price p of a subcarrier and a price mu of the edge, a draw's
     A_n(V, s) = min over beta of ( w_n(s) / (V - t_n(s, beta)) + p beta )
 
 since ``sum_n A_n(V, s_n) <= 1 + p K`` where split points keep to V. G falls with V, so that ``V_i + G(V_i+1)`` holds between two
-latencies. Every lambda, p and mu gives a bound: p is what a subcarrier is worth where the decision stands, and lambda follows
-supergradients, by Polyak's steps towards what was reached.
+latencies. The edge's memory, where it binds, has a price nu as well: lambda then has ``nu`` times what a device takes of it on top,
+and the bound is nu less. Every lambda, p, mu and nu gives a bound: p is what a subcarrier is worth where the decision stands, lambda
+and nu follow supergradients, by Polyak's steps towards what was reached.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,11 +37,12 @@ NEAR = 0.003
 # Latencies up to this above what was reached, more of them once the multipliers are found; and a few far above.
 _LEVELS, _FINE_LEVELS, _ABOVE, _FAR = 24, 120, 1.15, (1.3, 2.0, 4.0)
 # Steps at most and at least, and numbers that may be looked at in all of them together: some seconds.
-_STEPS, _FEWEST_STEPS, _NUMBERS = 150, 10, 80_000_000
+_STEPS, _FEWEST_STEPS, _NUMBERS = 150, 20, 80_000_000
 # Of Polyak's step, and of the direction before that goes on; after some steps without progress they become half as long.
 _LENGTH, _LEAST_LENGTH, _MOMENTUM, _PATIENCE = 0.5, 0.01, 0.7, 5
 # mu is looked for between these, as shares of the highest latency.
 _LOWEST_MU, _HIGHEST_MU, _MU_STEPS = 1e-5, 10.0, 14
+_MEMORY_WEIGHT = 3.0
 _GOLDEN = (math.sqrt(5) - 1) / 2
 # Subcarriers that are looked at one by one; the others in groups, each this much larger than what comes before it.
 _SINGLE, _GROUP = 20, 0.08
@@ -65,14 +67,59 @@ def agreed_bound_s(objective: RoundObjective, points: Ints, alone_s: Float, reac
     """
     alone, allowed = float(alone_s.mean()), objective.allowed.T[:, None, :]
     steps = min(_STEPS, _NUMBERS // (allowed.size * len(alone_s) * (_LEVELS + len(_FAR))))
-    if len(alone_s) == 1 or steps < _FEWEST_STEPS:
+    memory: Float = objective.workload.edge_memory_bytes / objective.edge_bytes
+    binds = bool(memory[objective.lowest - 1].sum() > 1)
+    if (len(alone_s) == 1 and not binds) or steps < _FEWEST_STEPS:
         return alone
     prices = subcarrier_prices(objective, points, reached_s)
     dual = Dual.of(objective, prices, latencies_of(alone_s, reached_s, _LEVELS))
-    multipliers = np.tile(np.where(allowed, 0.0, np.inf), (1, len(alone_s), 1))
-    multipliers = _ascend(dual, multipliers, float(reached_s.mean()), steps)
+    start = Multipliers(
+        charges=np.tile(np.where(allowed, 0.0, np.inf), (1, len(alone_s), 1)), memory=memory if binds else 0 * memory
+    )
+    found = _ascend(dual, start.with_memory_price(dual, float(reached_s.mean())), float(reached_s.mean()), steps)
     dual = Dual.of(objective, prices, latencies_of(alone_s, reached_s, _FINE_LEVELS))
-    return max(alone, float(dual.solve(multipliers)[0].mean()))
+    return max(alone, found.bound(dual)[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Multipliers:
+    """lambda, and the price of the edge's memory.
+
+    Parameters
+    ----------
+    charges
+        lambda, zero on average over the draws, infinite where a split point is not allowed. Shape ``[L, Q, N]``.
+    memory
+        What a device takes of the edge's memory at each split point, as a share of it; zeros if that never binds. Shape ``[L]``.
+    price_s
+        nu, of all of the memory, at least 0.
+    """
+
+    charges: Float
+    memory: Float
+    price_s: float = 0.0
+
+    def bound(self, dual: Dual) -> tuple[float, Float, float]:
+        """The mean over the draws, and its supergradients: of the charges, shape ``[L, Q, N]``, and of the price."""
+        seconds, choices = dual.solve(self.charges + self.price_s * self.memory[:, None, None])
+        taken = float((choices.sum(axis=(1, 2)) / len(seconds) * self.memory).sum())
+        over = taken - 1 if self.memory.any() else 0.0
+        return float(seconds.mean()) - self.price_s, choices - choices.mean(axis=1, keepdims=True), over
+
+    def with_memory_price(self, dual: Dual, reached_s: float) -> Multipliers:
+        """The best price for these charges, by the golden section."""
+        if not self.memory.any():
+            return self
+        low, high = 0.0, _HIGHEST_MU * reached_s
+        for _ in range(_MU_STEPS):
+            left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+            values = [replace(self, price_s=price).bound(dual)[0] for price in (left, right)]
+            low, high = (low, right) if values[0] > values[1] else (left, high)
+        return replace(self, price_s=(low + high) / 2)
+
+    def moved(self, charges: Float, price: float) -> Multipliers:
+        """A step further."""
+        return replace(self, charges=self.charges + charges, price_s=max(self.price_s + price, 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,24 +207,30 @@ class Dual:
         return low, high, np.maximum(of_left, of_right)
 
 
-def _ascend(dual: Dual, multipliers: Float, reached_s: float, steps: int) -> Float:
-    """Multipliers of a higher mean bound, which stay zero on average over the draws."""
-    best_s, best, length, failed = -np.inf, multipliers, _LENGTH, 0
-    direction: Float = np.zeros_like(multipliers)
+def _ascend(dual: Dual, start: Multipliers, reached_s: float, steps: int) -> Multipliers:
+    """Multipliers of a higher bound."""
+    draws = start.charges.shape[1]
+    # So that a device's memory weighs about as much as what draws differ by.
+    scale = _MEMORY_WEIGHT / math.sqrt(draws) / float(start.memory.max()) if start.memory.any() else 0.0
+    now = best = start
+    best_s, length, failed = -np.inf, _LENGTH, 0
+    charges: Float = np.zeros_like(start.charges)
+    price = 0.0
     for _ in range(steps):
-        seconds, choices = dual.solve(multipliers)
-        value_s = float(seconds.mean())
+        value_s, rise, over = now.bound(dual)
         # A step need not lead upwards, only nearer to the best multipliers.
         failed = 0 if value_s > best_s else failed + 1
         if value_s > best_s:
-            best_s, best = value_s, multipliers
+            best_s, best = value_s, now
         if failed == _PATIENCE:
             length, failed = length / 2, 0
-        direction = _MOMENTUM * direction + choices - choices.mean(axis=1, keepdims=True)
-        norm = float((direction * direction).sum())
+        charges = _MOMENTUM * charges + rise
+        price = _MOMENTUM * price + draws * scale * over
+        norm = float((charges * charges).sum()) + price * price
         if reached_s - best_s <= NEAR * reached_s or length < _LEAST_LENGTH or norm == 0:
             break
-        multipliers = multipliers + length * len(seconds) * (reached_s - value_s) / norm * direction
+        step = length * draws * (reached_s - value_s) / norm
+        now = now.moved(step * charges, step * price * scale)
     return best
 
 
