@@ -14,8 +14,8 @@ With a latency V, a price p of a subcarrier and a price mu of the edge, a draw's
 
 since ``sum_n A_n(V, s_n) <= 1 + p K`` where split points keep to V. G falls with V, so that ``V_i + G(V_i+1)`` holds between two
 latencies. The edge's memory, where it binds, has a price nu as well: lambda then has ``nu`` times what a device takes of it on top,
-and the bound is nu less. Every lambda, p, mu and nu gives a bound: p is what a subcarrier is worth where the decision stands, lambda
-and nu follow supergradients, by Polyak's steps towards what was reached.
+and the bound is nu less. Every lambda, p, mu and nu gives a bound: p is what a subcarrier is worth where the decision stands, and
+lambda and nu follow supergradients, by Polyak's steps towards what was reached.
 """
 
 from __future__ import annotations
