@@ -7,8 +7,9 @@ epoch a device's speed varies evenly by --spread on either side, and its path lo
 - Small timescale: time to divide the edge, and what Algorithm 1 and equal shares make of the same epoch, over the optimum. Split
   points are drawn evenly.
 - Large timescale: time of a decision over Q draws, its gap to the lower bound, and Algorithm 2 with the same allocation (where the
-  alns library is installed). The link to the cloud is left out of both, since no decision changes it. Ten devices are few enough
-  to try every set of first and last split points, which says how much of a gap is the bound's.
+  alns library is installed). The link to the cloud is left out of both, since no decision changes it. An edge that has memory for
+  half of what it would take: what that costs, and the gap. Ten devices are few enough to try every set of first and last split
+  points, which says how much of a gap is the bound's.
 
 Times are the processor's, so that others on the machine count for less; everything is on one thread.
 """
@@ -59,7 +60,7 @@ def main() -> None:
         notes.append(f"{row.name}: {row.value:.2f} ms, aim {1000 * bound:g} ms: {_verdict(row.value, 1000 * bound)}")
     small, of_small = _small_table(work, arguments)
     large, of_large = _large_table(work, arguments)
-    rows += of_small + of_large + _ends_rows(work, arguments)
+    rows += of_small + of_large + _memory_rows(work, arguments) + _ends_rows(work, arguments)
     for row in of_large:
         if "gap" in row.name:
             notes.append(f"{row.name}: {row.value:.2f} %, aim 1.5 %: {_verdict(row.value, 100 * GAP_BOUND)}")
@@ -175,6 +176,25 @@ def _large_table(work: ChainWorkload, arguments: argparse.Namespace) -> tuple[Ta
     return table, rows
 
 
+def _memory_rows(work: ChainWorkload, arguments: argparse.Namespace) -> list[Row]:
+    """An edge with memory for a share of what the best split points without a limit would take of it."""
+    rows = []
+    for edge, spread in itertools.product(EDGES[1::2], arguments.spreads[1:]):
+        gaps, over = [], []
+        for index in range(arguments.fleets):
+            rng = np.random.default_rng([arguments.seed, index])
+            draws = fleet(rng, 30, 200, edge, draws=20, spread=spread)
+            limits = memory(rng, 30)
+            free = optimize_split_points(work, draws, limits=limits, bound=False)
+            room = arguments.edge_memory * float(work.edge_memory_bytes[free.split_points - 1].sum())
+            tight = optimize_split_points(work, draws, limits=replace(limits, edge_bytes=room))
+            gaps.append(100 * tight.gap)
+            over.append((tight.objective_s - tight.cloud_link_s) / (free.objective_s - free.cloud_link_s))
+        name = f"{arguments.edge_memory:g} of the edge's memory, {edge / 1e12:g} TFLOPS, {spread:.0%}"
+        rows += [_row(f"gap to the bound, {name}", gaps, "%"), _row(f"over all of the memory, {name}", over, "x")]
+    return rows
+
+
 def _ends_rows(work: ChainWorkload, arguments: argparse.Namespace) -> list[Row]:
     """Ten devices, the edge a third as fast: split points against the best of all 1,024 sets of first and last ones."""
     ends = np.array(list(itertools.product((1, LAYERS), repeat=10)))
@@ -233,6 +253,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--alns", type=int, default=1, help="of them with Algorithm 2 as well (1)")
     parser.add_argument(
         "--cooling", type=float, default=0.98, help="of Algorithm 2: 0.98 are 228 steps, 0.99 are 459 (0.98)"
+    )
+    parser.add_argument(
+        "--edge-memory", type=float, default=0.5, help="share of the edge's memory that is wanted, where it binds (0.5)"
     )
     parser.add_argument("--ends", type=int, default=3, help="fleets of ten devices where all ends are tried (3)")
     return parser.parse_args()
