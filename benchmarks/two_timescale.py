@@ -7,8 +7,8 @@ epoch a device's speed varies evenly by --spread on either side, and its path lo
 - Small timescale: time to divide the edge, and what Algorithm 1 and equal shares make of the same epoch, over the optimum. Split
   points are drawn evenly.
 - Large timescale: time of a decision over Q draws, its gap to the lower bound, and Algorithm 2 with the same allocation (where the
-  alns library is installed). The link to the cloud is left out of both, since no decision changes it. An edge that has memory for
-  half of what it would take: what that costs, and the gap. Ten devices are few enough to try every set of first and last split
+  alns library is installed). The link to the cloud is left out of both, since no decision changes it. An edge that has not
+  memory for these: what that costs, and the gap. Ten devices are few enough to try every set of first and last split
   points, which says how much of a gap is the bound's.
 
 Times are the processor's, so that others on the machine count for less; everything is on one thread.
@@ -177,7 +177,7 @@ def _large_table(work: ChainWorkload, arguments: argparse.Namespace) -> tuple[Ta
 
 
 def _memory_rows(work: ChainWorkload, arguments: argparse.Namespace) -> list[Row]:
-    """An edge with memory for a share of what the best split points without a limit would take of it."""
+    """An edge with memory for the least that it must hold, and a share of what the best split points would take beyond that."""
     rows = []
     for edge, spread in itertools.product(EDGES[1::2], arguments.spreads[1:]):
         gaps, over = [], []
@@ -186,7 +186,9 @@ def _memory_rows(work: ChainWorkload, arguments: argparse.Namespace) -> list[Row
             draws = fleet(rng, 30, 200, edge, draws=20, spread=spread)
             limits = memory(rng, 30)
             free = optimize_split_points(work, draws, limits=limits, bound=False)
-            room = arguments.edge_memory * float(work.edge_memory_bytes[free.split_points - 1].sum())
+            ends = RoundObjective(work, draws, limits=limits).highest, free.split_points
+            least, wanted = (float(work.edge_memory_bytes[points - 1].sum()) for points in ends)
+            room = least + arguments.edge_memory * (wanted - least)
             tight = optimize_split_points(work, draws, limits=replace(limits, edge_bytes=room))
             gaps.append(100 * tight.gap)
             over.append((tight.objective_s - tight.cloud_link_s) / (free.objective_s - free.cloud_link_s))
@@ -255,7 +257,7 @@ def _arguments() -> argparse.Namespace:
         "--cooling", type=float, default=0.98, help="of Algorithm 2: 0.98 are 228 steps, 0.99 are 459 (0.98)"
     )
     parser.add_argument(
-        "--edge-memory", type=float, default=0.5, help="share of the edge's memory that is wanted, where it binds (0.5)"
+        "--edge-memory", type=float, default=0.5, help="share of the memory that is wanted beyond the least (0.5)"
     )
     parser.add_argument("--ends", type=int, default=3, help="fleets of ten devices where all ends are tried (3)")
     return parser.parse_args()
