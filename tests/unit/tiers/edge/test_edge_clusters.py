@@ -473,16 +473,17 @@ def test_joined_batches_give_the_same(cuts: tuple[int, ...], tmp_path: Path, mon
     together = batching._joined
     monkeypatch.setattr(batching, "_joined", lambda o, h, items: joined.append(len(items)) or together(o, h, items))
     devices = [(cut, sentences(seed, rows=1 + seed)) for seed, cut in enumerate(cuts)]
-    teacher = llama(20)
-    one = Edge(tmp_path / "joined", llama, teacher=teacher)
+    # In float64: AdamW makes whole steps of gradients that are nothing but rounding, and processors round differently.
+    teacher = neox(20)
+    one = Edge(tmp_path / "joined", teacher=teacher)
     together_outcomes = one.cluster(devices)
     assert joined == [cuts.count(2)] * 3
-    other = Edge(tmp_path / "apart", llama, teacher=teacher, settings=TurnSettings(batch_devices=False))
+    other = Edge(tmp_path / "apart", teacher=teacher, settings=TurnSettings(batch_devices=False))
     apart_outcomes = other.cluster(devices)
     assert joined == [cuts.count(2)] * 3
-    assert distance(one.weights(), other.weights()) < 1e-6
+    assert distance(one.weights(), other.weights()) < 1e-9
     for a, b in zip(together_outcomes, apart_outcomes, strict=True):
-        assert a.loss == pytest.approx(b.loss, rel=1e-6)  # type: ignore[union-attr]
+        assert a.loss == pytest.approx(b.loss, rel=1e-9)  # type: ignore[union-attr]
         assert a.num_tokens == b.num_tokens  # type: ignore[union-attr]
 
 
